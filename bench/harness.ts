@@ -1,0 +1,106 @@
+// Timing, the machine that was measured, and where rows go: the terminal and, asked for, a file of
+// JSON lines.
+import { execFileSync } from "node:child_process";
+import { appendFileSync } from "node:fs";
+import { performance } from "node:perf_hooks";
+import { deviceInfo, setThreads, threads } from "../lib/tensor/device.ts";
+import { packageRoot } from "../lib/util/package.ts";
+
+/** What every benchmark is given. */
+export interface Bench {
+  readonly device: string;
+  /** Words of which a row's name must contain one; none: every row. */
+  readonly filters: readonly string[];
+  /** Takes a measurement into the file of --save, if there is one. */
+  save(record: Readonly<Record<string, unknown>>): void;
+}
+
+/** Seconds of single calls. */
+export interface Timing {
+  readonly best: number;
+  readonly median: number;
+  readonly calls: number;
+}
+
+/** Best and median of a list of seconds. */
+export function summarize(seconds: readonly number[]): Timing {
+  const sorted = [...seconds].sort((a, b) => a - b);
+  return {
+    best: sorted[0] ?? Number.NaN,
+    median: sorted[Math.floor(sorted.length / 2)] ?? Number.NaN,
+    calls: sorted.length,
+  };
+}
+
+/** Seconds of one call. */
+export function timeOnce(body: () => void): number {
+  const start = performance.now();
+  body();
+  return (performance.now() - start) / 1000;
+}
+
+/** Times `body` after a warm-up: as many calls as fit the budget, at least five. */
+export function time(body: () => void, budgetSeconds = 0.4): Timing {
+  const warmUp = timeOnce(body);
+  if (warmUp < budgetSeconds / 4) body();
+  const calls = Math.max(5, Math.min(200, Math.floor(budgetSeconds / Math.max(warmUp, 1e-6))));
+  return summarize(Array.from({ length: calls }, () => timeOnce(body)));
+}
+
+/** Runs `body` with a number of CPU threads and sets the number back. */
+export function withThreads<T>(count: number, body: () => T): T {
+  const before = threads();
+  setThreads(count);
+  try {
+    return body();
+  } finally {
+    setThreads(before);
+  }
+}
+
+/** Whether a name passes the filters. */
+export function isWanted(filters: readonly string[], name: string): boolean {
+  return filters.length === 0 || filters.some((filter) => name.includes(filter));
+}
+
+function commit(): string {
+  const git = (...args: string[]) =>
+    execFileSync("git", args, { cwd: packageRoot(), encoding: "utf8", stdio: "pipe" }).trim();
+  try {
+    const changed = git("status", "--porcelain", "--untracked-files=no") !== "";
+    return git("rev-parse", "--short", "HEAD") + (changed ? "+changes" : "");
+  } catch {
+    return "unknown";
+  }
+}
+
+/** What goes with every record: the machine, the settings and the commit. */
+export function machine(device: string): Readonly<Record<string, unknown>> {
+  const { name, detail } = deviceInfo(device);
+  const simd = device === "cpu" ? { simd: detail.split(",")[0] } : {};
+  return {
+    date: new Date().toISOString(),
+    commit: commit(),
+    device,
+    processor: name,
+    ...simd,
+    threads: threads(),
+    node: process.version,
+  };
+}
+
+/** A function that appends records to a file, or does nothing without one. */
+export function saver(file: string | undefined, device: string): Bench["save"] {
+  if (file === undefined) return () => {};
+  const common = machine(device);
+  return (record) => appendFileSync(file, `${JSON.stringify({ ...common, ...record })}\n`);
+}
+
+/** Prints a line of columns: the first ones left-aligned, numbers right-aligned. */
+export function printRow(cells: readonly string[], widths: readonly number[]): void {
+  const padded = cells.map((cell, i) => {
+    const width = widths[i] ?? 0;
+    return width < 0 ? cell.padEnd(-width) : cell.padStart(width);
+  });
+  process.stdout.write(`${padded.join("  ").trimEnd()}\n`);
+}

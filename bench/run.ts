@@ -1,0 +1,30 @@
+// npm run bench [-- filter...] [--device cpu] [--threads N] [--save FILE]
+//
+// Prints a row for every op case at real sizes, then our SGEMM against OpenBLAS. A filter is part of
+// a row's name: "fake_quant", "attention", "sgemm".
+import { parseArgs } from "node:util";
+import { deviceInfo, setThreads } from "../lib/tensor/device.ts";
+import { isWanted, saver } from "./harness.ts";
+import { benchOps, opRows } from "./ops.ts";
+import { benchSgemm } from "./sgemm.ts";
+
+const { values, positionals: filters } = parseArgs({
+  allowPositionals: true,
+  options: {
+    device: { type: "string", default: "cpu" },
+    threads: { type: "string" },
+    save: { type: "string" },
+  },
+});
+
+const rows = [...opRows(), "sgemm"];
+if (!rows.some((row) => isWanted(filters, row))) {
+  throw new Error(`no row contains ${filters.join(" or ")}; the rows are ${rows.join(", ")}`);
+}
+const { device, save } = values;
+if (values.threads !== undefined) setThreads(Number(values.threads));
+const { name, detail } = deviceInfo(device);
+process.stdout.write(`${device}: ${name}, ${detail}\n\n`);
+const bench = { device, filters, save: saver(save, device) };
+benchOps(bench);
+await benchSgemm(bench);

@@ -1,0 +1,97 @@
+/**
+ * What model code is written against: values, operations with gradients, and a graph that is either
+ * eager (nothing is recorded) or a tape.
+ */
+
+import { invokeOne } from "../tensor/invoke.ts";
+import type { Tensor } from "../tensor/tensor.ts";
+
+/** The quantization grid of a matrix: scale and zero [M, G] for groups of `group` (0 = whole rows). */
+export interface Grid {
+  readonly scale: Tensor;
+  readonly zero: Tensor;
+  readonly bits: number;
+  readonly group: number;
+}
+
+/**
+ * A tensor, or, with a grid, its fake-quantized form. The latter is not computed: the op that uses
+ * the value applies the grid while it loads the tensor, so the quantized copy never exists.
+ */
+export interface Value {
+  readonly tensor: Tensor;
+  readonly grid?: Grid | undefined;
+}
+
+/** What a forward pass returns; `saved` is what its backward needs besides inputs and output. */
+export interface Forward extends Value {
+  readonly saved?: readonly Tensor[];
+}
+
+/** What a backward pass is given. */
+export interface BackwardContext<P> {
+  /** Gradient of the loss with respect to the output (to its quantized form, if it has a grid). */
+  readonly g: Tensor;
+  readonly inputs: readonly (Value | undefined)[];
+  readonly output: Value;
+  readonly saved: readonly Tensor[];
+  readonly params: P;
+  /** Which inputs want a gradient. */
+  readonly needs: readonly boolean[];
+  /** Gradients that inputs already have and that may be added to in place; return the same tensor then. */
+  readonly existing: readonly (Tensor | undefined)[];
+}
+
+/** An operation and its gradient, side by side. */
+export interface OpPair<P> {
+  readonly name: string;
+  forward(inputs: readonly (Value | undefined)[], params: P): Forward;
+  /**
+   * One gradient per input, undefined where it is not needed. Each is a new tensor, or `g` itself,
+   * or the one in `existing` after adding to it.
+   */
+  backward(context: BackwardContext<P>): readonly (Tensor | undefined)[];
+}
+
+/** A value in a graph. */
+export interface Var {
+  readonly value: Value;
+  readonly needsGrad: boolean;
+}
+
+/** Where operations are applied. Model code takes a Graph and is written once. */
+export interface Graph {
+  /** A value without a gradient. */
+  constant(tensor: Tensor): Var;
+  apply<P>(op: OpPair<P>, inputs: readonly (Var | undefined)[], params: P): Var;
+}
+
+/** The tensor of an input that the op cannot do without. */
+export function tensorOf(inputs: readonly (Value | undefined)[], i: number): Tensor {
+  const value = inputs[i];
+  if (!value) throw new TypeError(`input ${i} is missing`);
+  return value.tensor;
+}
+
+/** A value's own tensor, with its grid applied if it has one. */
+export function materialize(value: Value): Tensor {
+  const { tensor, grid } = value;
+  if (!grid) return tensor;
+  return invokeOne("fake_quant", [tensor, grid.scale, grid.zero], { bits: grid.bits, group: grid.group });
+}
+
+/** Computes at once and keeps nothing: evaluation, targets, folding. */
+export class Eager implements Graph {
+  constant(tensor: Tensor): Var {
+    return { value: { tensor }, needsGrad: false };
+  }
+
+  apply<P>(op: OpPair<P>, inputs: readonly (Var | undefined)[], params: P): Var {
+    const result = op.forward(
+      inputs.map((input) => input?.value),
+      params,
+    );
+    for (const tensor of result.saved ?? []) tensor.dispose();
+    return { value: { tensor: result.tensor, grid: result.grid }, needsGrad: false };
+  }
+}

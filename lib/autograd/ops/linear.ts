@@ -1,0 +1,66 @@
+import { invoke, invokeOne } from "../../tensor/invoke.ts";
+import { Tensor } from "../../tensor/tensor.ts";
+import { type Graph, type Grid, type OpPair, tensorOf, type Value, type Var } from "../graph.ts";
+
+/** An operand of the fused product: stored matrix, transposed or not, with its grid if it has one. */
+interface Operand {
+  readonly tensor: Tensor;
+  readonly grid?: Grid | undefined;
+  readonly transpose: boolean;
+}
+
+function product(a: Operand, b: Operand, bias?: Tensor, addTo?: Tensor): Tensor {
+  const inputs = [a.tensor, b.tensor, a.grid?.scale, a.grid?.zero, b.grid?.scale, b.grid?.zero, bias];
+  const params = {
+    trans_a: a.transpose ? 1 : 0,
+    trans_b: b.transpose ? 1 : 0,
+    a_bits: a.grid?.bits ?? 0,
+    a_group: a.grid?.group ?? 0,
+    b_bits: b.grid?.bits ?? 0,
+    b_group: b.grid?.group ?? 0,
+    accumulate: addTo ? 1 : 0,
+  };
+  if (!addTo) return invokeOne("fake_quant_gemm", inputs, params);
+  invokeOne("fake_quant_gemm", inputs, params, addTo).dispose();
+  return addTo;
+}
+
+const plain = (tensor: Tensor, transpose: boolean): Operand => ({ tensor, transpose });
+const valueOf = ({ tensor, grid }: Value, transpose: boolean): Operand => ({ tensor, grid, transpose });
+
+/** Sums over the rows of g [M, N], as the product with a row of ones. */
+function columnSums(g: Tensor): Tensor {
+  const n = g.shape.at(-1) as number;
+  const ones = Tensor.empty([1, g.size / n], g.dtype, g.device);
+  invoke("fill", [ones], { value: 1 });
+  const sums = product(plain(ones, false), plain(g, false));
+  ones.dispose();
+  return sums;
+}
+
+const pair: OpPair<null> = {
+  name: "linear",
+  forward: ([x, w, bias]) => ({ tensor: product(valueOf(x as Value, false), valueOf(w as Value, true), bias?.tensor) }),
+  backward: ({ g, inputs, needs, existing }) => {
+    const [x, w] = inputs as readonly [Value, Value];
+    return [
+      needs[0] ? shaped(product(plain(g, false), valueOf(w, false), undefined, existing[0]), tensorOf(inputs, 0)) : undefined,
+      needs[1] ? product(plain(g, true), valueOf(x, false), undefined, existing[1]) : undefined,
+      needs[2] ? columnSums(g) : undefined,
+    ];
+  },
+};
+
+/** The product keeps the leading dimensions of g, so the gradient already has x's shape. */
+function shaped(gradient: Tensor, like: Tensor): Tensor {
+  if (gradient.size !== like.size) throw new TypeError("linear: gradient of another size than x");
+  return gradient;
+}
+
+/**
+ * y = x Wt + b with x [..., I], W [O, I], b [O]; either operand may be lazily fake-quantized. All of
+ * it, forward and both gradients, is the fused fake-quant GEMM.
+ */
+export function linear(graph: Graph, x: Var, w: Var, bias?: Var): Var {
+  return graph.apply(pair, [x, w, bias], null);
+}

@@ -1,0 +1,59 @@
+/** One block's problem: the block, its streams, and how it is to be quantized. */
+
+import { constants, foldSites } from "../affine/sites.ts";
+import type { Graph, Var } from "../autograd/graph.ts";
+import type { Mask } from "../autograd/ops/gradual-mask.ts";
+import type { BlockContext, Model } from "../models/family.ts";
+import type { LoadedWeights } from "../models/load.ts";
+import { type ActivationHook, passThrough, TokenQuantizers } from "../quant/tokens.ts";
+import { type QuantScheme, quantizesTokens } from "../quant/scheme.ts";
+import type { Tensor } from "../tensor/tensor.ts";
+import type { Recipe, TrainSettings } from "./recipe.ts";
+
+export interface BlockProblem {
+  readonly index: number;
+  readonly model: Model;
+  readonly context: BlockContext;
+  /** The block's weights, f32. */
+  readonly weights: LoadedWeights;
+  readonly activationMax: ReadonlyMap<string, Float32Array>;
+  /** Quantized stream into the block [N, T, C]. */
+  readonly inputs: Tensor;
+  /** Full-precision block on the full-precision stream [N, T, C]. */
+  readonly targets: Tensor;
+  /** Full-precision block on the quantized stream [N, T, C], for the second loss. */
+  readonly augTargets: Tensor | undefined;
+  readonly scheme: QuantScheme;
+  readonly recipe: Recipe;
+  readonly settings: TrainSettings;
+}
+
+/** Window n of a stream [N, T, C] as [1, T, C], sharing memory. */
+export function windowOf(stream: Tensor, n: number): Tensor {
+  const [, tokens, channels] = stream.shape as [number, number, number];
+  return stream.view(n * tokens * channels, [1, tokens, channels]);
+}
+
+/** Name of the clipping logits of a weight or an activation. */
+export const weightClipName = (key: string): string => `clip.weight.${key}`;
+export const tokenClipName = (activation: string): string => `clip.token.${activation}`;
+
+/** The block's weights with all sites folded in, on any graph. */
+export function foldedWeights(
+  problem: Pick<BlockProblem, "model" | "recipe">,
+  graph: Graph,
+  weights: LoadedWeights,
+  parameters: ReadonlyMap<string, Var>,
+  mask: Mask,
+): Record<string, Var> {
+  const folded = constants(graph, weights);
+  if (problem.recipe.sites) {
+    foldSites(problem.model.sites, graph, folded, parameters, problem.model.shape, mask);
+  }
+  return folded;
+}
+
+/** The activation quantizers of a scheme with the clipping logits that were learned, if any. */
+export function activationHook(scheme: QuantScheme, clips: ReadonlyMap<string, Var>): ActivationHook {
+  return quantizesTokens(scheme) ? new TokenQuantizers(scheme.abits, clips) : passThrough;
+}

@@ -1,0 +1,23 @@
+/** The functions of the package that the commands call. */
+import type {
+  EvaluateEvent,
+  EvaluateOptions,
+  EvaluateResult,
+  InspectOptions,
+  InspectResult,
+  QuantizeEvent,
+  QuantizeOptions,
+  QuantizeResult,
+  RunHooks,
+} from "../types.ts";
+
+export interface Api {
+  quantize(options: QuantizeOptions, hooks?: RunHooks<QuantizeEvent>): Promise<QuantizeResult>;
+  evaluate(options: EvaluateOptions, hooks?: RunHooks<EvaluateEvent>): Promise<EvaluateResult>;
+  inspect(options: InspectOptions): InspectResult | Promise<InspectResult>;
+}
+
+/** Loads the package, and with it the native addon; `--help` and misuse are answered without it. */
+export type ApiLoader = () => Promise<Api>;
+
+export const loadApi: ApiLoader = () => import("../index.ts");

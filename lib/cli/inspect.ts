@@ -1,0 +1,73 @@
+/** `aq-native inspect`. */
+import type { InspectOptions, InspectResult } from "../types.ts";
+import type { ApiLoader } from "./api.ts";
+import { byteSize, grouped, plural, table } from "./format.ts";
+import type { Io } from "./io.ts";
+import { JsonLines } from "./json-lines.ts";
+import type { OutputOptions } from "./options.ts";
+
+export const INSPECT_EXAMPLES: readonly [string, string][] = [
+  ["what a checkpoint is, and what the method will do to it", "--model ./model"],
+  ["the same for a program", "--model ./model --json"],
+];
+
+export async function runInspect(
+  options: InspectOptions,
+  output: OutputOptions,
+  io: Io,
+  load: ApiLoader,
+): Promise<void> {
+  const api = await load();
+  const result = await api.inspect(options);
+  if (output.json) {
+    new JsonLines(io.stdout, io).write(result);
+  } else {
+    io.stdout.write(`${describe(result).join("\n")}\n`);
+  }
+}
+
+/** The facts, one a line, then a table of the sites. */
+export function describe(result: InspectResult): string[] {
+  const facts = table([
+    ["model", result.model],
+    ["family", `${result.family}, ${plural(result.blocks, "block")}`],
+    ["hidden", grouped(result.hidden)],
+    ["attention", attention(result)],
+    ["mlp", `${grouped(result.mlp)}${result.mlpBias ? ", bias" : ""}`],
+    ["positions", `${result.rope}, at most ${plural(result.maxTokens, "token")}`],
+    [
+      "vocabulary",
+      `${grouped(result.vocabulary)}, output head ${result.tiedHead ? "tied to the embedding" : "of its own"}`,
+    ],
+    ["parameters", grouped(result.parameters)],
+    ["stored as", `${result.dtype}, ${byteSize(result.bytes)} in ${plural(result.shards, "file")}`],
+    ["quantized", quantization(result)],
+  ]);
+  if (result.sites.length === 0) return facts;
+  const sites = table(
+    [
+      ["site", "map", "parameters", "folds into"],
+      ...result.sites.map((site) => [
+        site.site,
+        site.map,
+        grouped(site.parameters),
+        site.foldsInto.join(", "),
+      ]),
+    ],
+    [false, false, true, false],
+  );
+  return [...facts, "", ...sites];
+}
+
+function attention({ heads, kvHeads, headDim, attentionBias }: InspectResult): string {
+  const groups = kvHeads === heads ? "" : `, ${plural(kvHeads, "key/value head")}`;
+  return `${plural(heads, "head")} of ${headDim}${groups}${attentionBias ? ", bias" : ""}`;
+}
+
+function quantization({ quantized }: InspectResult): string {
+  if (quantized === null) return "no";
+  const { wbits, abits, groupSize } = quantized;
+  const grid = groupSize > 0 ? `groups of ${groupSize}` : "per output channel";
+  const activations = abits < 16 ? `${abits}-bit activations` : "activations as they are";
+  return `by aq-native: ${wbits}-bit weights, ${grid}, ${activations}`;
+}

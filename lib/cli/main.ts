@@ -1,0 +1,151 @@
+/**
+ * The command line: which commands there are, and what each outcome means to the shell. Errors of use
+ * are answered in one line with the nearest name; what a command does lives in the file of its name.
+ */
+import { Command, CommanderError } from "commander";
+import { packageVersion } from "../util/package.ts";
+import { type ApiLoader, loadApi } from "./api.ts";
+import { EVALUATE_EXAMPLES, runEvaluate } from "./evaluate.ts";
+import { EXIT, endSentence, reportError, UseError } from "./exit.ts";
+import { INSPECT_EXAMPLES, runInspect } from "./inspect.ts";
+import type { Io } from "./io.ts";
+import {
+  addEvaluateOptions,
+  addInspectOptions,
+  addQuantizeOptions,
+  evaluateOptions,
+  inspectOptions,
+  quantizeOptions,
+} from "./options.ts";
+import { QUANTIZE_EXAMPLES, runQuantize } from "./quantize.ts";
+import { nearest } from "./suggest.ts";
+
+const FOOTER = `
+Exit codes: 0 done, 1 failed, 2 wrong use, 75 stopped on request.
+AQ_DEBUG=1 shows where an error came from; AQ_THREADS sets the default of --threads.
+`;
+
+/** Runs one command line and returns the exit code. */
+export async function main(
+  argv: readonly string[],
+  io: Io,
+  load: ApiLoader = loadApi,
+): Promise<number> {
+  try {
+    await buildProgram(io, load).parseAsync(argv, { from: "user" });
+    return EXIT.done;
+  } catch (error) {
+    if (error instanceof CommanderError) return error.exitCode === 0 ? EXIT.done : EXIT.misuse;
+    return reportError(error, io);
+  }
+}
+
+/** The commands, declared; exported so that tests can walk them. */
+export function buildProgram(io: Io, load: ApiLoader): Command {
+  const program = new Command("aq-native")
+    .description("AffineQuant for language models: fewer bits, measured, without Python.")
+    .version(packageVersion(), "-V, --version", "show the version")
+    .helpOption("-h, --help", "show this help")
+    .helpCommand(false)
+    .addHelpText("after", FOOTER);
+  settle(program, io);
+
+  const quantize = program
+    .command("quantize")
+    .summary("quantize a checkpoint")
+    .description(
+      "Quantize a checkpoint: learn affine transforms and clipping block by block, fold them into\n" +
+        "the weights, write the result and measure it. Without --calib, a text that is shipped with\n" +
+        "the package is used for calibration.",
+    );
+  finish(addQuantizeOptions(quantize), io, QUANTIZE_EXAMPLES).action(async () => {
+    await runQuantize(...quantizeOptions(quantize), io, load);
+  });
+
+  const evaluate = program
+    .command("eval")
+    .summary("measure the perplexity of a checkpoint on a text")
+    .description(
+      "Measure perplexity and its standard error on a text, cut into windows that do not overlap.\n" +
+        "A folder that aq-native wrote is evaluated with its activation quantizers.",
+    );
+  finish(addEvaluateOptions(evaluate), io, EVALUATE_EXAMPLES).action(async () => {
+    await runEvaluate(...evaluateOptions(evaluate), io, load);
+  });
+
+  const inspect = program
+    .command("inspect")
+    .summary("show what a checkpoint is and what the method will do to it")
+    .description("Show family, sizes and dtypes of a checkpoint, and the sites of its blocks.");
+  finish(addInspectOptions(inspect), io, INSPECT_EXAMPLES).action(async () => {
+    await runInspect(...inspectOptions(inspect), io, load);
+  });
+  addHelpCommand(program, io);
+  return program;
+}
+
+/** What every command has in common; --help joins the last group of options. */
+function finish(
+  command: Command,
+  io: Io,
+  examples: readonly (readonly [string, string])[],
+): Command {
+  const name = command.name();
+  const lines = examples.map(([what, options]) => `  # ${what}\n  aq-native ${name} ${options}\n`);
+  command
+    .helpOption("-h, --help", "show this help")
+    .addHelpText("after", `\nExamples:\n${lines.join("\n")}`);
+  settle(command, io);
+  return command;
+}
+
+/** `help [command]`: commander's own shows the program's help for a command that does not exist. */
+function addHelpCommand(program: Command, io: Io): void {
+  const help = program
+    .command("help")
+    .summary("show the help of a command")
+    .argument("[command]")
+    .helpOption(false)
+    .action((name: string | undefined) => {
+      if (name === undefined || name === help.name()) program.help();
+      program.commands.find((each) => each.name() === name)?.help();
+      program.error(`error: unknown command '${name}'`);
+    });
+  settle(help, io);
+}
+
+/** Sends a command's output through `io`, and turns its errors of use into UseErrors. */
+function settle(command: Command, io: Io): void {
+  command.configureOutput({
+    writeOut: (text) => io.stdout.write(text),
+    writeErr: (text) => io.stderr.write(text),
+    outputError: () => {},
+    getOutHelpWidth: () => io.stdout.columns ?? 100,
+    getErrHelpWidth: () => io.stderr.columns ?? 100,
+    getOutHasColors: () => false,
+    getErrHasColors: () => false,
+  });
+  command.showSuggestionAfterError(false);
+  command.exitOverride((error) => {
+    if (!error.message.startsWith("error: ")) throw error;
+    const sentence = endSentence(error.message.slice("error: ".length));
+    throw new UseError(`${sentence}${suggestion(command, sentence)} See ${helpOf(command)}.`);
+  });
+}
+
+/** " Did you mean --wbits?" for an unknown option or command, else nothing. */
+function suggestion(command: Command, sentence: string): string {
+  const asked = /^unknown (option|command) '([^']*)'/.exec(sentence);
+  if (!asked) return "";
+  const word = (asked[2] ?? "").replace(/=.*/s, "");
+  const known =
+    asked[1] === "command"
+      ? command.commands.map((each) => each.name())
+      : command.options.flatMap((option) => option.long ?? []);
+  const near = nearest(word, known);
+  return near === undefined ? "" : ` Did you mean ${near}?`;
+}
+
+function helpOf(command: Command): string {
+  return command.parent ? `aq-native ${command.name()} --help` : "aq-native --help";
+}

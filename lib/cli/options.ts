@@ -1,0 +1,209 @@
+/**
+ * The options of every command, declared once. What commander collects under the camel-case names is
+ * exactly an options object of lib/types.ts: an option that is not given is absent, and the defaults
+ * named in the help are those of the API.
+ */
+import { type Command, Option } from "commander";
+import type { EvaluateOptions, InspectOptions, QuantizeOptions, RecipeName } from "../types.ts";
+import { choice, decimal, integer, path } from "./values.ts";
+
+const RECIPES = ["default", "affine", "lwc-only", "rtn"] as const satisfies readonly RecipeName[];
+const SAMPLINGS = ["sequential", "random"] as const;
+const DEVICES = ["auto", "cpu"] as const;
+const MAX_SEED = 2 ** 32 - 1;
+const MAX_THREADS = 1024;
+
+const bits = integer(2, 8);
+const bitsOrNone = integer(2, 8, [16], "16 leaves activations alone.");
+const windowLength = integer(2);
+
+export interface OutputOptions {
+  readonly json?: true;
+}
+
+export function addQuantizeOptions(command: Command): Command {
+  return command
+    .optionsGroup("Input and output:")
+    .addOption(required("--model <dir>", "folder of a Hugging Face checkpoint", path))
+    .addOption(required("--out <dir>", "folder to write", path))
+    .addOption(flag("--overwrite", "replace what is in --out"))
+    .optionsGroup("Quantization:")
+    .addOption(valued("--wbits <n>", "bits of a weight, 2..8 (default: 4)", bits))
+    .addOption(
+      valued(
+        "--abits <n>",
+        "bits of an activation, 2..8, or 16 for none (default: 16)",
+        bitsOrNone,
+      ),
+    )
+    .addOption(
+      valued(
+        "--group-size <n>",
+        "weights that share a scale, along the input (default: a whole output channel)",
+        integer(1, undefined, undefined, "Leave the option out for one scale per output channel."),
+      ),
+    )
+    .addOption(flag("--symmetric", "weight grids symmetric about zero"))
+    .optionsGroup("Method:")
+    .addOption(
+      valued("--recipe <name>", `${RECIPES.join(", ")} (default: default)`, choice(RECIPES)),
+    )
+    .addOption(
+      valued(
+        "--epochs <n>",
+        "passes over the windows for each block (default: 20)",
+        integer(1, undefined, undefined, "Use --recipe rtn to train nothing."),
+      ),
+    )
+    .addOption(
+      valued(
+        "--alpha <x>",
+        "exponent of the activations in the starts (default: 0.5)",
+        decimal(0, 1),
+      ),
+    )
+    .addOption(
+      valued("--sf <x>", "stability factor of the gradual mask (default: 0.1)", decimal(0, 1)),
+    )
+    .addOption(
+      valued("--let-lr <x>", "learning rate of the transforms (default: 5e-3)", decimal(0, 1)),
+    )
+    .addOption(
+      valued("--lwc-lr <x>", "learning rate of the clipping (default: 1e-2)", decimal(0, 1)),
+    )
+    .addOption(valued("--wd <x>", "weight decay (default: 0)", decimal(0, 1)))
+    .addOption(
+      flag(
+        "--aug-loss",
+        "add the loss on the quantized input (default: if abits < 16 or wbits = 2)",
+      ),
+    )
+    .addOption(flag("--no-aug-loss", "leave that loss out"))
+    .optionsGroup("Calibration text:")
+    .addOption(
+      valued("--calib <file>", "plain text (default: the one shipped with the package)", path),
+    )
+    .addOption(valued("--nsamples <n>", "calibration windows (default: 32)", integer(1)))
+    .addOption(
+      valued(
+        "--seqlen <n>",
+        "tokens of a window (default: 2048, or the model's maximum)",
+        windowLength,
+      ),
+    )
+    .addOption(
+      valued(
+        "--sampling <how>",
+        "sequential: the first windows; random: seeded (default: sequential)",
+        choice(SAMPLINGS),
+      ),
+    )
+    .optionsGroup("Run:")
+    .addOption(
+      valued("--seed <n>", "of everything that is random (default: 0)", integer(0, MAX_SEED)),
+    )
+    .addOption(threads())
+    .addOption(device())
+    .addOption(json("progress and result as JSON lines on stdout"));
+}
+
+export function addEvaluateOptions(command: Command): Command {
+  return command
+    .optionsGroup("Input:")
+    .addOption(required("--model <dir>", "folder of a checkpoint, quantized or not", path))
+    .addOption(required("--text <file>", "plain-text file", path))
+    .optionsGroup("Protocol:")
+    .addOption(
+      valued(
+        "--seqlen <n>",
+        "tokens of a window (default: 2048, or the model's maximum)",
+        windowLength,
+      ),
+    )
+    .addOption(valued("--windows <n>", "at most this many, from the first", integer(1)))
+    .addOption(
+      valued(
+        "--abits <n>",
+        "instead of the folder's own: 2..8, or 16 to leave activations alone",
+        bitsOrNone,
+      ),
+    )
+    .optionsGroup("Run:")
+    .addOption(threads())
+    .addOption(device())
+    .addOption(json("result as one JSON object on the last line of stdout"));
+}
+
+export function addInspectOptions(command: Command): Command {
+  return command
+    .optionsGroup("Options:")
+    .addOption(required("--model <dir>", "folder of a checkpoint", path))
+    .addOption(json("the same as one JSON object"));
+}
+
+/** What `quantize` was asked for: the API's options, and how to show them. */
+export function quantizeOptions(command: Command): [QuantizeOptions, OutputOptions] {
+  requireAll(command);
+  const { json, ...options } = command.opts<QuantizeOptions & OutputOptions>();
+  return [options, json ? { json } : {}];
+}
+
+/** What `eval` was asked for. Its --device has one meaning so far, and the API takes none. */
+export function evaluateOptions(command: Command): [EvaluateOptions, OutputOptions] {
+  requireAll(command);
+  const {
+    json,
+    device: _,
+    ...options
+  } = command.opts<EvaluateOptions & OutputOptions & Pick<QuantizeOptions, "device">>();
+  return [options, json ? { json } : {}];
+}
+
+export function inspectOptions(command: Command): [InspectOptions, OutputOptions] {
+  requireAll(command);
+  const { json, ...options } = command.opts<InspectOptions & OutputOptions>();
+  return [options, json ? { json } : {}];
+}
+
+function flag(flags: string, description: string): Option {
+  return new Option(flags, description);
+}
+
+function valued<T>(flags: string, description: string, read: (text: string) => T): Option {
+  return new Option(flags, description).argParser(read);
+}
+
+/**
+ * An option that must be given. Commander's own mandatory options are checked before unknown ones,
+ * so that `--modle x` would get no suggestion; requireAll checks after them.
+ */
+class RequiredOption extends Option {}
+
+function required<T>(flags: string, description: string, read: (text: string) => T): Option {
+  return new RequiredOption(flags, `${description} (required)`).argParser(read);
+}
+
+function requireAll(command: Command): void {
+  for (const option of command.options) {
+    if (!(option instanceof RequiredOption)) continue;
+    if (command.getOptionValue(option.attributeName()) === undefined) {
+      command.error(`error: required option '${option.flags}' not specified`);
+    }
+  }
+}
+
+function threads(): Option {
+  return valued(
+    "--threads <n>",
+    "of the CPU (default: AQ_THREADS, or all cores)",
+    integer(1, MAX_THREADS),
+  );
+}
+
+function device(): Option {
+  return valued("--device <name>", `${DEVICES.join(", ")} (default: auto)`, choice(DEVICES));
+}
+
+function json(description: string): Option {
+  return flag("--json", description);
+}

@@ -1,0 +1,86 @@
+/** `aq-native quantize`. */
+import type { QuantizeOptions, QuantizeResult } from "../types.ts";
+import type { ApiLoader } from "./api.ts";
+import { duration, percent, perplexity, plural } from "./format.ts";
+import type { Io } from "./io.ts";
+import { JsonLines } from "./json-lines.ts";
+import type { OutputOptions } from "./options.ts";
+import { quantizeProgress } from "./progress.ts";
+import { Screen } from "./screen.ts";
+import { stopOnSignals } from "./stop.ts";
+
+export const QUANTIZE_EXAMPLES: readonly [string, string][] = [
+  ["4-bit weights, one scale per output channel", "--model ./model --out ./model-w4"],
+  ["4-bit weights and activations", "--model ./model --wbits 4 --abits 4 --out ./model-w4a4"],
+  [
+    "3-bit weights in groups of 128",
+    "--model ./model --wbits 3 --group-size 128 --out ./model-w3g128",
+  ],
+  ["calibrate on your own text", "--model ./model --calib my.txt --nsamples 64 --out ./model-w4"],
+  ["the baseline: round to nearest", "--model ./model --recipe rtn --out ./model-rtn"],
+];
+
+export async function runQuantize(
+  options: QuantizeOptions,
+  output: OutputOptions,
+  io: Io,
+  load: ApiLoader,
+): Promise<void> {
+  const api = await load();
+  const progress = quantizeProgress(io, output.json === true);
+  const stop = stopOnSignals(io.stderr);
+  let result: QuantizeResult;
+  try {
+    result = await api.quantize(options, {
+      onEvent: (event) => progress.event(event),
+      signal: stop.signal,
+    });
+  } finally {
+    progress.end();
+    stop.release();
+  }
+  if (output.json) {
+    const { out, seconds, pplBefore, pplAfter, blocks } = result;
+    new JsonLines(io.stdout, io).write({
+      event: "done",
+      out,
+      seconds,
+      pplBefore,
+      pplAfter,
+      blocks,
+    });
+  } else {
+    printSummary(result, io);
+  }
+}
+
+function printSummary(result: QuantizeResult, io: Io): void {
+  const { out, seconds, pplBefore, pplAfter, blocks } = result;
+  const fallen = blocks.filter((block) => block.fallback === "rtn").length;
+  if (fallen > 0) {
+    new Screen(io.stderr, io).print([
+      {
+        text: `${plural(fallen, "block")} could not be trained and ${fallen === 1 ? "was" : "were"} rounded to nearest.`,
+        tone: "warn",
+      },
+    ]);
+  }
+  const screen = new Screen(io.stdout, io);
+  const rise = pplAfter / pplBefore - 1;
+  screen.print([
+    { text: "perplexity  " },
+    { text: `${perplexity(pplBefore)} -> ${perplexity(pplAfter)}`, tone: "strong" },
+    { text: `  (${rise < 0 ? "" : "+"}${percent(rise)})`, tone: "dim" },
+  ]);
+  screen.print([
+    { text: "written to  " },
+    { text: out, tone: "strong" },
+    { text: `  (${plural(blocks.length, "block")} in ${duration(seconds)})`, tone: "dim" },
+  ]);
+  screen.print([{ text: `next        aq-native eval --model ${shellWord(out)} --text FILE` }]);
+}
+
+/** A path as a shell takes it. */
+function shellWord(word: string): string {
+  return /^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`;
+}

@@ -1,0 +1,191 @@
+/** Perplexity of a checkpoint folder, block by block, with memory bounded by one block. */
+
+import { setImmediate } from "node:timers/promises";
+import { Eager, type Var } from "../autograd/graph.ts";
+import type { Checkpoint } from "../checkpoint/folder.ts";
+import { AqError } from "../errors.ts";
+import type { BlockContext, Model } from "../models/family.ts";
+import { disposeAll, type LoadedWeights, loadBlock, loadOuter } from "../models/load.ts";
+import { type ActivationHook, passThrough, TokenQuantizers } from "../quant/tokens.ts";
+import { invokeOne } from "../tensor/invoke.ts";
+import { keep, scope } from "../tensor/scope.ts";
+import { Tensor } from "../tensor/tensor.ts";
+import type { EvaluateResult } from "../types.ts";
+
+/** Hidden states held at a time; more windows than fit go through the model in turns. */
+const STREAM_BYTES = 64 * 2 ** 20;
+/** Logits held at a time. */
+const LOGIT_BYTES = 64 * 2 ** 20;
+
+/** A model to measure: a checkpoint, and the activation quantizers that belong to it, if any. */
+export interface EvalModel {
+  readonly checkpoint: Checkpoint;
+  readonly model: Model;
+  readonly activations: null | {
+    readonly bits: number;
+    /** Clipping logits by activation, for each block; absent blocks are not clipped. */
+    readonly clips: readonly Readonly<Record<string, number>>[];
+  };
+}
+
+export interface EvalHooks {
+  onWindow?(window: number, windows: number, ppl: number): void;
+  readonly signal?: AbortSignal | undefined;
+}
+
+/**
+ * Perplexity over windows of equal length: per window the mean of its T-1 next-token losses, then
+ * exp of the mean over windows; standard error from the spread of the windows.
+ *
+ * Throws: AQ_ARG without windows, AQ_STOPPED when the signal fires, and what reading can throw.
+ */
+export async function perplexity(
+  source: EvalModel,
+  windows: readonly Int32Array[],
+  hooks: EvalHooks = {},
+): Promise<EvaluateResult> {
+  const tokens = windows[0]?.length ?? 0;
+  if (tokens < 2) throw new AqError("AQ_ARG", "perplexity needs at least one window of two tokens");
+  const { model, checkpoint } = source;
+  const perTurn = Math.max(1, Math.floor(STREAM_BYTES / (4 * tokens * model.shape.hidden)));
+  const losses: number[] = [];
+  const outer = loadOuter(checkpoint, model);
+  const context = model.context(tokens, "f32");
+  try {
+    for (let first = 0; first < windows.length; first += perTurn) {
+      const turn = windows.slice(first, first + perTurn);
+      const states = turn.map((ids) => embedWindow(model, outer, ids));
+      try {
+        for (let i = 0; i < model.shape.blocks; i++) {
+          await runBlock(source, i, context, states, hooks.signal);
+        }
+        for (const [n, ids] of turn.entries()) {
+          losses.push(windowLoss(model, outer, states[n] as Tensor, ids));
+          hooks.onWindow?.(losses.length - 1, windows.length, summarize(losses, tokens).ppl);
+          await breathe(hooks.signal);
+        }
+      } finally {
+        for (const state of states) state.dispose();
+      }
+    }
+  } finally {
+    disposeAll(outer);
+    context.dispose();
+  }
+  return summarize(losses, tokens);
+}
+
+async function breathe(signal: AbortSignal | undefined): Promise<void> {
+  await setImmediate();
+  if (signal?.aborted) throw new AqError("AQ_STOPPED", "the evaluation was stopped");
+}
+
+/** Embeds one window: [1, T, C], owned by the caller. */
+export function embedWindow(model: Model, outer: LoadedWeights, ids: Int32Array): Tensor {
+  return scope(() => model.embed(outer, Tensor.from(ids, [1, ids.length])));
+}
+
+/** Replaces every state by block i's output. */
+async function runBlock(
+  source: EvalModel,
+  i: number,
+  context: BlockContext,
+  states: Tensor[],
+  signal: AbortSignal | undefined,
+): Promise<void> {
+  const { checkpoint, model } = source;
+  const weights = loadBlock(checkpoint, model, i);
+  try {
+    for (const [n, state] of states.entries()) {
+      states[n] = scope(() => {
+        const graph = new Eager();
+        const w = Object.fromEntries(Object.entries(weights).map(([key, t]) => [key, graph.constant(t)]));
+        return model.block(graph, context, w, graph.constant(state), hookOf(source, i, graph)).value.tensor;
+      });
+      state.dispose();
+      await breathe(signal);
+    }
+  } finally {
+    disposeAll(weights);
+  }
+}
+
+function hookOf({ activations }: EvalModel, block: number, graph: Eager): ActivationHook {
+  if (!activations) return passThrough;
+  const clips = new Map<string, Var>();
+  for (const [name, logit] of Object.entries(activations.clips[block] ?? {})) {
+    clips.set(name, graph.constant(Tensor.from(Float32Array.of(logit))));
+  }
+  return new TokenQuantizers(activations.bits, clips);
+}
+
+/** Mean next-token loss of one window; the head runs over a few rows at a time. */
+function windowLoss(model: Model, outer: LoadedWeights, state: Tensor, ids: Int32Array): number {
+  const [, tokens, hidden] = state.shape as [number, number, number];
+  const rows = Math.max(1, Math.floor(LOGIT_BYTES / (4 * model.shape.vocabulary)));
+  let sum = 0;
+  for (let at = 0; at < tokens - 1; at += rows) {
+    const count = Math.min(rows, tokens - 1 - at);
+    const losses = scope(() => {
+      const logits = logitsOf(model, outer, state.view(at * hidden, [count, hidden]));
+      const targets = Tensor.from(ids.slice(at + 1, at + 1 + count));
+      return { data: invokeOne("cross_entropy", [logits, targets]).floats() };
+    }).data;
+    for (const loss of losses) sum += loss;
+  }
+  return sum / (tokens - 1);
+}
+
+/** Logits [M, V] of hidden states [M, C]. */
+export function logitsOf(model: Model, outer: LoadedWeights, x: Tensor): Tensor {
+  const graph = new Eager();
+  const w = Object.fromEntries(
+    Object.entries(outer)
+      .filter(([key, t]) => key !== "embedding" || t.dtype === "f32")
+      .map(([key, t]) => [key, graph.constant(t)]),
+  );
+  return model.head(graph, w, graph.constant(x)).value.tensor;
+}
+
+/** exp of the mean loss, and its standard error by the delta method. */
+function summarize(losses: readonly number[], tokens: number): EvaluateResult {
+  const n = losses.length;
+  const mean = losses.reduce((sum, x) => sum + x, 0) / n;
+  const variance = n > 1 ? losses.reduce((sum, x) => sum + (x - mean) ** 2, 0) / (n - 1) : 0;
+  const ppl = Math.exp(mean);
+  return { ppl, stderr: ppl * Math.sqrt(variance / n), windows: n, tokens: n * tokens };
+}
+
+/**
+ * Logits [T, V] of one sequence, for checks against golden values.
+ *
+ * `hidden`, if given, is called with the states after the embedding and after every block.
+ */
+export function forwardLogits(source: EvalModel, ids: Int32Array, hidden?: (state: Float32Array, i: number) => void): Float32Array {
+  const { checkpoint, model } = source;
+  const outer = loadOuter(checkpoint, model);
+  const context = model.context(ids.length, "f32");
+  try {
+    let state = embedWindow(model, outer, ids);
+    hidden?.(state.floats(), 0);
+    for (let i = 0; i < model.shape.blocks; i++) {
+      const weights = loadBlock(checkpoint, model, i);
+      const next = scope(() => {
+        const graph = new Eager();
+        const w = Object.fromEntries(Object.entries(weights).map(([key, t]) => [key, graph.constant(t)]));
+        return keep(model.block(graph, context, w, graph.constant(state), hookOf(source, i, graph)).value.tensor);
+      });
+      disposeAll(weights);
+      state.dispose();
+      state = next;
+      hidden?.(state.floats(), i + 1);
+    }
+    const logits = scope(() => ({ data: logitsOf(model, outer, state.reshape([ids.length, model.shape.hidden])).floats() })).data;
+    state.dispose();
+    return logits;
+  } finally {
+    disposeAll(outer);
+    context.dispose();
+  }
+}
+

@@ -1,0 +1,53 @@
+/** Perplexity of a folder on a text. */
+
+import { openCheckpoint } from "./checkpoint/folder.ts";
+import { windowLength } from "./calibration/settings.ts";
+import { readTextFile } from "./data/text.ts";
+import { loadTokenizer } from "./data/tokenizer.ts";
+import { sequentialWindows } from "./data/windows.ts";
+import { AqError } from "./errors.ts";
+import { perplexity } from "./eval/perplexity.ts";
+import { readAqConfig } from "./export/aq-config.ts";
+import { openModel } from "./models/registry.ts";
+import { setThreads } from "./tensor/device.ts";
+import type { EvaluateEvent, EvaluateOptions, EvaluateResult, RunHooks } from "./types.ts";
+
+/**
+ * Tokenizes the text whole, without special tokens, cuts it into windows of `seqlen` (the remainder
+ * is dropped) and measures. A folder that aq-native wrote is measured with its activation quantizers
+ * unless `abits` is 16.
+ *
+ * Throws: AqError for bad options or input, AQ_STOPPED when the signal fires.
+ */
+export async function evaluate(
+  options: EvaluateOptions,
+  hooks: RunHooks<EvaluateEvent> = {},
+): Promise<EvaluateResult> {
+  if (options.threads !== undefined) setThreads(options.threads);
+  const { abits, windows: limit = Number.MAX_SAFE_INTEGER } = options;
+  if (abits !== undefined && abits !== 16 && !(Number.isInteger(abits) && abits >= 2 && abits <= 8)) {
+    throw new AqError("AQ_ARG", `abits must be from 2 to 8, or 16 for none, got ${abits}`);
+  }
+  if (!Number.isInteger(limit) || limit < 1) {
+    throw new AqError("AQ_ARG", `windows must be a whole number of at least 1, got ${limit}`);
+  }
+  const checkpoint = openCheckpoint(options.model);
+  try {
+    if (checkpoint.quantization) {
+      throw new AqError("AQ_MODEL", `${options.model} holds packed quantized weights (quantization_config in its config.json), which this version cannot read`);
+    }
+    const model = openModel(checkpoint.config, (name) => checkpoint.has(name));
+    const seqlen = windowLength(options.seqlen, model.shape.maxTokens);
+    const ids = loadTokenizer(options.model).encode(readTextFile(options.text));
+    const windows = sequentialWindows(ids, seqlen, Math.min(limit, Math.max(1, Math.floor(ids.length / seqlen))));
+    const config = readAqConfig(options.model);
+    const bits = abits ?? config?.scheme.abits ?? 16;
+    const activations = bits < 16 ? { bits, clips: config?.tokenClips ?? [] } : null;
+    return await perplexity({ checkpoint, model, activations }, windows, {
+      onWindow: (window, total, ppl) => hooks.onEvent?.({ event: "window", window, windows: total, ppl }),
+      signal: hooks.signal,
+    });
+  } finally {
+    checkpoint.close();
+  }
+}

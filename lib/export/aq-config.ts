@@ -1,0 +1,81 @@
+/**
+ * aq_config.json: what a folder that aq-native wrote needs beyond its weights, so that `eval` on it
+ * measures what was calibrated: bits, groups, and the activation quantizers of each block.
+ */
+
+import * as path from "node:path";
+import { hasFile } from "../checkpoint/source-files.ts";
+import { AqError } from "../errors.ts";
+import type { QuantScheme } from "../quant/scheme.ts";
+import { checkScheme, TOKEN_FLOOR } from "../quant/scheme.ts";
+import { isJsonObject, type JsonObject, kindOf, readJsonFile } from "../util/json.ts";
+
+export const AQ_CONFIG_NAME = "aq_config.json";
+const FORMAT = 1;
+
+export interface AqConfig {
+  readonly scheme: QuantScheme;
+  readonly recipe: string;
+  readonly sites: readonly string[];
+  /** Clipping logits by activation, for each block. */
+  readonly tokenClips: readonly Readonly<Record<string, number>>[];
+}
+
+/** The file's content. */
+export function aqConfigJson(config: AqConfig, version: string): JsonObject {
+  const { wbits, abits, groupSize, symmetric } = config.scheme;
+  return {
+    format: FORMAT,
+    written_by: `aq-native ${version}`,
+    wbits,
+    abits,
+    group_size: groupSize,
+    symmetric,
+    recipe: config.recipe,
+    sites: config.sites,
+    activations: abits < 16 ? { bits: abits, scale_floor: TOKEN_FLOOR, clip_logits: config.tokenClips } : null,
+  };
+}
+
+/**
+ * Reads aq_config.json of a folder, or null if it has none.
+ *
+ * Throws: AQ_FORMAT when it is there but malformed or of a later format.
+ */
+export function readAqConfig(dir: string): AqConfig | null {
+  if (!hasFile(dir, AQ_CONFIG_NAME)) return null;
+  const where = path.join(dir, AQ_CONFIG_NAME);
+  const json = readJsonFile(where);
+  if (json["format"] !== FORMAT) {
+    throw new AqError("AQ_FORMAT", `${where} has format ${kindOf(json["format"])}, this version reads ${FORMAT}; use the version that wrote it`);
+  }
+  const number = (key: string): number => {
+    const value = json[key];
+    if (typeof value !== "number") throw new AqError("AQ_FORMAT", `${where}: expected a number "${key}", got ${kindOf(value)}`);
+    return value;
+  };
+  const scheme = checkScheme({
+    wbits: number("wbits"),
+    abits: number("abits"),
+    groupSize: number("group_size"),
+    symmetric: json["symmetric"] === true,
+  });
+  return {
+    scheme,
+    recipe: String(json["recipe"]),
+    sites: Array.isArray(json["sites"]) ? json["sites"].map(String) : [],
+    tokenClips: readClips(json["activations"], where),
+  };
+}
+
+function readClips(activations: unknown, where: string): Readonly<Record<string, number>>[] {
+  if (!isJsonObject(activations)) return [];
+  const list = activations["clip_logits"];
+  if (!Array.isArray(list)) throw new AqError("AQ_FORMAT", `${where}: expected an array "clip_logits", got ${kindOf(list)}`);
+  return list.map((block: unknown) => {
+    if (!isJsonObject(block) || !Object.values(block).every((x) => Number.isFinite(x))) {
+      throw new AqError("AQ_FORMAT", `${where}: "clip_logits" must hold one object of numbers for each block`);
+    }
+    return block as Record<string, number>;
+  });
+}

@@ -1,0 +1,98 @@
+/**
+ * What a model family is. A family is one file that exports one `ModelFamily`, plus a line in
+ * registry.ts; calibration, folding, evaluation and export follow from this description.
+ */
+
+import type { Graph, Var } from "../autograd/graph.ts";
+import type { ActivationHook } from "../quant/tokens.ts";
+import type { Tensor } from "../tensor/tensor.ts";
+
+/** Sizes that every family has, in the letters of the documentation. */
+export interface ModelShape {
+  /** C */
+  readonly hidden: number;
+  /** L */
+  readonly blocks: number;
+  /** H */
+  readonly heads: number;
+  /** Hkv */
+  readonly kvHeads: number;
+  /** D */
+  readonly headDim: number;
+  /** F */
+  readonly mlp: number;
+  /** V */
+  readonly vocabulary: number;
+  readonly maxTokens: number;
+}
+
+/** A tensor of the checkpoint: what the block calls it, and its name and shape in the files. */
+export interface TensorSpec {
+  readonly key: string;
+  readonly name: string;
+  readonly shape: readonly number[];
+}
+
+/** A linear of the block: its weight's key (bias: `key.bias`) and the activation that it reads. */
+export interface LinearSpec {
+  readonly key: string;
+  readonly out: number;
+  readonly in: number;
+  readonly activation: string;
+}
+
+/** A place where an invertible map and its inverse cancel; lib/affine has one file for each kind. */
+export type SiteSpec =
+  | { readonly kind: "updown"; readonly up: string; readonly down: string; readonly activation: string }
+  | { readonly kind: "norm"; readonly norm: string; readonly consumers: readonly string[]; readonly activation: string }
+  | { readonly kind: "vo"; readonly v: string; readonly o: string; readonly activation: string }
+  | { readonly kind: "qk-pairs"; readonly q: string; readonly k: string };
+
+/** Named values of a block: weights by key. */
+export type Weights = Readonly<Record<string, Var>>;
+
+/** Constants that a block needs for sequences of T tokens (rotary tables). */
+export interface BlockContext {
+  readonly tensors: Readonly<Record<string, Tensor>>;
+  dispose(): void;
+}
+
+/** A checkpoint's model: a family bound to one configuration. */
+export interface Model {
+  readonly family: string;
+  readonly shape: ModelShape;
+  /** For people: what `inspect` says beyond the shape. */
+  readonly traits: {
+    readonly tiedHead: boolean;
+    readonly attentionBias: boolean;
+    readonly mlpBias: boolean;
+    readonly rope: string;
+  };
+  /** The block's linears, in the order in which they run. */
+  readonly linears: readonly LinearSpec[];
+  /** Activations that are quantized when abits < 16, and how: whole token, or per head. */
+  readonly activations: readonly string[];
+  /** Where transforms may sit, in the order of folding. */
+  readonly sites: readonly SiteSpec[];
+  /** Weights of block i. */
+  blockTensors(i: number): readonly TensorSpec[];
+  /** Weights outside the blocks: embeddings, last norm, head. */
+  outerTensors(): readonly TensorSpec[];
+  context(tokens: number, dtype: "f32" | "f64"): BlockContext;
+  /** ids i32 [B, T] -> [B, T, C]. */
+  embed(outer: Readonly<Record<string, Tensor>>, ids: Tensor): Tensor;
+  /** x [B, T, C] -> [B, T, C]. */
+  block(graph: Graph, context: BlockContext, w: Weights, x: Var, activations: ActivationHook): Var;
+  /** x [M, C] -> logits [M, V], the last norm included. */
+  head(graph: Graph, outer: Weights, x: Var): Var;
+}
+
+/** Reads a config.json whose model_type is one of `modelTypes`. */
+export interface ModelFamily {
+  readonly modelTypes: readonly string[];
+  /**
+   * `has` tells whether the checkpoint holds a tensor, for names that differ between exporters.
+   * Throws: AQ_MODEL naming the key that is missing, contradictory or not supported.
+   */
+  open(config: unknown, has: (name: string) => boolean): Model;
+}

@@ -1,0 +1,158 @@
+/** LLaMA: RMSNorm, rotary attention with grouped key/value heads, SwiGLU. LLaMA 1, 2, 3 and kin. */
+
+import type { Graph, Var } from "../autograd/graph.ts";
+import { add } from "../autograd/ops/add.ts";
+import { attention } from "../autograd/ops/attention.ts";
+import { linear } from "../autograd/ops/linear.ts";
+import { rmsNorm } from "../autograd/ops/rms-norm.ts";
+import { rope } from "../autograd/ops/rope.ts";
+import { siluMul } from "../autograd/ops/silu-mul.ts";
+import type { ActivationHook } from "../quant/tokens.ts";
+import { dtypeCode } from "../tensor/dtype.ts";
+import { invokeOne } from "../tensor/invoke.ts";
+import { Tensor } from "../tensor/tensor.ts";
+import { type LlamaConfig, readLlamaConfig, ropeTables } from "./config.ts";
+import type { BlockContext, LinearSpec, Model, ModelFamily, SiteSpec, TensorSpec, Weights } from "./family.ts";
+
+/** Keys of the block's linears and their names in a checkpoint, in the order in which they run. */
+const LINEARS = {
+  q: "self_attn.q_proj",
+  k: "self_attn.k_proj",
+  v: "self_attn.v_proj",
+  o: "self_attn.o_proj",
+  gate: "mlp.gate_proj",
+  up: "mlp.up_proj",
+  down: "mlp.down_proj",
+} as const;
+
+const SITES: readonly SiteSpec[] = [
+  { kind: "updown", up: "up", down: "down", activation: "down" },
+  { kind: "norm", norm: "norm1", consumers: ["q", "k", "v"], activation: "norm1" },
+  { kind: "norm", norm: "norm2", consumers: ["gate", "up"], activation: "norm2" },
+  { kind: "vo", v: "v", o: "o", activation: "o" },
+  { kind: "qk-pairs", q: "q", k: "k" },
+];
+
+class Llama implements Model {
+  readonly family = "llama";
+  readonly shape: Model["shape"];
+  readonly traits: Model["traits"];
+  readonly linears: readonly LinearSpec[];
+  readonly activations = ["norm1", "q", "k", "v", "o", "norm2", "down"];
+  readonly sites = SITES;
+  readonly #config: LlamaConfig;
+  readonly #prefix: string;
+
+  constructor(config: LlamaConfig, prefix: string) {
+    this.#config = config;
+    this.#prefix = prefix;
+    const { hidden: c, heads, kvHeads, headDim: d, mlp: f } = config;
+    this.shape = {
+      hidden: c,
+      blocks: config.layers,
+      heads,
+      kvHeads,
+      headDim: d,
+      mlp: f,
+      vocabulary: config.vocab,
+      maxTokens: config.maxTokens,
+    };
+    this.traits = {
+      tiedHead: config.tiedHead,
+      attentionBias: config.attentionBias,
+      mlpBias: config.mlpBias,
+      rope: `${config.ropeScaling.type}, theta ${config.ropeTheta}`,
+    };
+    this.linears = [
+      { key: "q", out: heads * d, in: c, activation: "norm1" },
+      { key: "k", out: kvHeads * d, in: c, activation: "norm1" },
+      { key: "v", out: kvHeads * d, in: c, activation: "norm1" },
+      { key: "o", out: c, in: heads * d, activation: "o" },
+      { key: "gate", out: f, in: c, activation: "norm2" },
+      { key: "up", out: f, in: c, activation: "norm2" },
+      { key: "down", out: c, in: f, activation: "down" },
+    ];
+  }
+
+  blockTensors(i: number): readonly TensorSpec[] {
+    const at = `${this.#prefix}layers.${i}.`;
+    const c = this.#config.hidden;
+    const specs: TensorSpec[] = [
+      { key: "norm1", name: `${at}input_layernorm.weight`, shape: [c] },
+      { key: "norm2", name: `${at}post_attention_layernorm.weight`, shape: [c] },
+    ];
+    for (const { key, out, in: columns } of this.linears) {
+      const name = `${at}${LINEARS[key as keyof typeof LINEARS]}`;
+      specs.push({ key, name: `${name}.weight`, shape: [out, columns] });
+      const biased = "qkvo".includes(key) ? this.#config.attentionBias : this.#config.mlpBias;
+      if (biased) specs.push({ key: `${key}.bias`, name: `${name}.bias`, shape: [out] });
+    }
+    return specs;
+  }
+
+  outerTensors(): readonly TensorSpec[] {
+    const { hidden: c, vocab: v, tiedHead } = this.#config;
+    const specs: TensorSpec[] = [
+      { key: "embedding", name: `${this.#prefix}embed_tokens.weight`, shape: [v, c] },
+      { key: "norm", name: `${this.#prefix}norm.weight`, shape: [c] },
+    ];
+    if (!tiedHead) specs.push({ key: "head", name: "lm_head.weight", shape: [v, c] });
+    return specs;
+  }
+
+  context(tokens: number, dtype: "f32" | "f64"): BlockContext {
+    const { cos, sin } = ropeTables(this.#config, tokens);
+    const shape = [tokens, this.#config.headDim / 2];
+    const table = (data: Float32Array): Tensor =>
+      Tensor.from(dtype === "f64" ? Float64Array.from(data) : data, shape);
+    const tensors = { cos: table(cos), sin: table(sin) };
+    return {
+      tensors,
+      dispose: () => {
+        tensors.cos.dispose();
+        tensors.sin.dispose();
+      },
+    };
+  }
+
+  embed(outer: Readonly<Record<string, Tensor>>, ids: Tensor): Tensor {
+    return invokeOne("gather_rows", [outer["embedding"], ids], { dtype: dtypeCode("f32") });
+  }
+
+  block(graph: Graph, context: BlockContext, w: Weights, x: Var, activations: ActivationHook): Var {
+    const { heads, kvHeads, headDim, rmsEps } = this.#config;
+    const cos = graph.constant(context.tensors["cos"] as Tensor);
+    const sin = graph.constant(context.tensors["sin"] as Tensor);
+    const project = (input: Var, key: string): Var => linear(graph, input, w[key] as Var, w[`${key}.bias`]);
+
+    const h1 = activations.apply(graph, "norm1", rmsNorm(graph, x, w["norm1"] as Var, rmsEps), 0);
+    const q = rope(graph, project(h1, "q"), cos, sin, heads);
+    const k = rope(graph, project(h1, "k"), cos, sin, kvHeads);
+    const o = attention(
+      graph,
+      activations.apply(graph, "q", q, headDim),
+      activations.apply(graph, "k", k, headDim),
+      activations.apply(graph, "v", project(h1, "v"), headDim),
+      { heads, kvHeads, scale: 1 / Math.sqrt(headDim) },
+    );
+    const middle = add(graph, x, project(activations.apply(graph, "o", o, 0), "o"));
+
+    const h2 = activations.apply(graph, "norm2", rmsNorm(graph, middle, w["norm2"] as Var, rmsEps), 0);
+    const m = siluMul(graph, project(h2, "gate"), project(h2, "up"));
+    return add(graph, middle, project(activations.apply(graph, "down", m, 0), "down"));
+  }
+
+  head(graph: Graph, outer: Weights, x: Var): Var {
+    const normed = rmsNorm(graph, x, outer["norm"] as Var, this.#config.rmsEps);
+    return linear(graph, normed, (outer["head"] ?? outer["embedding"]) as Var);
+  }
+}
+
+export const llama: ModelFamily = {
+  modelTypes: ["llama"],
+  open(config, has) {
+    // Checkpoints of the bare model lack the "model." in front.
+    const prefix = has("model.embed_tokens.weight") || !has("embed_tokens.weight") ? "model." : "";
+    return new Llama(readLlamaConfig(config), prefix);
+  },
+};

@@ -1,0 +1,84 @@
+/** Brings weights of a checkpoint onto a device as f32, checked. */
+
+import { engineDType } from "../checkpoint/safetensors-header.ts";
+import type { Checkpoint } from "../checkpoint/folder.ts";
+import { AqError } from "../errors.ts";
+import { type DType, dtypeCode } from "../tensor/dtype.ts";
+import { invokeOne } from "../tensor/invoke.ts";
+import { scope } from "../tensor/scope.ts";
+import { Tensor } from "../tensor/tensor.ts";
+import type { Model, TensorSpec } from "./family.ts";
+
+/** Bytes that are read, and held, at a time. */
+const CHUNK_BYTES = 16 * 2 ** 20;
+
+/** The dtype of a checkpoint tensor. Throws: AQ_MODEL if it is no floating type of at least 16 bits. */
+export function weightDType(checkpoint: Checkpoint, name: string): DType {
+  const { dtype } = checkpoint.info(name);
+  const engine = engineDType(dtype);
+  if (engine !== "f32" && engine !== "f16" && engine !== "bf16" && engine !== "f64") {
+    throw new AqError("AQ_MODEL", `"${name}" in ${checkpoint.dir} is ${dtype}; weights must be F32, F16 or BF16`);
+  }
+  return engine;
+}
+
+/** Reads a tensor in its stored dtype. Throws: AQ_MODEL for a wrong shape or dtype, AQ_FILE. */
+export function loadStored(checkpoint: Checkpoint, spec: TensorSpec): Tensor {
+  const info = checkpoint.info(spec.name);
+  if (info.shape.length !== spec.shape.length || info.shape.some((d, i) => d !== spec.shape[i])) {
+    throw new AqError(
+      "AQ_MODEL",
+      `"${spec.name}" in ${checkpoint.dir} is [${info.shape.join(", ")}], but its config.json implies [${spec.shape.join(", ")}]`,
+    );
+  }
+  const tensor = Tensor.empty(spec.shape, weightDType(checkpoint, spec.name));
+  const chunk = new Uint8Array(Math.min(CHUNK_BYTES, info.bytes));
+  for (let at = 0; at < info.bytes; at += chunk.length) {
+    const part = chunk.subarray(0, Math.min(chunk.length, info.bytes - at));
+    checkpoint.readInto(spec.name, part, at, part.length);
+    tensor.write(part, at);
+  }
+  return tensor;
+}
+
+/** Reads a tensor as f32 and refuses NaN and infinity. Throws: AQ_MODEL, AQ_FILE, AQ_NUMERIC. */
+export function loadWeight(checkpoint: Checkpoint, spec: TensorSpec): Tensor {
+  return scope(() => {
+    const stored = loadStored(checkpoint, spec);
+    const tensor = stored.dtype === "f32" ? stored : invokeOne("cast", [stored], { dtype: dtypeCode("f32") });
+    if (invokeOne("all_finite", [tensor]).item() !== 1) {
+      throw new AqError("AQ_NUMERIC", `"${spec.name}" in ${checkpoint.dir} holds NaN or infinity; the checkpoint is damaged`);
+    }
+    return tensor;
+  });
+}
+
+/** Owned f32 tensors by key. */
+export type LoadedWeights = Readonly<Record<string, Tensor>>;
+
+/** The weights of block i. */
+export function loadBlock(checkpoint: Checkpoint, model: Model, i: number): LoadedWeights {
+  return loadAll(model.blockTensors(i), (spec) => loadWeight(checkpoint, spec));
+}
+
+/** The weights outside the blocks; the embedding keeps its stored dtype unless it is also the head. */
+export function loadOuter(checkpoint: Checkpoint, model: Model): LoadedWeights {
+  return loadAll(model.outerTensors(), (spec) =>
+    spec.key === "embedding" && !model.traits.tiedHead ? loadStored(checkpoint, spec) : loadWeight(checkpoint, spec),
+  );
+}
+
+function loadAll(specs: readonly TensorSpec[], load: (spec: TensorSpec) => Tensor): LoadedWeights {
+  const weights: Record<string, Tensor> = {};
+  try {
+    for (const spec of specs) weights[spec.key] = load(spec);
+    return weights;
+  } catch (error) {
+    disposeAll(weights);
+    throw error;
+  }
+}
+
+export function disposeAll(weights: LoadedWeights): void {
+  for (const tensor of Object.values(weights)) tensor.dispose();
+}

@@ -1,0 +1,46 @@
+/** How weights and activations are quantized: the settings, checked. */
+
+import { AqError } from "../errors.ts";
+
+/** Smallest scale of a weight group: 2^-14, the smallest normal float16. */
+export const WEIGHT_FLOOR: number = 2 ** -14;
+/** Smallest scale of a token. */
+export const TOKEN_FLOOR = 1e-6;
+/** Where clipping logits start: sigmoid(4) = 0.982. Source: OmniQuant, AffineQuant. */
+export const CLIP_START = 4;
+
+/** Settings of a quantized model. */
+export interface QuantScheme {
+  /** Bits of a weight, 2..8. */
+  readonly wbits: number;
+  /** Bits of an activation and of q, k, v; 16 = not quantized. */
+  readonly abits: number;
+  /** Weights along the input that share a scale; 0 = a whole output channel. */
+  readonly groupSize: number;
+  readonly symmetric: boolean;
+}
+
+/** Are activations quantized? */
+export function quantizesTokens(scheme: QuantScheme): boolean {
+  return scheme.abits < 16;
+}
+
+/** Checks the settings. Throws: AQ_ARG with the field, what it may be and what it was. */
+export function checkScheme(scheme: QuantScheme): QuantScheme {
+  const { wbits, abits, groupSize } = scheme;
+  if (!Number.isInteger(wbits) || wbits < 2 || wbits > 8) {
+    throw new AqError("AQ_ARG", `wbits must be a whole number from 2 to 8, got ${wbits}`);
+  }
+  if (!Number.isInteger(abits) || ((abits < 2 || abits > 8) && abits !== 16)) {
+    throw new AqError("AQ_ARG", `abits must be from 2 to 8, or 16 for none, got ${abits}`);
+  }
+  if (!Number.isInteger(groupSize) || groupSize < 0) {
+    throw new AqError("AQ_ARG", `groupSize must be a whole number above 0, or absent for whole channels, got ${groupSize}`);
+  }
+  return scheme;
+}
+
+/** "W4A4", "W3A16 g128". */
+export function schemeName({ wbits, abits, groupSize, symmetric }: QuantScheme): string {
+  return `W${wbits}A${abits}${groupSize ? ` g${groupSize}` : ""}${symmetric ? " sym" : ""}`;
+}

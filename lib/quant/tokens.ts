@@ -1,0 +1,34 @@
+/** Activation quantizers: what a decoder block does with the activations that it names. */
+
+import type { Graph, Var } from "../autograd/graph.ts";
+import { fakeQuant } from "../autograd/ops/fake-quant.ts";
+import { TOKEN_FLOOR } from "./scheme.ts";
+
+/**
+ * A block calls `apply` on every activation that may be quantized: the inputs of its linears (group
+ * 0: one scale a token) and q, k, v (group D: one scale per token and head).
+ */
+export interface ActivationHook {
+  apply(graph: Graph, name: string, x: Var, group: number): Var;
+}
+
+/** Full precision. */
+export const passThrough: ActivationHook = { apply: (_graph, _name, x) => x };
+
+/**
+ * Dynamic per-token quantization to `bits`, asymmetric, with one learned clipping logit for each
+ * activation (a name without one is not clipped).
+ */
+export class TokenQuantizers implements ActivationHook {
+  readonly #bits: number;
+  readonly #clips: ReadonlyMap<string, Var>;
+
+  constructor(bits: number, clips: ReadonlyMap<string, Var> = new Map()) {
+    this.#bits = bits;
+    this.#clips = clips;
+  }
+
+  apply(graph: Graph, name: string, x: Var, group: number): Var {
+    return fakeQuant(graph, x, this.#clips.get(name), { bits: this.#bits, group, symmetric: false, floor: TOKEN_FLOOR });
+  }
+}

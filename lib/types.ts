@@ -1,0 +1,199 @@
+/** The public vocabulary: options, events and results of quantize, evaluate and inspect. */
+
+/** Recipes: `default` (what we recommend), `affine` alone, `lwc-only` (learned clipping), `rtn`. */
+export type RecipeName = "default" | "affine" | "lwc-only" | "rtn";
+
+/** What `aq-native quantize` takes; names and meanings are those of the command's options. */
+export interface QuantizeOptions {
+  /** Folder of a Hugging Face checkpoint. */
+  readonly model: string;
+  /** Folder to write. */
+  readonly out: string;
+  /** Bits of a weight, 2..8. Default 4. */
+  readonly wbits?: number;
+  /** Bits of an activation, 2..8, or 16 for none. Default 16. */
+  readonly abits?: number;
+  /** Weights that share a scale, along the input; 0 or absent: a whole output channel. */
+  readonly groupSize?: number;
+  readonly recipe?: RecipeName;
+  /** Plain-text file to calibrate on; absent: the text shipped with the package. */
+  readonly calib?: string;
+  /** Calibration windows, default 32. */
+  readonly nsamples?: number;
+  /** Tokens of a window, default min(2048, the model's maximum). */
+  readonly seqlen?: number;
+  /** Passes over the windows for each block, default 20. */
+  readonly epochs?: number;
+  /** `sequential` (the first windows, default) or `random` (seeded). */
+  readonly sampling?: "sequential" | "random";
+  readonly symmetric?: boolean;
+  /** Exponent of the activation statistic in the starting scales, default 0.5. */
+  readonly alpha?: number;
+  /** Stability factor of the gradual mask, default 0.1. */
+  readonly sf?: number;
+  /** Learning rate of the transforms, default 5e-3. */
+  readonly letLr?: number;
+  /** Learning rate of the clipping logits, default 1e-2. */
+  readonly lwcLr?: number;
+  /** Weight decay, default 0. */
+  readonly wd?: number;
+  /** Add the loss against the full-precision block on the quantized input. Default: abits < 16 or wbits = 2. */
+  readonly augLoss?: boolean;
+  readonly seed?: number;
+  /** Threads of the CPU backend, default all cores (or AQ_THREADS). */
+  readonly threads?: number;
+  readonly device?: "auto" | "cpu";
+  /** Replace what is in `out`. */
+  readonly overwrite?: boolean;
+}
+
+/** What happened to one block. */
+export interface BlockReport {
+  readonly block: number;
+  /** Mean loss of the first and the last epoch; null when nothing was trained. */
+  readonly lossFirst: number | null;
+  readonly lossLast: number | null;
+  /** |y - y'| / |y - x| after folding, quantizers off, float32; null when nothing was folded. */
+  readonly equivalence: number | null;
+  /** The same after the cast to the stored dtype. */
+  readonly equivalenceStored: number | null;
+  /** Smallest 1 - (sum of off-diagonals)/|diagonal| over the rows of all matrices; null without one. */
+  readonly dominanceMargin: number | null;
+  /** |quantized - full precision| / |full precision| of the block's output stream (Frobenius). */
+  readonly streamError: number;
+  readonly skippedSteps: number;
+  /** null, or what was done because training failed. */
+  readonly fallback: null | "half-rate" | "quarter-rate" | "rtn";
+  readonly seconds: number;
+}
+
+export interface QuantizeResult {
+  readonly out: string;
+  readonly seconds: number;
+  readonly pplBefore: number;
+  readonly pplAfter: number;
+  readonly blocks: readonly BlockReport[];
+}
+
+export type QuantizeEvent =
+  | {
+      readonly event: "start";
+      readonly model: string;
+      readonly family: string;
+      readonly blocks: number;
+      readonly windows: number;
+      readonly seqlen: number;
+      readonly wbits: number;
+      readonly abits: number;
+      readonly recipe: RecipeName;
+      readonly threads: number;
+      readonly device: string;
+    }
+  /** Something a person should know: which text is used, fewer windows than asked for, a skipped step. */
+  | { readonly event: "note"; readonly text: string }
+  | {
+      readonly event: "phase";
+      readonly block: number;
+      readonly phase: "statistics" | "affine" | "fold" | "propagate" | "write";
+    }
+  /** One optimizer step; throttled by whoever shows it. */
+  | {
+      readonly event: "step";
+      readonly block: number;
+      readonly blocks: number;
+      readonly epoch: number;
+      readonly epochs: number;
+      readonly step: number;
+      readonly steps: number;
+      readonly loss: number;
+      /** Estimated seconds until the whole run is done, or null while unknown. */
+      readonly secondsLeft: number | null;
+    }
+  | {
+      readonly event: "epoch";
+      readonly block: number;
+      readonly blocks: number;
+      readonly epoch: number;
+      readonly epochs: number;
+      readonly loss: number;
+      readonly dominanceMargin: number | null;
+      readonly secondsLeft: number | null;
+    }
+  | ({ readonly event: "block"; readonly blocks: number } & BlockReport)
+  | {
+      readonly event: "eval";
+      readonly which: "before" | "after";
+      readonly window: number;
+      readonly windows: number;
+      readonly ppl: number | null;
+    }
+  | ({ readonly event: "done" } & QuantizeResult);
+
+export interface EvaluateOptions {
+  readonly model: string;
+  /** Plain-text file. */
+  readonly text: string;
+  readonly seqlen?: number;
+  /** At most this many windows, from the first. */
+  readonly windows?: number;
+  /** 16 switches a quantized folder's activation quantizers off. */
+  readonly abits?: number;
+  readonly threads?: number;
+}
+
+export interface EvaluateResult {
+  readonly ppl: number;
+  /** Standard error of the perplexity, from the spread of the windows' mean losses. */
+  readonly stderr: number;
+  readonly windows: number;
+  readonly tokens: number;
+}
+
+export interface EvaluateEvent {
+  readonly event: "window";
+  readonly window: number;
+  readonly windows: number;
+  readonly ppl: number;
+}
+
+/** How to follow and stop a run. */
+export interface RunHooks<E> {
+  readonly onEvent?: (event: E) => void;
+  readonly signal?: AbortSignal;
+}
+
+export interface InspectOptions {
+  readonly model: string;
+}
+
+export interface SiteReport {
+  /** "norm", "vo", "qk", "updown" and where it sits. */
+  readonly site: string;
+  readonly map: string;
+  readonly parameters: number;
+  readonly foldsInto: readonly string[];
+}
+
+export interface InspectResult {
+  readonly model: string;
+  readonly family: string;
+  readonly blocks: number;
+  readonly hidden: number;
+  readonly heads: number;
+  readonly kvHeads: number;
+  readonly headDim: number;
+  readonly mlp: number;
+  readonly vocabulary: number;
+  readonly maxTokens: number;
+  readonly tiedHead: boolean;
+  readonly attentionBias: boolean;
+  readonly mlpBias: boolean;
+  readonly rope: string;
+  readonly dtype: string;
+  readonly shards: number;
+  readonly parameters: number;
+  readonly bytes: number;
+  /** Present when aq-native wrote the folder. */
+  readonly quantized: null | { readonly wbits: number; readonly abits: number; readonly groupSize: number };
+  readonly sites: readonly SiteReport[];
+}

@@ -1,0 +1,147 @@
+/**
+ * Files without surprises: whole reads and writes, atomic replacement, and system errors turned into
+ * one sentence. Everything is synchronous: callers sit between two native calls anyway, and a
+ * synchronous write cannot be left half awaited.
+ */
+
+import * as fs from "node:fs";
+import * as path from "node:path";
+import { AqError } from "../errors.ts";
+
+const REASONS: Readonly<Record<string, string>> = {
+  ENOENT: "it does not exist",
+  EACCES: "permission denied",
+  EPERM: "the operation is not permitted",
+  EEXIST: "something of that name is already there",
+  EISDIR: "it is a folder",
+  ENOTDIR: "a part of the path is not a folder",
+  ENOSPC: "the disk is full",
+  EDQUOT: "the disk quota is used up",
+  EFBIG: "the file system allows no file of this size",
+  EROFS: "the file system is read-only",
+  EMFILE: "too many files are open",
+  EIO: "the disk reported an error",
+  ELOOP: "its symbolic links form a loop",
+};
+
+function errnoOf(error: unknown): string {
+  return error instanceof Error && "code" in error ? String(error.code) : "";
+}
+
+/**
+ * Turns a system error into AQ_FILE: what could not be done to which path, and why. Any other error
+ * (a callback's own) comes back as it is.
+ */
+export function fileError(doing: string, file: string, error: unknown): unknown {
+  const code = errnoOf(error);
+  if (code === "" || error instanceof AqError) return error;
+  const reason = REASONS[code] ?? (error as Error).message;
+  return new AqError("AQ_FILE", `Cannot ${doing} ${file}: ${reason}.`, { cause: error });
+}
+
+/** Opens a file for reading. Throws: AQ_FILE. */
+export function openForReading(file: string): number {
+  try {
+    return fs.openSync(file, "r");
+  } catch (error) {
+    throw fileError("open", file, error);
+  }
+}
+
+/**
+ * Fills `target` from `position` of an open file.
+ *
+ * Throws: AQ_FILE when the file ends before `target` is full, or cannot be read.
+ */
+export function readFully(fd: number, target: Uint8Array, position: number, file: string): void {
+  let done = 0;
+  while (done < target.byteLength) {
+    let got: number;
+    try {
+      // One call moves less than 2 GiB on Linux; larger wishes are cut here.
+      const wish = Math.min(target.byteLength - done, 1 << 30);
+      got = fs.readSync(fd, target, done, wish, position + done);
+    } catch (error) {
+      throw fileError("read", file, error);
+    }
+    if (got === 0) {
+      throw new AqError(
+        "AQ_FILE",
+        `${file} ends at byte ${position + done}, expected at least ${position + target.byteLength} bytes; it was cut or changed while in use.`,
+      );
+    }
+    done += got;
+  }
+}
+
+/** Appends all of `bytes` to an open file. Throws: AQ_FILE. */
+export function writeFully(fd: number, bytes: Uint8Array, file: string): void {
+  let done = 0;
+  while (done < bytes.byteLength) {
+    try {
+      done += fs.writeSync(fd, bytes, done, Math.min(bytes.byteLength - done, 1 << 30));
+    } catch (error) {
+      throw fileError("write", file, error);
+    }
+  }
+}
+
+/** Makes renames and new names in a folder durable, where the file system lets a folder be synced. */
+export function syncFolder(dir: string): void {
+  let fd: number;
+  try {
+    fd = fs.openSync(dir, "r");
+  } catch {
+    return;
+  }
+  try {
+    fs.fsyncSync(fd);
+  } catch {
+    // Some file systems refuse to sync folders; the rename is atomic there all the same.
+  } finally {
+    fs.closeSync(fd);
+  }
+}
+
+/**
+ * Creates a file that appears under its name only when it is complete and on disk.
+ *
+ * `fill` gets the open descriptor and the temporary path; when it throws, nothing is left behind.
+ * Throws: what `fill` throws, or AQ_FILE.
+ */
+export function createFileAtomic(
+  file: string,
+  fill: (fd: number, temporary: string) => void,
+): void {
+  const temporary = temporaryName(file);
+  let fd: number;
+  try {
+    fd = fs.openSync(temporary, "w");
+  } catch (error) {
+    throw fileError("create", temporary, error);
+  }
+  try {
+    try {
+      fill(fd, temporary);
+      fs.fsyncSync(fd);
+    } finally {
+      fs.closeSync(fd);
+    }
+    fs.renameSync(temporary, file);
+  } catch (error) {
+    fs.rmSync(temporary, { force: true });
+    throw fileError("write", file, error);
+  }
+  syncFolder(path.dirname(file));
+}
+
+/** Writes a small file atomically. Throws: AQ_FILE. */
+export function writeFileAtomic(file: string, content: string | Uint8Array): void {
+  const bytes = typeof content === "string" ? Buffer.from(content, "utf8") : content;
+  createFileAtomic(file, (fd) => writeFully(fd, bytes, file));
+}
+
+/** Name of the unfinished twin of a file: beside it, so that the rename stays on one file system. */
+export function temporaryName(file: string): string {
+  return `${file}.tmp-${process.pid}`;
+}

@@ -1,0 +1,103 @@
+// backend.h: the only contract between the engine (native/core) and a backend (native/cpu,
+// native/cuda). Plain C data: no exceptions, no C++ types and no ownership cross it, so the CUDA
+// addon can hand its table to the CPU addon through a type-tagged External.
+//
+// Rules, both sides rely on them:
+//  * Views are row-major and contiguous; an absent optional input has data == NULL and rank 0.
+//  * The core has checked dtypes, shapes and parameters before a kernel runs; outputs are allocated.
+//  * A kernel enqueues on its queue and returns; it writes only to outputs and to inputs that its
+//    op declares mutable.
+//  * Every function returns AQ_OK or an error code and then has filled *err. Nothing throws.
+#pragma once
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define AQ_ABI_VERSION 1u
+#define AQ_MAX_RANK 6
+
+typedef enum {
+  AQ_F64 = 0,
+  AQ_F32 = 1,
+  AQ_BF16 = 2,
+  AQ_F16 = 3,
+  AQ_I32 = 4,
+  AQ_I8 = 5,
+  AQ_U8 = 6,
+  AQ_DTYPE_COUNT = 7
+} aq_dtype;
+
+typedef enum {
+  AQ_OK = 0,
+  AQ_SHAPE = 1,        // sizes do not fit together
+  AQ_DTYPE = 2,        // an element type the op does not take
+  AQ_ARG = 3,          // a parameter outside its range
+  AQ_DEVICE = 4,       // no such device, or tensors on different devices
+  AQ_OOM = 5,          // out of memory
+  AQ_UNSUPPORTED = 6,  // the backend has no kernel for this op
+  AQ_NUMERIC = 7,      // singular matrix, non-finite where finite is required
+  AQ_CUDA = 8,         // a CUDA call failed
+  AQ_DISPOSED = 9,     // a tensor was used after dispose()
+  AQ_INTERNAL = 10     // a broken promise of ours
+} aq_code;
+
+typedef struct {
+  int32_t code;
+  char text[508];
+} aq_error;
+
+typedef struct {
+  void* data;
+  int32_t dtype;  // aq_dtype
+  int32_t rank;
+  int64_t dim[AQ_MAX_RANK];
+} aq_view;
+
+typedef struct aq_queue aq_queue;  // a CUDA stream, or nothing much on the CPU
+
+typedef int32_t (*aq_kernel)(aq_queue* queue, const aq_view* in, int32_t n_in, const aq_view* out,
+                             int32_t n_out, const void* params, aq_error* err);
+
+typedef struct {
+  const char* op;        // name of the op in the core's registry
+  uint32_t params_size;  // sizeof the op's struct in params.h: a stale build is refused
+  aq_kernel run;
+} aq_kernel_row;
+
+typedef struct {
+  char name[128];    // "AMD EPYC", "NVIDIA H100 80GB HBM3"
+  char detail[128];  // "avx512, 2 threads", "compute 9.0, driver 13.0"
+  uint64_t total_bytes;
+} aq_device_info;
+
+typedef struct {
+  uint64_t used_bytes;    // in live tensors
+  uint64_t cached_bytes;  // kept by the allocator for reuse
+  uint64_t peak_bytes;    // highest used_bytes so far
+} aq_memory_info;
+
+typedef enum { AQ_HOST_TO_DEVICE = 0, AQ_DEVICE_TO_HOST = 1, AQ_DEVICE_TO_DEVICE = 2 } aq_copy_kind;
+
+typedef struct {
+  uint32_t abi_version;  // AQ_ABI_VERSION
+  uint32_t struct_size;  // sizeof(aq_backend)
+  const char* name;      // "cpu", "cuda"
+  int32_t (*device_count)(void);
+  int32_t (*device_info)(int32_t device, aq_device_info* info, aq_error* err);
+  int32_t (*queue_open)(int32_t device, aq_queue** queue, aq_error* err);
+  void (*queue_close)(aq_queue* queue);
+  int32_t (*queue_sync)(aq_queue* queue, aq_error* err);
+  int32_t (*alloc)(aq_queue* queue, uint64_t bytes, void** data, aq_error* err);
+  void (*release)(aq_queue* queue, void* data, uint64_t bytes);
+  int32_t (*copy)(aq_queue* queue, void* dst, const void* src, uint64_t bytes, int32_t kind,
+                  aq_error* err);
+  int32_t (*memory)(int32_t device, aq_memory_info* info, aq_error* err);
+  const aq_kernel_row* rows;
+  uint32_t row_count;
+} aq_backend;
+
+#ifdef __cplusplus
+}
+#endif

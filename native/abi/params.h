@@ -1,0 +1,144 @@
+// params.h: one plain struct of parameters per op, shared by core (which fills it from JavaScript
+// by the op's field table), cpu and cuda. Above each struct: the op's inputs and outputs, its math.
+//
+// Conventions: x? is optional. T = f32 or f64, the same for every T of one call. Letters: B batch,
+// T tokens, C hidden, H query heads, Hkv kv heads, D head size, O/I out/in features, V vocabulary.
+// [M, K] means: the last dimension is K, all leading ones are flattened to M. Grids: a matrix
+// [M, K] is cut along K into groups of `group` (0 = whole row; the last group may be short), so
+// G = ceil(K / group) and scale, zero are [M, G].
+// `!` marks an input that is written in place.
+#pragma once
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// ---------------------------------------------------------------- elementwise
+// fill(x! any) -> ()                       x = value
+typedef struct { double value; } aq_fill_params;
+// cast(x any) -> (y dtype)                 numeric conversion, round to nearest even; also plain copy
+typedef struct { int32_t dtype; int32_t pad; } aq_cast_params;
+// add(a T, b T) -> (y)                     y = a + b, same shape
+typedef struct { int32_t pad[2]; } aq_add_params;
+// axpy(y! T, x T) -> ()                    y += alpha x, same numel
+typedef struct { double alpha; } aq_axpy_params;
+// mul(a T, b T) -> (y)                     y = alpha a b, same shape
+typedef struct { double alpha; } aq_mul_params;
+// exp(x T) -> (y)                          y = e^(scale x)
+typedef struct { double scale; } aq_exp_params;
+
+// ---------------------------------------------------------------- folds on the weight side
+// scale_weight(w T[O,I], r T[O]?, c T[I]?) -> (y T[O,I])             y_oi = r_o w_oi c_i
+typedef struct { int32_t pad[2]; } aq_scale_weight_params;
+// scale_weight_grad(w, r?, c?, g T[O,I]) -> (gr T[O], gc T[I])       absent r (c) counts as ones
+typedef struct { int32_t pad[2]; } aq_scale_weight_grad_params;
+// head_matmul(w T, m T[Hkv,D,D]) -> (y like w)   one D x D matrix per kv head, shared by its group
+//   side 0 (rows): w [heads*D, I], y_h = op(m_{h/(heads/Hkv)}) w_h      (a bias [heads*D] has I = 1)
+//   side 1 (cols): w [O, heads*D], y_h = w_h op(m_...)                  op = transpose if `transpose`
+typedef struct { int32_t side, transpose, heads, pad; } aq_head_matmul_params;
+// head_matmul_grad(w T, g T like w) -> (gm T[kv_heads,D,D])
+typedef struct { int32_t side, transpose, heads, kv_heads; } aq_head_matmul_grad_params;
+// rotate_pairs(w T[heads*D, I], log_r T[Hkv,D/2], theta T[Hkv,D/2]) -> (y like w)
+//   rows (i, i+D/2) of head h, f = e^(sign_r log_r), a = sign_theta theta of its kv head:
+//   y_i = f (w_i cos a - w_{i+D/2} sin a), y_{i+D/2} = f (w_{i+D/2} cos a + w_i sin a)
+typedef struct { int32_t heads, sign_r, sign_theta, pad; } aq_rotate_pairs_params;
+// rotate_pairs_grad(y T[heads*D, I] (the forward output), g T like y) -> (glog_r, gtheta T[kv_heads,D/2])
+typedef struct { int32_t heads, kv_heads, sign_r, sign_theta; } aq_rotate_pairs_grad_params;
+// gradual_mask(s T[B,D,D]) -> (a)          a_ij = s_ij (i=j), sf s_ij (0<|i-j|<=band), 0 elsewhere
+typedef struct { double sf; int32_t band; int32_t pad; } aq_gradual_mask_params;
+
+// ---------------------------------------------------------------- linear algebra
+// inverse(a T[B,D,D]) -> (x T[B,D,D])      LU. pivot 0: no pivoting where rows are strictly diagonally
+//   dominant, else partial pivoting; 1: always pivot. AQ_NUMERIC if singular (names the matrix).
+typedef struct { int32_t pivot; int32_t pad; } aq_inverse_params;
+// matmul(a T[B,M,K], b T[B,K,N]) -> (y T[B,M,N])    stored transposed where trans_*; y = alpha a b
+typedef struct { double alpha; int32_t trans_a, trans_b; } aq_matmul_params;
+// masked_adam(p! T[B,D,D], g T, m! T, v! T) -> (margin T[B])   AdamW on the entries with |i-j| <= band
+//   only (cost follows the band), then the dominance projection of a = p o mask(band, sf): where a
+//   row's sum of |off-diagonal a| exceeds limit |a_ii|, its off-diagonal p shrink to meet it.
+//   margin = 1 - max over rows of off / |a_ii|, after the projection. limit <= 0: no projection.
+typedef struct {
+  double lr, beta1, beta2, eps, weight_decay, sf, limit;
+  int32_t step;  // 1, 2, ...: for the bias correction
+  int32_t band;
+} aq_masked_adam_params;
+// adam(p! T, g T, m! T, v! T) -> ()        AdamW on every entry, any shape
+typedef struct { double lr, beta1, beta2, eps, weight_decay; int32_t step, pad; } aq_adam_params;
+
+// ---------------------------------------------------------------- quantization (quality.md, section 0)
+// quant_grid(x T[M,K], clip T?) -> (scale T[M,G], zero T[M,G])
+//   mx = max(max x, 0) f1, mn = min(min x, 0) f2 per group; f = sigmoid(clip): numel 1 -> f1 = f2 for
+//   all; [2, M, G] -> own f1 (clip[0]) and f2 (clip[1]) per group; absent -> 1.
+//   asymmetric: s = max((mx-mn)/(2^bits-1), floor), z = round(-mn/s)
+//   symmetric:  s = max(max(mx,-mn)/(2^(bits-1)-1), floor), z = 2^(bits-1)
+//   round_f16: s is rounded to float16 before z is taken.   round is half to even, everywhere.
+//   z is kept within 0 .. 2^bits-1 (it can leave it by one when s was rounded).
+typedef struct {
+  double floor;
+  int32_t bits, group, symmetric, round_f16;
+} aq_quant_grid_params;
+// fake_quant(x T[M,K], scale T[M,G], zero T[M,G]) -> (y)
+//   y = (clamp(round(x/s) + z, 0, 2^bits-1) - z) s
+typedef struct { int32_t bits, group; } aq_fake_quant_params;
+// fake_quant_grad(x T[M,K], scale, zero, g T[M,K], clip T?) -> (gx T[M,K], gclip T like clip, else [0])
+//   straight through every round (z's too), clamp passes inside and at its bounds, max and min pass
+//   to the extreme elements (ties share equally). See docs/method.md for the formulas.
+typedef struct {
+  double floor;
+  int32_t bits, group, symmetric, pad;
+} aq_fake_quant_grad_params;
+// fake_quant_gemm(a T, b T, a_scale?, a_zero?, b_scale?, b_zero?, bias T[N]?) -> (c T[M,N])
+//   c = op(A^) op(B^) + bias;  a is stored [M,K] (trans_a 0) or [K,M] (1); b [K,N] (0) or [N,K] (1);
+//   A^ = fake_quant(a) on the stored matrix where its grid is given (bits, group along stored rows),
+//   applied while panels are packed: the quantized operand never exists in memory.
+//   accumulate: c (then given by the caller) += ... instead of =.
+//   A leading batch is flattened into stored rows.
+typedef struct {
+  int32_t trans_a, trans_b, a_bits, a_group, b_bits, b_group, accumulate, pad;
+} aq_fake_quant_gemm_params;
+// quantize(x T[M,K], scale T[M,G], zero T[M,G]) -> (codes U8[M,K])   clamp(round(x/s) + z, 0, 2^bits-1)
+typedef struct { int32_t bits, group; } aq_quantize_params;
+// dequantize(codes U8[M,K], scale T[M,G], zero T[M,G]) -> (x T[M,K])  (code - z) s
+typedef struct { int32_t group, pad; } aq_dequantize_params;
+
+// ---------------------------------------------------------------- the block
+// rms_norm(x T[M,C], w T[C]) -> (y T[M,C], rstd T[M])      rstd = 1/sqrt(mean x^2 + eps), y = x rstd w
+typedef struct { double eps; } aq_rms_norm_params;
+// rms_norm_grad(x, w, rstd, g T[M,C]) -> (gx T[M,C], gw T[C])
+typedef struct { int32_t pad[2]; } aq_rms_norm_grad_params;
+// rope(x T[M, heads*D], cos T[T, D/2], sin T[T, D/2]) -> (y)   row m is position m mod T
+//   y_i = x_i c - x_{i+D/2} s, y_{i+D/2} = x_{i+D/2} c + x_i s; inverse: s -> -s (also the gradient)
+typedef struct { int32_t heads, inverse; } aq_rope_params;
+// attention(q T[B,T,H*D], k T[B,T,Hkv*D], v T[B,T,Hkv*D], q_scale?, q_zero?, k_scale?, k_zero?, v_scale?, v_zero?)
+//     -> (o T[B,T,H*D], lse T[B,H,T])      causal softmax(scale q kT) v, query head h uses kv head
+//   h/(H/Hkv); grids, where given, are per token and head ([B*T, H] or [B*T, Hkv]) and are applied
+//   on load. lse = log sum exp of the scaled logits. No T x T matrix is kept.
+typedef struct { double scale; int32_t heads, kv_heads, bits, pad; } aq_attention_params;
+// attention_grad(q, k, v, q_scale?, q_zero?, k_scale?, k_zero?, v_scale?, v_zero?, o, lse, go T[B,T,H*D])
+//     -> (gq T like q, gk, gv)             with respect to the (quantized) values that were used
+typedef struct { double scale; int32_t heads, kv_heads, bits, pad; } aq_attention_grad_params;
+// silu_mul(gate T, up T) -> (y)            y = gate sigmoid(gate) up
+typedef struct { int32_t pad[2]; } aq_silu_mul_params;
+// silu_mul_grad(gate T, up T, g T) -> (ggate, gup)
+typedef struct { int32_t pad[2]; } aq_silu_mul_grad_params;
+
+// ---------------------------------------------------------------- loss and evaluation
+// mse(y T, t T) -> (loss T[1])             mean (y - t)^2, summed in f64 over fixed chunks
+typedef struct { int32_t pad[2]; } aq_mse_params;
+// mse_grad(y T, t T, g T[1]) -> (gy T)     2 (y - t) g / numel
+typedef struct { int32_t pad[2]; } aq_mse_grad_params;
+// sq_diff(a T, b T?) -> (y F64[1])         sum (a - b)^2 in f64; absent b counts as zero
+typedef struct { int32_t pad[2]; } aq_sq_diff_params;
+// cross_entropy(logits T[M,V], ids I32[M]) -> (loss T[M])   -log softmax at ids; AQ_ARG if an id >= V
+typedef struct { int32_t pad[2]; } aq_cross_entropy_params;
+// gather_rows(table F64|F32|BF16|F16 [V,C], ids I32[M]) -> (y dtype [M,C])   AQ_ARG if an id is outside
+typedef struct { int32_t dtype, pad; } aq_gather_rows_params;
+// channel_stats(x T[M,C]) -> (abs_max T[C], max T[C], min T[C])
+typedef struct { int32_t pad[2]; } aq_channel_stats_params;
+// all_finite(x T) -> (flag I32[1])         1 if no NaN or infinity
+typedef struct { int32_t pad[2]; } aq_all_finite_params;
+
+#ifdef __cplusplus
+}
+#endif

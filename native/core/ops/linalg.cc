@@ -1,0 +1,46 @@
+// Shape rules: inverse (batched LU), matmul (batched product).
+#include "native/core/op.h"
+
+namespace aq {
+
+namespace {
+void inferInverse(Infer& in) {
+  in.compute({0});
+  in.rank(0, 3);
+  const Shape& a = in.shape(0);
+  if (a[1] != a[2]) {
+    in.fail(AQ_SHAPE, "only square matrices have an inverse, a is %s", toString(a).c_str());
+  }
+  in.range("pivot", in.params<aq_inverse_params>().pivot, 0, 1);
+  in.outputLike(0);
+}
+
+void inferMatmul(Infer& in) {
+  const int32_t dtype = in.compute({0, 1});
+  const auto& p = in.params<aq_matmul_params>();
+  in.rank(0, 3);
+  in.rank(1, 3);
+  const Shape& a = in.shape(0);
+  const Shape& b = in.shape(1);
+  const int64_t m = p.trans_a ? a[2] : a[1];
+  const int64_t ka = p.trans_a ? a[1] : a[2];
+  const int64_t kb = p.trans_b ? b[2] : b[1];
+  const int64_t n = p.trans_b ? b[1] : b[2];
+  if (a[0] != b[0] || ka != kb) {
+    in.fail(AQ_SHAPE, "batch or inner sizes differ: a %s%s x b %s%s", toString(a).c_str(),
+            p.trans_a ? " transposed" : "", toString(b).c_str(), p.trans_b ? " transposed" : "");
+  }
+  in.output(dtype, {a[0], m, n});
+}
+}  // namespace
+
+void addLinalgOps(std::vector<OpSpec>& ops) {
+  using P = aq_matmul_params;
+  ops.push_back({"inverse", {{"a"}}, {"x"}, {AQ_INT(aq_inverse_params, pivot)},
+                 sizeof(aq_inverse_params), inferInverse});
+  ops.push_back({"matmul", {{"a"}, {"b"}}, {"y"},
+                 {AQ_INT(P, trans_a), AQ_INT(P, trans_b), AQ_FLOAT(P, alpha)}, sizeof(P),
+                 inferMatmul});
+}
+
+}  // namespace aq

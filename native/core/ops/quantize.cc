@@ -1,0 +1,140 @@
+// Shape rules of quantization: grids, fake quantization and its gradient, the fused product, codes.
+#include "native/core/op.h"
+
+namespace aq {
+
+namespace {
+
+int64_t groupsOf(const Infer& in, int32_t group, int64_t columns) {
+  in.range("group", group, 0, 2147483647.0);
+  if (group == 0) return columns ? 1 : 0;
+  return (columns + group - 1) / group;
+}
+
+// scale and zero (inputs s and s+1) must be [M, G] for the matrix in input x.
+void checkGrid(const Infer& in, int x, int s, int32_t bits, int32_t group) {
+  in.range("bits", bits, 1, 8);
+  const int64_t groups = groupsOf(in, group, in.cols(x));
+  in.elements(s, in.rows(x) * groups, "one per row and group");
+  in.elements(s + 1, in.rows(x) * groups, "one per row and group");
+}
+
+void checkClip(const Infer& in, int clip, int64_t grids) {
+  if (!in.has(clip) || in.numel(clip) == 1) return;
+  in.elements(clip, 2 * grids, "1, or 2 per row and group");
+}
+
+void inferQuantGrid(Infer& in) {
+  const int32_t dtype = in.compute({0, 1});
+  const auto& p = in.params<aq_quant_grid_params>();
+  in.range("bits", p.bits, p.symmetric ? 2 : 1, 8);
+  in.range("floor", p.floor, 1e-30, 1e30);
+  const int64_t rows = in.rows(0), groups = groupsOf(in, p.group, in.cols(0));
+  checkClip(in, 1, rows * groups);
+  in.output(dtype, {rows, groups});
+  in.output(dtype, {rows, groups});
+}
+
+void inferFakeQuant(Infer& in) {
+  in.compute({0, 1, 2});
+  const auto& p = in.params<aq_fake_quant_params>();
+  checkGrid(in, 0, 1, p.bits, p.group);
+  in.outputLike(0);
+}
+
+void inferFakeQuantGrad(Infer& in) {
+  const int32_t dtype = in.compute({0, 1, 2, 3, 4});
+  const auto& p = in.params<aq_fake_quant_grad_params>();
+  checkGrid(in, 0, 1, p.bits, p.group);
+  in.elements(3, in.numel(0), "as many as x");
+  checkClip(in, 4, in.numel(1));
+  in.outputLike(0);
+  in.output(dtype, in.has(4) ? in.shape(4) : Shape{0});
+}
+
+void inferFakeQuantGemm(Infer& in) {
+  const int32_t dtype = in.compute({0, 1, 2, 3, 4, 5, 6});
+  const auto& p = in.params<aq_fake_quant_gemm_params>();
+  const int64_t m = p.trans_a ? in.cols(0) : in.rows(0);
+  const int64_t ka = p.trans_a ? in.rows(0) : in.cols(0);
+  const int64_t kb = p.trans_b ? in.cols(1) : in.rows(1);
+  const int64_t n = p.trans_b ? in.rows(1) : in.cols(1);
+  if (ka != kb) {
+    in.fail(AQ_SHAPE, "inner sizes differ: a %s%s x b %s%s: %lld and %lld",
+            toString(in.shape(0)).c_str(), p.trans_a ? " transposed" : "",
+            toString(in.shape(1)).c_str(), p.trans_b ? " transposed" : "",
+            static_cast<long long>(ka), static_cast<long long>(kb));
+  }
+  for (int side = 0; side < 2; side++) {
+    const int scale = 2 + 2 * side;
+    if (in.has(scale) != in.has(scale + 1)) {
+      in.fail(AQ_ARG, "%s needs both its scale and its zero, or neither", side ? "b" : "a");
+    }
+    if (in.has(scale)) {
+      checkGrid(in, side, scale, side ? p.b_bits : p.a_bits, side ? p.b_group : p.a_group);
+    }
+  }
+  if (in.has(6)) in.elements(6, n, "one per column of the product");
+  // Leading dimensions of a survive where a is not transposed: [B, T, K] x W -> [B, T, N].
+  Shape shape = p.trans_a ? Shape{m, n} : in.shape(0);
+  if (!p.trans_a) {
+    if (shape.empty()) shape = {1};
+    shape.back() = n;
+  }
+  in.output(dtype, shape);
+}
+
+void inferQuantize(Infer& in) {
+  in.compute({0, 1, 2});
+  const auto& p = in.params<aq_quantize_params>();
+  checkGrid(in, 0, 1, p.bits, p.group);
+  in.output(AQ_U8, in.shape(0));
+}
+
+void inferDequantize(Infer& in) {
+  const int32_t dtype = in.compute({1, 2});
+  if (in.dtype(0) != AQ_U8) in.fail(AQ_DTYPE, "codes must be u8, got %s", dtypeName(in.dtype(0)));
+  checkGrid(in, 0, 1, 8, in.params<aq_dequantize_params>().group);
+  in.output(dtype, in.shape(0));
+}
+
+}  // namespace
+
+void addQuantizeOps(std::vector<OpSpec>& ops) {
+  using Grid = aq_quant_grid_params;
+  using Fake = aq_fake_quant_params;
+  using Grad = aq_fake_quant_grad_params;
+  using Gemm = aq_fake_quant_gemm_params;
+  ops.push_back({"quant_grid", {{"x"}, {"clip", kOptional}}, {"scale", "zero"},
+                 {AQ_INT(Grid, bits), AQ_INT(Grid, group), AQ_INT(Grid, symmetric),
+                  AQ_INT(Grid, round_f16), AQ_FLOAT(Grid, floor)},
+                 sizeof(Grid), inferQuantGrid});
+  ops.push_back({"fake_quant", {{"x"}, {"scale"}, {"zero"}}, {"y"},
+                 {AQ_INT(Fake, bits), AQ_INT(Fake, group)}, sizeof(Fake), inferFakeQuant});
+  ops.push_back({"fake_quant_grad", {{"x"}, {"scale"}, {"zero"}, {"g"}, {"clip", kOptional}},
+                 {"gx", "gclip"},
+                 {AQ_INT(Grad, bits), AQ_INT(Grad, group), AQ_INT(Grad, symmetric),
+                  AQ_FLOAT(Grad, floor)},
+                 sizeof(Grad), inferFakeQuantGrad});
+  ops.push_back({"fake_quant_gemm",
+                 {{"a"},
+                  {"b"},
+                  {"a_scale", kOptional},
+                  {"a_zero", kOptional},
+                  {"b_scale", kOptional},
+                  {"b_zero", kOptional},
+                  {"bias", kOptional}},
+                 {"c"},
+                 {AQ_INT(Gemm, trans_a), AQ_INT(Gemm, trans_b), AQ_INT(Gemm, a_bits),
+                  AQ_INT(Gemm, a_group), AQ_INT(Gemm, b_bits), AQ_INT(Gemm, b_group),
+                  AQ_INT(Gemm, accumulate)},
+                 sizeof(Gemm), inferFakeQuantGemm});
+  ops.push_back({"quantize", {{"x"}, {"scale"}, {"zero"}}, {"codes"},
+                 {AQ_INT(aq_quantize_params, bits), AQ_INT(aq_quantize_params, group)},
+                 sizeof(aq_quantize_params), inferQuantize});
+  ops.push_back({"dequantize", {{"codes"}, {"scale"}, {"zero"}}, {"x"},
+                 {AQ_INT(aq_dequantize_params, group)}, sizeof(aq_dequantize_params),
+                 inferDequantize});
+}
+
+}  // namespace aq

@@ -1,0 +1,115 @@
+// masked_adam.h: AdamW on the learnable band of square matrices with the projection that keeps them
+// strictly diagonally dominant (masked_adam), and plain AdamW (adam).
+//
+// Of a matrix only |i - j| <= band is read or written, so a step costs what the band holds. The
+// update is torch.optim.AdamW's: decoupled decay first, then p -= (lr / bc1) m / (sqrt(v / bc2) + eps).
+
+template <class T>
+struct AdamFactors {
+  T decay, beta1, beta2, rest1, rest2, rate, inverseRoot, eps;
+
+  // The parameter structs of both ops have these fields. Bias corrections are taken in f64.
+  template <class P>
+  explicit AdamFactors(const P& p)
+      : decay(T(1.0 - p.lr * p.weight_decay)),
+        beta1(T(p.beta1)),
+        beta2(T(p.beta2)),
+        rest1(T(1.0 - p.beta1)),
+        rest2(T(1.0 - p.beta2)),
+        rate(T(p.lr / (1.0 - std::pow(p.beta1, double(p.step))))),
+        inverseRoot(T(1.0 / std::sqrt(1.0 - std::pow(p.beta2, double(p.step))))),
+        eps(T(p.eps)) {}
+};
+
+template <class T>
+inline void adamRange(const AdamFactors<T>& factors, T* __restrict p, const T* __restrict g,
+                      T* __restrict m, T* __restrict v, int64_t n) {
+  const AdamFactors<T> f = factors;
+  for (int64_t i = 0; i < n; i++) {
+    const T mean = f.beta1 * m[i] + f.rest1 * g[i];
+    const T square = f.beta2 * v[i] + f.rest2 * (g[i] * g[i]);
+    m[i] = mean;
+    v[i] = square;
+    p[i] = f.decay * p[i] - f.rate * mean / (std::sqrt(square) * f.inverseRoot + f.eps);
+  }
+}
+
+template <class T>
+inline T absSum(const T* x, int64_t n) {
+  constexpr int L = kLanes<T>;
+  T lane[L] = {};
+  int64_t i = 0;
+  for (; i + L <= n; i += L)
+    for (int j = 0; j < L; j++) lane[j] += x[i + j] < T(0) ? -x[i + j] : x[i + j];
+  for (int j = 0; i < n; i++, j++) lane[j] += x[i] < T(0) ? -x[i] : x[i];
+  for (int width = L / 2; width > 0; width /= 2)
+    for (int j = 0; j < width; j++) lane[j] += lane[j + width];
+  return lane[0];
+}
+
+// Row r of a matrix: `left` band entries before the diagonal at row[left], `right` after it.
+// Returns the row's ratio off / |diagonal| after the projection.
+template <class T>
+inline T projectRow(T* row, int64_t left, int64_t right, T sf, T limit) {
+  const T diagonal = row[left] < T(0) ? -row[left] : row[left];
+  T off = sf * (absSum(row, left) + absSum(row + left + 1, right));
+  if (limit > T(0) && off > limit * diagonal) {
+    const T shrink = limit * diagonal / off;
+    for (int64_t j = 0; j < left; j++) row[j] *= shrink;
+    for (int64_t j = left + 1; j <= left + right; j++) row[j] *= shrink;
+    off = sf * (absSum(row, left) + absSum(row + left + 1, right));
+  }
+  // A zero diagonal is as far from dominance as can be, whatever stands beside it.
+  return diagonal == T(0) ? std::numeric_limits<T>::infinity() : off / diagonal;
+}
+
+static int32_t masked_adam(aq_queue*, const aq_view* in, int32_t, const aq_view* out, int32_t,
+                           const void* params, aq_error* err) {
+  const auto& o = *static_cast<const aq_masked_adam_params*>(params);
+  const int64_t matrices = in[0].dim[0];
+  const int64_t size = in[0].dim[1];
+  const int64_t band = o.band < 0 ? 0 : (o.band < size ? o.band : size - 1);
+  return visitFloat(in[0].dtype, [&](auto zero) {
+    using T = decltype(zero);
+    const AdamFactors<T> factors(o);
+    const T sf = T(o.sf < 0 ? -o.sf : o.sf);
+    const Partials<T> partials(matrices * size);
+    T* ratios = partials.data();
+    if (!ratios) return noPartials(err, "masked_adam", matrices * size * int64_t(sizeof(T)));
+    forRows(matrices * size, 2 * band + 1, [&](int64_t first, int64_t end) {
+      for (int64_t row = first; row < end; row++) {
+        const int64_t i = row % size;
+        const int64_t left = i < band ? i : band;
+        const int64_t right = size - 1 - i < band ? size - 1 - i : band;
+        const int64_t at = row * size + i - left;
+        T* p = mut<T>(in[0]) + at;
+        adamRange(factors, p, ptr<T>(in[1]) + at, mut<T>(in[2]) + at, mut<T>(in[3]) + at,
+                  left + 1 + right);
+        ratios[row] = projectRow(p, left, right, sf, T(o.limit));
+      }
+    });
+    for (int64_t b = 0; b < matrices; b++) {
+      T worst = T(0);
+      for (int64_t i = 0; i < size; i++) {
+        const T ratio = ratios[b * size + i];
+        if (ratio > worst || ratio != ratio) worst = ratio;  // a NaN stays
+      }
+      mut<T>(out[0])[b] = T(1) - worst;
+    }
+    return int32_t(AQ_OK);
+  });
+}
+
+static int32_t adam(aq_queue*, const aq_view* in, int32_t, const aq_view*, int32_t,
+                    const void* params, aq_error*) {
+  const auto& o = *static_cast<const aq_adam_params*>(params);
+  return visitFloat(in[0].dtype, [&](auto zero) {
+    using T = decltype(zero);
+    const AdamFactors<T> factors(o);
+    forChunks(numel(in[0]), [&](int64_t i, int64_t end) {
+      adamRange(factors, mut<T>(in[0]) + i, ptr<T>(in[1]) + i, mut<T>(in[2]) + i,
+                mut<T>(in[3]) + i, end - i);
+    });
+    return int32_t(AQ_OK);
+  });
+}

@@ -1,0 +1,49 @@
+// table.h: the level's kernels by op name. Every op of params.h has a row here; backend.cc reaches
+// them through kernelRows, the only name of a level that has external linkage.
+
+#define AQ_ROW(op) {#op, sizeof(aq_##op##_params), op}
+static const aq_kernel_row kKernelRows[] = {
+    AQ_ROW(fill),
+    AQ_ROW(cast),
+    AQ_ROW(add),
+    AQ_ROW(axpy),
+    AQ_ROW(mul),
+    AQ_ROW(exp),
+    AQ_ROW(scale_weight),
+    AQ_ROW(scale_weight_grad),
+    AQ_ROW(head_matmul),
+    AQ_ROW(head_matmul_grad),
+    AQ_ROW(rotate_pairs),
+    AQ_ROW(rotate_pairs_grad),
+    AQ_ROW(gradual_mask),
+    AQ_ROW(inverse),
+    AQ_ROW(matmul),
+    AQ_ROW(masked_adam),
+    AQ_ROW(adam),
+    AQ_ROW(quant_grid),
+    AQ_ROW(fake_quant),
+    AQ_ROW(fake_quant_grad),
+    AQ_ROW(fake_quant_gemm),
+    AQ_ROW(quantize),
+    AQ_ROW(dequantize),
+    AQ_ROW(rms_norm),
+    AQ_ROW(rms_norm_grad),
+    AQ_ROW(rope),
+    AQ_ROW(attention),
+    AQ_ROW(attention_grad),
+    AQ_ROW(silu_mul),
+    AQ_ROW(silu_mul_grad),
+    AQ_ROW(mse),
+    AQ_ROW(mse_grad),
+    AQ_ROW(sq_diff),
+    AQ_ROW(cross_entropy),
+    AQ_ROW(gather_rows),
+    AQ_ROW(channel_stats),
+    AQ_ROW(all_finite),
+};
+#undef AQ_ROW
+
+const aq_kernel_row* kernelRows(uint32_t* count) {
+  *count = uint32_t(sizeof kKernelRows / sizeof kKernelRows[0]);
+  return kKernelRows;
+}

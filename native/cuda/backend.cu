@@ -1,0 +1,167 @@
+// backend.cu: the table of functions that the CUDA backend hands to the engine: devices, queues
+// (streams), memory and copies. The kernels are in files of their own; kRows below names them.
+//
+// Ownership  a queue is the caller's until queue_close; memory belongs to the queue it came from and
+//            is released in that queue's order, so that no synchronization is needed to reuse it.
+// Copies     to the device return when the host memory may be reused (host memory is pageable), to
+//            the host when the bytes are there; between device addresses they are only enqueued.
+// Nothing throws; every error is a code and one sentence.
+#include <new>
+
+#include "native/abi/params.h"
+#include "native/cuda/check.h"
+#include "native/cuda/device_state.h"
+#include "native/cuda/kernels.h"
+#include "native/cuda/queue.h"
+
+namespace aq::cuda {
+
+namespace {
+
+int32_t deviceInfo(int32_t device, aq_device_info* info, aq_error* err) {
+  if (!stateOf(device, err)) return err->code;
+  cudaDeviceProp props;
+  int driver = 0, runtime = 0;
+  CUDA_CHECK(cudaGetDeviceProperties(&props, device));
+  CUDA_CHECK(cudaDriverGetVersion(&driver));
+  CUDA_CHECK(cudaRuntimeGetVersion(&runtime));
+  *info = {};
+  snprintf(info->name, sizeof info->name, "%.127s", props.name);
+  snprintf(info->detail, sizeof info->detail, "compute %d.%d, driver %d.%d, runtime %d.%d",
+           props.major, props.minor, driver / 1000, driver % 1000 / 10, runtime / 1000,
+           runtime % 1000 / 10);
+  info->total_bytes = props.totalGlobalMem;
+  return AQ_OK;
+}
+
+int32_t queueOpen(int32_t device, aq_queue** queue, aq_error* err) {
+  DeviceState* state = stateOf(device, err);
+  if (!state) return err->code;
+  if (prepareDevice(device, *state, err) != AQ_OK) return err->code;
+  cudaStream_t stream = nullptr;
+  CUDA_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+  *queue = new (std::nothrow) aq_queue{device, stream};
+  if (*queue) return AQ_OK;
+  cudaStreamDestroy(stream);
+  return fail(err, AQ_OOM, "cuda: out of host memory for a queue.");
+}
+
+// Errors have nowhere to go here and in release; at a process's end the driver may be gone already.
+void queueClose(aq_queue* queue) {
+  if (!queue) return;
+  cudaSetDevice(queue->device);
+  cudaStreamSynchronize(queue->stream);
+  cudaStreamDestroy(queue->stream);
+  (void)cudaGetLastError();
+  delete queue;
+}
+
+int32_t queueSync(aq_queue* queue, aq_error* err) {
+  CUDA_CHECK(cudaSetDevice(queue->device));
+  CUDA_CHECK(cudaStreamSynchronize(queue->stream));
+  return AQ_OK;
+}
+
+int32_t alloc(aq_queue* queue, uint64_t bytes, void** data, aq_error* err) {
+  DeviceState* state = stateOf(queue->device, err);
+  if (!state) return err->code;
+  CUDA_CHECK(cudaSetDevice(queue->device));
+  // An empty tensor has an address too: a null pointer means an absent one.
+  const size_t size = bytes ? bytes : 1;
+  cudaError_t status = cudaMallocFromPoolAsync(data, size, state->pool, queue->stream);
+  if (status == cudaErrorMemoryAllocation) {
+    // What the pool keeps may be in pieces that do not fit, or wait for work that still runs.
+    (void)cudaGetLastError();
+    CUDA_CHECK(cudaDeviceSynchronize());
+    CUDA_CHECK(cudaMemPoolTrimTo(state->pool, 0));
+    status = cudaMallocFromPoolAsync(data, size, state->pool, queue->stream);
+  }
+  if (status == cudaErrorMemoryAllocation) {
+    (void)cudaGetLastError();
+    size_t freeBytes = 0, totalBytes = 0;
+    cudaMemGetInfo(&freeBytes, &totalBytes);
+    return fail(err, AQ_OOM,
+                "cuda: device %d is out of memory: %llu bytes requested, %llu of %llu free; use a "
+                "smaller batch or sequence length, or free the device of other programs.",
+                queue->device, static_cast<unsigned long long>(bytes),
+                static_cast<unsigned long long>(freeBytes),
+                static_cast<unsigned long long>(totalBytes));
+  }
+  CUDA_CHECK(status);
+  state->countAlloc(bytes);
+  return AQ_OK;
+}
+
+void release(aq_queue* queue, void* data, uint64_t bytes) {
+  aq_error ignored;
+  DeviceState* state = stateOf(queue->device, &ignored);
+  if (!data || !state) return;
+  cudaSetDevice(queue->device);
+  cudaFreeAsync(data, queue->stream);
+  (void)cudaGetLastError();
+  state->countRelease(bytes);
+}
+
+int32_t copy(aq_queue* queue, void* dst, const void* src, uint64_t bytes, int32_t kind,
+             aq_error* err) {
+  if (bytes == 0) return AQ_OK;
+  CUDA_CHECK(cudaSetDevice(queue->device));
+  switch (kind) {
+    case AQ_HOST_TO_DEVICE:
+      CUDA_CHECK(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyHostToDevice, queue->stream));
+      return AQ_OK;
+    case AQ_DEVICE_TO_HOST:
+      CUDA_CHECK(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToHost, queue->stream));
+      CUDA_CHECK(cudaStreamSynchronize(queue->stream));
+      return AQ_OK;
+    case AQ_DEVICE_TO_DEVICE:
+      CUDA_CHECK(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToDevice, queue->stream));
+      return AQ_OK;
+    default:
+      return fail(err, AQ_INTERNAL, "cuda: copy was called with the unknown kind %d.", kind);
+  }
+}
+
+int32_t memory(int32_t device, aq_memory_info* info, aq_error* err) {
+  DeviceState* state = stateOf(device, err);
+  if (!state) return err->code;
+  if (prepareDevice(device, *state, err) != AQ_OK) return err->code;
+  uint64_t reserved = 0, used = 0;
+  CUDA_CHECK(cudaMemPoolGetAttribute(state->pool, cudaMemPoolAttrReservedMemCurrent, &reserved));
+  CUDA_CHECK(cudaMemPoolGetAttribute(state->pool, cudaMemPoolAttrUsedMemCurrent, &used));
+  *info = {};
+  info->used_bytes = state->usedBytes.load();
+  info->cached_bytes = reserved > used ? reserved - used : 0;
+  info->peak_bytes = state->peakBytes.load();
+  return AQ_OK;
+}
+
+const aq_kernel_row kRows[] = {
+    {"fill", sizeof(aq_fill_params), fill},
+    {"cast", sizeof(aq_cast_params), cast},
+    {"adam", sizeof(aq_adam_params), adam},
+    {"masked_adam", sizeof(aq_masked_adam_params), masked_adam},
+};
+
+const aq_backend kBackend = {
+    .abi_version = AQ_ABI_VERSION,
+    .struct_size = sizeof(aq_backend),
+    .name = "cuda",
+    .device_count = deviceCount,
+    .device_info = deviceInfo,
+    .queue_open = queueOpen,
+    .queue_close = queueClose,
+    .queue_sync = queueSync,
+    .alloc = alloc,
+    .release = release,
+    .copy = copy,
+    .memory = memory,
+    .rows = kRows,
+    .row_count = sizeof kRows / sizeof kRows[0],
+};
+
+}  // namespace
+
+const aq_backend* backend() { return &kBackend; }
+
+}  // namespace aq::cuda

@@ -1,0 +1,171 @@
+// Cases of rms_norm, rope, silu_mul and their gradients.
+import {
+  rmsNorm as rmsNormReference,
+  rope as ropeReference,
+  siluMul as siluMulReference,
+} from "../reference/block.ts";
+import { differences } from "../reference/finite-differences.ts";
+import { CLOSE, DIFFERENCES, type Dims, dim, input, type OpCase, param, SUMMED } from "./case.ts";
+
+// ---------------------------------------------------------------- rms_norm
+
+const NORM_SETS: readonly Dims[] = [
+  { M: 1, C: 1 },
+  { M: 3, C: 7 },
+  { M: 5, C: 64 },
+  { M: 33, C: 19 },
+];
+const NORM_REAL: readonly Dims[] = [
+  { M: 2048, C: 512 },
+  { M: 2048, C: 4096 },
+];
+const EPS = 1e-5;
+
+const normElements = (dims: Dims) => dim(dims, "M") * dim(dims, "C");
+
+const rmsNorm: OpCase = {
+  op: "rms_norm",
+  sets: NORM_SETS,
+  real: NORM_REAL,
+  make: (draw, dims) => {
+    const C = dim(dims, "C");
+    return {
+      inputs: [draw.normal([dim(dims, "M"), C], 2), draw.normal([C], 0.2, 1)],
+      params: { eps: EPS },
+    };
+  },
+  reference: (call) => {
+    const { y, rstd } = rmsNormReference(input(call, 0).data, input(call, 1).data, EPS);
+    return [y, rstd];
+  },
+  tolerance: SUMMED,
+  bytes: (dims, size) => 2 * normElements(dims) * size,
+  flops: (dims) => 4 * normElements(dims),
+  bound: "memory",
+};
+
+const rmsNormGrad: OpCase = {
+  op: "rms_norm_grad",
+  gradient: { forward: "rms_norm", kind: "smooth" },
+  sets: NORM_SETS,
+  real: NORM_REAL,
+  make: (draw, dims) => {
+    const [x, w] = rmsNorm.make(draw, dims).inputs;
+    if (!x || !w) throw new Error("rms_norm has two inputs");
+    const rstd = draw.value(rmsNormReference(x.data, w.data, EPS).rstd, [dim(dims, "M")]);
+    return { inputs: [x, w, rstd, draw.normal(x.shape)], params: {} };
+  },
+  reference: (call) => {
+    const [x, w, g] = [input(call, 0).data, input(call, 1).data, input(call, 3).data];
+    const forward = ([xs, ws]: readonly Float64Array[]) => [
+      rmsNormReference(xs ?? x, ws ?? w, EPS).y,
+    ];
+    return [0, 1].map((which) => differences(forward, [x, w], which, [g]));
+  },
+  tolerance: DIFFERENCES,
+  bytes: (dims, size) => 3 * normElements(dims) * size,
+  flops: (dims) => 9 * normElements(dims),
+  bound: "memory",
+};
+
+// ---------------------------------------------------------------- rope
+
+const ropeElements = (dims: Dims) =>
+  dim(dims, "B") * dim(dims, "T") * dim(dims, "heads") * dim(dims, "D");
+
+const rope: OpCase = {
+  op: "rope",
+  sets: [
+    { B: 1, T: 1, heads: 1, D: 2, inverse: 0 },
+    { B: 2, T: 5, heads: 3, D: 6, inverse: 0 },
+    { B: 3, T: 4, heads: 1, D: 16, inverse: 1 },
+    { B: 1, T: 9, heads: 2, D: 34, inverse: 0 },
+  ],
+  real: [
+    { B: 1, T: 2048, heads: 8, D: 64, inverse: 0 },
+    { B: 1, T: 2048, heads: 32, D: 128, inverse: 1 },
+  ],
+  make: (draw, dims) => {
+    const [B, T] = [dim(dims, "B"), dim(dims, "T")];
+    const [heads, D] = [dim(dims, "heads"), dim(dims, "D")];
+    const angles = Float64Array.from({ length: (T * D) / 2 }, (_, i) => {
+      const pair = i % (D / 2);
+      return Math.floor(i / (D / 2)) * 10000 ** ((-2 * pair) / D);
+    });
+    const table = [T, D / 2];
+    return {
+      inputs: [
+        draw.normal([B, T, heads * D]),
+        draw.value(angles.map(Math.cos), table),
+        draw.value(angles.map(Math.sin), table),
+      ],
+      params: { heads, inverse: dim(dims, "inverse") },
+    };
+  },
+  reference: (call) => {
+    const [x, cos, sin] = [input(call, 0), input(call, 1), input(call, 2)];
+    const [T, half] = cos.shape as [number, number];
+    const sizes = { T, heads: param(call, "heads"), D: 2 * half };
+    return [ropeReference(x.data, cos.data, sin.data, sizes, param(call, "inverse") !== 0)];
+  },
+  tolerance: CLOSE,
+  bytes: (dims, size) => 2 * ropeElements(dims) * size,
+  flops: (dims) => 3 * ropeElements(dims),
+  bound: "memory",
+};
+
+// ---------------------------------------------------------------- silu_mul
+
+const SILU_SETS: readonly Dims[] = [
+  { M: 1, F: 1 },
+  { M: 3, F: 7 },
+  { M: 17, F: 129 },
+];
+const SILU_REAL: readonly Dims[] = [
+  { M: 2048, F: 1376 },
+  { M: 2048, F: 11008 },
+];
+
+const siluElements = (dims: Dims) => dim(dims, "M") * dim(dims, "F");
+
+const siluMul: OpCase = {
+  op: "silu_mul",
+  sets: SILU_SETS,
+  real: SILU_REAL,
+  make: (draw, dims) => {
+    const shape = [dim(dims, "M"), dim(dims, "F")];
+    return { inputs: [draw.normal(shape, 4), draw.normal(shape)], params: {} };
+  },
+  reference: (call) => [siluMulReference(input(call, 0).data, input(call, 1).data)],
+  tolerance: CLOSE,
+  bytes: (dims, size) => 3 * siluElements(dims) * size,
+  flops: (dims) => 22 * siluElements(dims),
+  bound: "memory",
+};
+
+const siluMulGrad: OpCase = {
+  op: "silu_mul_grad",
+  gradient: { forward: "silu_mul", kind: "smooth" },
+  // Differences of n elements cost n^2: fewer elements than forward.
+  sets: [
+    { M: 1, F: 1 },
+    { M: 3, F: 7 },
+    { M: 5, F: 51 },
+  ],
+  real: SILU_REAL,
+  make: (draw, dims) => {
+    const forward = siluMul.make(draw, dims);
+    return { inputs: [...forward.inputs, draw.normal(input(forward, 0).shape)], params: {} };
+  },
+  reference: (call) => {
+    const [gate, up, g] = [input(call, 0).data, input(call, 1).data, input(call, 2).data];
+    const forward = ([a, b]: readonly Float64Array[]) => [siluMulReference(a ?? gate, b ?? up)];
+    return [0, 1].map((which) => differences(forward, [gate, up], which, [g]));
+  },
+  tolerance: DIFFERENCES,
+  bytes: (dims, size) => 5 * siluElements(dims) * size,
+  flops: (dims) => 28 * siluElements(dims),
+  bound: "memory",
+};
+
+export const CASES: readonly OpCase[] = [rmsNorm, rmsNormGrad, rope, siluMul, siluMulGrad];

@@ -1,0 +1,83 @@
+// Case of fake_quant_grad: the gradient of learned clipping, against the written rule.
+import { sizeOf } from "../helpers/value.ts";
+import { fakeQuantGradient } from "../reference/straight-through.ts";
+import { type Dims, dim, input, type OpCase, param } from "./case.ts";
+import { drawClip, drawGrid, GRID_REAL, GRID_SETS, gridOptions } from "./quantize.ts";
+
+/** Data that random numbers do not give; the number is the set's `data`. */
+const SPECIAL: readonly ((i: number, K: number) => number)[] = [
+  // 1: all zero; 2: constant positive; 3: constant negative: the floor, and extremes that tie.
+  () => 0,
+  () => 0.75,
+  () => -1.5,
+  // 4: positive only; 5: negative only: the other extreme is the zero that belongs to every grid.
+  (i) => 0.1 + ((i * 37) % 11) / 7,
+  (i) => -0.1 - ((i * 37) % 11) / 7,
+  // 6: far below the floor; 7: twice the largest and the smallest value in each row.
+  (i) => 1e-9 * Math.cos(i),
+  (i, K) => (i % K < 2 ? 2 : i % K < 4 ? -1.25 : Math.sin(3 * i) / 2),
+];
+
+const SPECIAL_SETS: readonly Dims[] = SPECIAL.flatMap((_, i) =>
+  [0, 1].flatMap((symmetric) =>
+    [0, 1, 2].map((clip) => ({
+      M: 3,
+      K: 11,
+      group: clip === 2 ? 4 : 0,
+      bits: 3,
+      symmetric,
+      clip,
+      data: i + 1,
+    })),
+  ),
+);
+
+const elements = (dims: Dims) => dim(dims, "M") * dim(dims, "K");
+
+const fakeQuantGrad: OpCase = {
+  op: "fake_quant_grad",
+  gradient: { forward: "fake_quant", kind: "rule" },
+  sets: [...GRID_SETS, ...SPECIAL_SETS],
+  real: GRID_REAL,
+  make: (draw, dims) => {
+    const options = gridOptions(dims);
+    const shape = [options.M, options.K];
+    const special = SPECIAL[(dims["data"] ?? 0) - 1];
+    const x = special
+      ? draw.value(
+          Array.from({ length: sizeOf(shape) }, (_, i) => special(i, options.K)),
+          shape,
+        )
+      : draw.normal(shape);
+    const clip = drawClip(draw, dims);
+    return {
+      inputs: [x, ...drawGrid(draw, x, clip, options), draw.normal(shape), clip],
+      params: {
+        bits: options.bits,
+        group: options.group,
+        symmetric: dim(dims, "symmetric"),
+        floor: options.floor,
+      },
+    };
+  },
+  reference: (call) => {
+    const [x, g, clip] = [input(call, 0), input(call, 3), call.inputs[4]];
+    const [M, K] = x.shape as [number, number];
+    const { gx, gclip } = fakeQuantGradient(x.data, clip?.data, g.data, {
+      M,
+      K,
+      group: param(call, "group"),
+      bits: param(call, "bits"),
+      symmetric: param(call, "symmetric") === 1,
+      floor: param(call, "floor"),
+      roundF16: false,
+    });
+    return [gx, gclip];
+  },
+  tolerance: { f32: { rtol: 1e-4, atol: 5e-5 }, f64: { rtol: 1e-10, atol: 1e-11 } },
+  bytes: (dims, size) => 3 * elements(dims) * size,
+  flops: (dims) => 14 * elements(dims),
+  bound: "memory",
+};
+
+export const CASES: readonly OpCase[] = [fakeQuantGrad];

@@ -1,0 +1,26 @@
+// Every case of every op. A new op adds its case file here; the coverage test says so if not.
+import * as attention from "./attention.ts";
+import * as block from "./block.ts";
+import type { OpCase } from "./case.ts";
+import * as elementwise from "./elementwise.ts";
+import * as fakeQuantGemm from "./fake-quant-gemm.ts";
+import * as fakeQuantGrad from "./fake-quant-grad.ts";
+import * as fold from "./fold.ts";
+import * as linalg from "./linalg.ts";
+import * as loss from "./loss.ts";
+import * as optimizer from "./optimizer.ts";
+import * as quantize from "./quantize.ts";
+
+/** All cases, in the order of native/abi/params.h. */
+export const CASES: readonly OpCase[] = [
+  elementwise,
+  fold,
+  linalg,
+  optimizer,
+  quantize,
+  fakeQuantGrad,
+  fakeQuantGemm,
+  block,
+  attention,
+  loss,
+].flatMap((file) => file.CASES);

@@ -1,0 +1,193 @@
+// Cases of mse and its gradient, sq_diff, cross_entropy, gather_rows, channel_stats, all_finite.
+import { DTYPE_BYTES, DTYPES, type DType, dtypeCode } from "../../lib/tensor/dtype.ts";
+import { roundTo, type Value } from "../helpers/value.ts";
+import { cast } from "../reference/elementwise.ts";
+import { differences } from "../reference/finite-differences.ts";
+import * as reference from "../reference/loss.ts";
+import { DIFFERENCES, type Dims, dim, EXACT, input, type OpCase, param, SUMMED } from "./case.ts";
+
+const N_SETS: readonly Dims[] = [{ N: 1 }, { N: 13 }, { N: 5001 }, { N: 300000 }];
+const N_REAL: readonly Dims[] = [{ N: 2048 * 512 }, { N: 2048 * 4096 }];
+
+const mse: OpCase = {
+  op: "mse",
+  sets: N_SETS,
+  real: N_REAL,
+  make: (draw, dims) => {
+    const shape = [dim(dims, "N")];
+    return { inputs: [draw.normal(shape), draw.normal(shape)], params: {} };
+  },
+  reference: (call) => [Float64Array.of(reference.mse(input(call, 0).data, input(call, 1).data))],
+  // Summed in float64 whatever the type: only the result is rounded.
+  tolerance: { f32: { rtol: 2e-7, atol: 0 }, f64: { rtol: 1e-13, atol: 0 } },
+  bytes: (dims, size) => 2 * dim(dims, "N") * size,
+  flops: (dims) => 3 * dim(dims, "N"),
+  bound: "memory",
+};
+
+const mseGrad: OpCase = {
+  op: "mse_grad",
+  gradient: { forward: "mse", kind: "smooth" },
+  sets: [{ N: 1 }, { N: 13 }, { N: 257 }],
+  real: N_REAL,
+  make: (draw, dims) => {
+    const forward = mse.make(draw, dims);
+    return { inputs: [...forward.inputs, draw.normal([1])], params: {} };
+  },
+  reference: (call) => {
+    const [y, t, g] = [input(call, 0).data, input(call, 1).data, input(call, 2).data];
+    const forward = ([ys]: readonly Float64Array[]) => [Float64Array.of(reference.mse(ys ?? y, t))];
+    return [differences(forward, [y], 0, [g])];
+  },
+  tolerance: DIFFERENCES,
+  bytes: (dims, size) => 3 * dim(dims, "N") * size,
+  flops: (dims) => 2 * dim(dims, "N"),
+  bound: "memory",
+};
+
+const sqDiff: OpCase = {
+  op: "sq_diff",
+  sets: [...N_SETS.map(({ N = 1 }) => ({ N, b: 1 })), { N: 777, b: 0 }],
+  real: N_REAL.map(({ N = 1 }) => ({ N, b: 1 })),
+  make: (draw, dims) => {
+    const shape = [dim(dims, "N")];
+    const a = draw.normal(shape);
+    return { inputs: [a, dim(dims, "b") ? draw.normal(shape) : undefined], params: {} };
+  },
+  reference: (call) => [
+    Float64Array.of(reference.squaredDifference(input(call, 0).data, call.inputs[1]?.data)),
+  ],
+  tolerance: { f32: { rtol: 2e-7, atol: 0 }, f64: { rtol: 1e-13, atol: 0 } },
+  bytes: (dims, size) => (1 + dim(dims, "b")) * dim(dims, "N") * size,
+  flops: (dims) => 3 * dim(dims, "N"),
+  bound: "memory",
+};
+
+const crossEntropy: OpCase = {
+  op: "cross_entropy",
+  sets: [
+    { M: 1, V: 1 },
+    { M: 3, V: 7 },
+    { M: 9, V: 1001 },
+  ],
+  real: [
+    { M: 2048, V: 8192 },
+    { M: 512, V: 32000 },
+  ],
+  make: (draw, dims) => {
+    const [M, V] = [dim(dims, "M"), dim(dims, "V")];
+    return { inputs: [draw.normal([M, V], 5), draw.integers([M], V, "i32")], params: {} };
+  },
+  reference: (call) => {
+    const logits = input(call, 0);
+    return [reference.crossEntropy(logits.data, input(call, 1).data, logits.shape[1] ?? 0)];
+  },
+  tolerance: SUMMED,
+  bytes: (dims, size) => dim(dims, "M") * dim(dims, "V") * size,
+  flops: (dims) => 22 * dim(dims, "M") * dim(dims, "V"),
+  bound: "memory",
+};
+
+const TABLES: readonly (readonly [DType, DType])[] = [
+  ["f64", "f64"],
+  ["f32", "f32"],
+  ["bf16", "f32"],
+  ["f16", "f32"],
+  ["bf16", "f64"],
+];
+
+function dtypeAt(code: number): DType {
+  return DTYPES[code] ?? "f32";
+}
+
+const gatherRows: OpCase = {
+  op: "gather_rows",
+  dtypes: ["f32"],
+  sets: TABLES.map(([from, to], i) => ({
+    V: 11,
+    C: 1 + 7 * i,
+    M: 1 + 3 * i,
+    from: dtypeCode(from),
+    to: dtypeCode(to),
+  })),
+  real: [{ V: 8192, C: 512, M: 2048, from: dtypeCode("bf16"), to: dtypeCode("f32") }],
+  make: (draw, dims) => {
+    const [V, C, dtype] = [dim(dims, "V"), dim(dims, "C"), dtypeAt(dim(dims, "from"))];
+    const data = draw.normal([V, C]).data.map((value) => roundTo(value, dtype));
+    const table: Value = { data, shape: [V, C], dtype };
+    const ids = draw.integers([dim(dims, "M")], V, "i32");
+    return { inputs: [table, ids], params: { dtype: dim(dims, "to") } };
+  },
+  reference: (call) => {
+    const table = input(call, 0);
+    const rows = reference.gatherRows(table.data, input(call, 1).data, table.shape[1] ?? 0);
+    return [cast(rows, dtypeAt(param(call, "dtype")))];
+  },
+  tolerance: EXACT,
+  bytes: (dims) =>
+    dim(dims, "M") *
+    dim(dims, "C") *
+    (DTYPE_BYTES[dtypeAt(dim(dims, "from"))] + DTYPE_BYTES[dtypeAt(dim(dims, "to"))]),
+  flops: () => 0,
+  bound: "memory",
+};
+
+const channelStats: OpCase = {
+  op: "channel_stats",
+  sets: [
+    { M: 1, C: 1 },
+    { M: 7, C: 3 },
+    { M: 65, C: 33 },
+    { M: 700, C: 5 },
+  ],
+  real: [
+    { M: 2048, C: 512 },
+    { M: 2048, C: 4096 },
+  ],
+  make: (draw, dims) => ({
+    inputs: [draw.normal([dim(dims, "M"), dim(dims, "C")], 1, 0.5)],
+    params: {},
+  }),
+  reference: (call) => reference.channelStats(input(call, 0).data, input(call, 0).shape[1] ?? 0),
+  tolerance: EXACT,
+  bytes: (dims, size) => dim(dims, "M") * dim(dims, "C") * size,
+  flops: (dims) => 3 * dim(dims, "M") * dim(dims, "C"),
+  bound: "memory",
+};
+
+const allFinite: OpCase = {
+  op: "all_finite",
+  // bad: 0 none, 1 a NaN, 2 an infinity, at the last place.
+  sets: [
+    { N: 1, bad: 0 },
+    { N: 1, bad: 1 },
+    { N: 999, bad: 0 },
+    { N: 999, bad: 1 },
+    { N: 50000, bad: 2 },
+  ],
+  real: N_REAL.map(({ N = 1 }) => ({ N, bad: 0 })),
+  make: (draw, dims) => {
+    const N = dim(dims, "N");
+    const data = draw.normal([N]).data.slice();
+    const bad = dim(dims, "bad");
+    if (bad) data[N - 1] = bad === 1 ? Number.NaN : Number.NEGATIVE_INFINITY;
+    return { inputs: [draw.value(data, [N])], params: {} };
+  },
+  reference: (call) => [
+    Float64Array.of(input(call, 0).data.every((value) => Number.isFinite(value)) ? 1 : 0),
+  ],
+  tolerance: EXACT,
+  bytes: (dims, size) => dim(dims, "N") * size,
+  flops: () => 0,
+  bound: "memory",
+};
+
+export const CASES: readonly OpCase[] = [
+  mse,
+  mseGrad,
+  sqDiff,
+  crossEntropy,
+  gatherRows,
+  channelStats,
+  allFinite,
+];

@@ -1,0 +1,178 @@
+// Cases of the quantizers: quant_grid, fake_quant, quantize, dequantize.
+import type { Draw } from "../helpers/random.ts";
+import type { Value } from "../helpers/value.ts";
+import * as reference from "../reference/quantize.ts";
+import { type Call, CLOSE, type Dims, dim, EXACT, input, type OpCase, param } from "./case.ts";
+
+/** Smallest scales: of weights and of tokens. */
+export const WEIGHT_FLOOR = 2 ** -14;
+export const TOKEN_FLOOR = 1e-6;
+
+/** clip 0: none, 1: one logit, 2: logits [2, M, G]. */
+export const GRID_SETS: readonly Dims[] = [
+  { M: 1, K: 1, group: 0, bits: 4, symmetric: 0, clip: 0 },
+  { M: 5, K: 7, group: 0, bits: 4, symmetric: 0, clip: 2 },
+  { M: 3, K: 64, group: 32, bits: 3, symmetric: 0, clip: 2 },
+  { M: 4, K: 45, group: 16, bits: 2, symmetric: 0, clip: 2 },
+  { M: 2, K: 33, group: 8, bits: 8, symmetric: 0, clip: 1 },
+  { M: 9, K: 31, group: 0, bits: 4, symmetric: 0, clip: 1 },
+  { M: 3, K: 20, group: 20, bits: 4, symmetric: 0, clip: 0 },
+  { M: 4, K: 29, group: 12, bits: 4, symmetric: 1, clip: 2 },
+  { M: 6, K: 17, group: 0, bits: 3, symmetric: 1, clip: 1 },
+  { M: 2, K: 50, group: 25, bits: 2, symmetric: 1, clip: 0 },
+  { M: 3, K: 19, group: 6, bits: 8, symmetric: 1, clip: 2 },
+  { M: 2, K: 6, group: 1, bits: 4, symmetric: 0, clip: 2 },
+];
+
+/** Weights per channel and in groups, tokens, of llama-23m and of a 7B model. */
+export const GRID_REAL: readonly Dims[] = [
+  { M: 1376, K: 512, group: 0, bits: 4, symmetric: 0, clip: 2 },
+  { M: 1376, K: 512, group: 32, bits: 2, symmetric: 0, clip: 2 },
+  { M: 2048, K: 512, group: 0, bits: 4, symmetric: 0, clip: 1 },
+  { M: 2048, K: 512, group: 64, bits: 4, symmetric: 0, clip: 1 },
+  { M: 4096, K: 4096, group: 128, bits: 4, symmetric: 0, clip: 2 },
+];
+
+/** Clipping logits of a set, away from their start so that they matter. */
+export function drawClip(draw: Draw, dims: Dims): Value | undefined {
+  const M = dim(dims, "M");
+  const G = reference.groupCount({ M, K: dim(dims, "K"), group: dim(dims, "group") });
+  switch (dim(dims, "clip")) {
+    case 0:
+      return undefined;
+    case 1:
+      return draw.normal([1], 0.5, 2);
+    default:
+      return draw.normal([2, M, G], 0.7, 2);
+  }
+}
+
+/** What the grid of a set depends on; one logit is how tokens clip, so it brings their floor. */
+export function gridOptions(dims: Dims): reference.GridOptions {
+  return {
+    M: dim(dims, "M"),
+    K: dim(dims, "K"),
+    group: dim(dims, "group"),
+    bits: dim(dims, "bits"),
+    symmetric: dim(dims, "symmetric") === 1,
+    floor: dim(dims, "clip") === 1 ? TOKEN_FLOOR : WEIGHT_FLOOR,
+    roundF16: dims["f16"] === 1,
+  };
+}
+
+/** Scale and zero of x on the grid of a set. */
+export function drawGrid(
+  draw: Draw,
+  x: Value,
+  clip: Value | undefined,
+  options: reference.GridOptions,
+): readonly [Value, Value] {
+  const { scale, zero } = reference.quantGrid(x.data, clip?.data, options);
+  const shape = [options.M, reference.groupCount(options)];
+  return [draw.value(scale, shape), draw.value(zero, shape)];
+}
+
+const elements = (dims: Dims) => dim(dims, "M") * dim(dims, "K");
+
+const quantGrid: OpCase = {
+  op: "quant_grid",
+  sets: [
+    ...GRID_SETS,
+    { M: 7, K: 48, group: 16, bits: 3, symmetric: 0, clip: 2, f16: 1 },
+    { M: 7, K: 48, group: 0, bits: 4, symmetric: 1, clip: 0, f16: 1 },
+  ],
+  real: GRID_REAL,
+  make: (draw, dims) => {
+    const options = gridOptions(dims);
+    return {
+      inputs: [draw.normal([options.M, options.K]), drawClip(draw, dims)],
+      params: {
+        bits: options.bits,
+        group: options.group,
+        symmetric: dim(dims, "symmetric"),
+        round_f16: dims["f16"] ?? 0,
+        floor: options.floor,
+      },
+    };
+  },
+  reference: (call) => {
+    const [M, K] = input(call, 0).shape as [number, number];
+    const { scale, zero } = reference.quantGrid(input(call, 0).data, call.inputs[1]?.data, {
+      M,
+      K,
+      group: param(call, "group"),
+      bits: param(call, "bits"),
+      symmetric: param(call, "symmetric") === 1,
+      floor: param(call, "floor"),
+      roundF16: param(call, "round_f16") === 1,
+    });
+    return [scale, zero];
+  },
+  tolerance: CLOSE,
+  bytes: (dims, size) => elements(dims) * size,
+  flops: (dims) => 2 * elements(dims),
+  bound: "memory",
+};
+
+/** Inputs x, scale, zero and the parameters bits and group of a set. */
+function makeOnGrid(draw: Draw, dims: Dims): Call {
+  const options = gridOptions(dims);
+  const x = draw.normal([options.M, options.K]);
+  const grid = drawGrid(draw, x, drawClip(draw, dims), options);
+  return { inputs: [x, ...grid], params: { bits: options.bits, group: options.group } };
+}
+
+function gridOf(call: Call): reference.Grid {
+  return { scale: input(call, 1).data, zero: input(call, 2).data };
+}
+
+function groupsOf(call: Call): reference.Groups {
+  const [M, K] = input(call, 0).shape as [number, number];
+  return { M, K, group: param(call, "group") };
+}
+
+const fakeQuant: OpCase = {
+  op: "fake_quant",
+  sets: GRID_SETS,
+  real: GRID_REAL,
+  make: makeOnGrid,
+  reference: (call) => [
+    reference.fakeQuant(input(call, 0).data, gridOf(call), param(call, "bits"), groupsOf(call)),
+  ],
+  tolerance: CLOSE,
+  bytes: (dims, size) => 2 * elements(dims) * size,
+  flops: (dims) => 7 * elements(dims),
+  bound: "memory",
+};
+
+const quantize: OpCase = {
+  op: "quantize",
+  sets: GRID_SETS,
+  real: GRID_REAL,
+  make: makeOnGrid,
+  reference: (call) => [
+    reference.quantize(input(call, 0).data, gridOf(call), param(call, "bits"), groupsOf(call)),
+  ],
+  tolerance: EXACT,
+  bytes: (dims, size) => elements(dims) * (size + 1),
+  flops: (dims) => 5 * elements(dims),
+  bound: "memory",
+};
+
+const dequantize: OpCase = {
+  op: "dequantize",
+  sets: GRID_SETS,
+  real: GRID_REAL,
+  make: (draw, dims) => {
+    const { inputs, params } = makeOnGrid(draw, dims);
+    const codes = draw.integers([dim(dims, "M"), dim(dims, "K")], 2 ** dim(dims, "bits"), "u8");
+    return { inputs: [codes, ...inputs.slice(1)], params: { group: params["group"] ?? 0 } };
+  },
+  reference: (call) => [reference.dequantize(input(call, 0).data, gridOf(call), groupsOf(call))],
+  tolerance: CLOSE,
+  bytes: (dims, size) => elements(dims) * (size + 1),
+  flops: (dims) => 2 * elements(dims),
+  bound: "memory",
+};
+
+export const CASES: readonly OpCase[] = [quantGrid, fakeQuant, quantize, dequantize];

@@ -1,0 +1,7 @@
+// The devices that op tests run on.
+import { devices as engineDevices } from "../../lib/tensor/device.ts";
+
+/** Devices of this machine, the CPU first. */
+export function devices(): readonly string[] {
+  return engineDevices();
+}

@@ -1,0 +1,107 @@
+// The parts of a decoder block in float64.
+import { at, sigmoid } from "./numbers.ts";
+import { fakeQuant, type Grid } from "./quantize.ts";
+
+/** x / rms(x) * w per row, and 1 / rms. */
+export function rmsNorm(
+  x: Float64Array,
+  w: Float64Array,
+  eps: number,
+): { readonly y: Float64Array; readonly rstd: Float64Array } {
+  const C = w.length;
+  const rstd = new Float64Array(x.length / C);
+  const y = new Float64Array(x.length);
+  for (let row = 0; row < rstd.length; row++) {
+    let squares = 0;
+    for (let c = 0; c < C; c++) squares += at(x, row * C + c) ** 2;
+    const factor = 1 / Math.sqrt(squares / C + eps);
+    rstd[row] = factor;
+    for (let c = 0; c < C; c++) y[row * C + c] = at(x, row * C + c) * factor * at(w, c);
+  }
+  return { y, rstd };
+}
+
+/** Rotary positions on [M, heads D]; row m is position m mod T. */
+export function rope(
+  x: Float64Array,
+  cos: Float64Array,
+  sin: Float64Array,
+  sizes: { readonly T: number; readonly heads: number; readonly D: number },
+  inverse: boolean,
+): Float64Array {
+  const { T, heads, D } = sizes;
+  const half = D / 2;
+  const y = new Float64Array(x.length);
+  for (let index = 0; index < x.length; index++) {
+    const row = Math.floor(index / (heads * D));
+    const inHead = index % D;
+    const pair = inHead % half;
+    const c = at(cos, (row % T) * half + pair);
+    const s = at(sin, (row % T) * half + pair) * (inverse ? -1 : 1);
+    const partner = inHead < half ? -at(x, index + half) : at(x, index - half);
+    y[index] = at(x, index) * c + partner * s;
+  }
+  return y;
+}
+
+/** Sizes of an attention call. */
+export interface AttentionSizes {
+  readonly B: number;
+  readonly T: number;
+  readonly heads: number;
+  readonly kvHeads: number;
+  readonly D: number;
+  readonly scale: number;
+}
+
+/** Values of x [B, T, heads D] on a grid per token and head, or x itself without one. */
+export function onHeadGrid(
+  x: Float64Array,
+  grid: Grid | undefined,
+  bits: number,
+  row: { readonly heads: number; readonly D: number },
+): Float64Array {
+  if (!grid) return x;
+  const K = row.heads * row.D;
+  return fakeQuant(x, grid, bits, { M: x.length / K, K, group: row.D });
+}
+
+/** Causal softmax(scale q kT) v with grouped heads, and the log-sum-exp of the scaled logits. */
+export function attention(
+  q: Float64Array,
+  k: Float64Array,
+  v: Float64Array,
+  { B, T, heads, kvHeads, D, scale }: AttentionSizes,
+): { readonly o: Float64Array; readonly lse: Float64Array } {
+  const o = new Float64Array(q.length);
+  const lse = new Float64Array(B * heads * T);
+  for (let b = 0; b < B; b++) {
+    for (let head = 0; head < heads; head++) {
+      const kv = Math.floor(head / (heads / kvHeads));
+      for (let t = 0; t < T; t++) {
+        const query = ((b * T + t) * heads + head) * D;
+        const key = (past: number) => ((b * T + past) * kvHeads + kv) * D;
+        const logits: number[] = [];
+        for (let past = 0; past <= t; past++) {
+          let dot = 0;
+          for (let d = 0; d < D; d++) dot += at(q, query + d) * at(k, key(past) + d);
+          logits.push(scale * dot);
+        }
+        const top = Math.max(...logits);
+        const total = logits.reduce((sum, logit) => sum + Math.exp(logit - top), 0);
+        lse[(b * heads + head) * T + t] = top + Math.log(total);
+        logits.forEach((logit, past) => {
+          const weight = Math.exp(logit - top) / total;
+          for (let d = 0; d < D; d++)
+            o[query + d] = at(o, query + d) + weight * at(v, key(past) + d);
+        });
+      }
+    }
+  }
+  return { o, lse };
+}
+
+/** gate sigmoid(gate) up */
+export function siluMul(gate: Float64Array, up: Float64Array): Float64Array {
+  return gate.map((value, i) => value * sigmoid(value) * at(up, i));
+}

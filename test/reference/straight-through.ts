@@ -1,0 +1,61 @@
+// Gradient of learned fake quantization by the written rule: the forward formula on differentiable
+// scalars, grid included.
+import {
+  backward,
+  clampTo,
+  largest,
+  leaf,
+  minus,
+  type Node,
+  negate,
+  over,
+  plus,
+  roundThrough,
+  smallest,
+  squash,
+  times,
+} from "./differentiate.ts";
+import { at } from "./numbers.ts";
+import { type GridOptions, groupElements } from "./quantize.ts";
+
+/** Gradients of sum(g y) for y = fakeQuant(x, quantGrid(x, clip)). */
+export function fakeQuantGradient(
+  x: Float64Array,
+  clip: Float64Array | undefined,
+  g: Float64Array,
+  options: GridOptions,
+): { readonly gx: Float64Array; readonly gclip: Float64Array } {
+  const { bits, symmetric, floor } = options;
+  const codes = 2 ** bits - 1;
+  const xs = Array.from(x, leaf);
+  const logits = Array.from(clip ?? [], leaf);
+  const lists = groupElements(options);
+  const outputs: { node: Node; seed: number }[] = [];
+
+  lists.forEach((elements, group) => {
+    const values = elements.map((i) => xs[i] as Node);
+    const shared = logits.length === 1;
+    const highLogit = shared ? logits[0] : logits[group];
+    const lowLogit = shared ? logits[0] : logits[lists.length + group];
+    const scaled = (extreme: Node, logit: Node | undefined) =>
+      logit ? times(extreme, squash(logit)) : extreme;
+    const high = scaled(clampTo(largest(values), 0, Number.POSITIVE_INFINITY), highLogit);
+    const low = scaled(clampTo(smallest(values), Number.NEGATIVE_INFINITY, 0), lowLogit);
+    const range = symmetric
+      ? over(largest([high, negate(low)]), leaf(2 ** (bits - 1) - 1))
+      : over(minus(high, low), leaf(codes));
+    const s = clampTo(range, floor, Number.POSITIVE_INFINITY);
+    const z = symmetric
+      ? leaf(2 ** (bits - 1))
+      : clampTo(roundThrough(over(negate(low), s)), 0, codes);
+    for (const i of elements) {
+      const code = clampTo(plus(roundThrough(over(xs[i] as Node, s)), z), 0, codes);
+      outputs.push({ node: times(minus(code, z), s), seed: at(g, i) });
+    }
+  });
+  backward(outputs);
+  return {
+    gx: Float64Array.from(xs, (node) => node.gradient),
+    gclip: Float64Array.from(logits, (node) => node.gradient),
+  };
+}
