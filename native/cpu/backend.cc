@@ -109,7 +109,7 @@ const Choice& chosen() {
   return choice;
 }
 
-// The processor's name as the system tells it; where it does not (most Arm boards), the architecture.
+// The processor's name as the system tells it, or the architecture (most Arm boards have no name).
 void processorName(char* name, size_t size) {
 #if defined(__x86_64__)
   std::snprintf(name, size, "x86-64 processor");

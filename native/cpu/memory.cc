@@ -19,11 +19,12 @@ namespace aq::cpu {
 namespace {
 
 constexpr uint64_t kAlignment = 64;
-constexpr uint64_t kMapFrom = 1u << 20;      // from here on blocks are mappings, returned at once
+constexpr uint64_t kMapFrom = 1u << 20;  // from here on blocks are mappings, returned at once
 constexpr uint64_t kLargestCached = 64u << 20;
 constexpr uint64_t kCacheFloor = 64u << 20;  // what may be cached however little was in use
 constexpr uint64_t kCacheCeiling = 512u << 20;
-constexpr int kClasses = 256;
+constexpr int kAddressBits = 47;  // no request may be larger than 2^47 bytes
+constexpr int kClasses = 8 + (kAddressBits - 9) * 8;
 
 // Links of a cached block, kept in its own first bytes: neighbours within its class and by age.
 struct Cached {
@@ -166,15 +167,15 @@ class Pool {
   uint64_t used_ = 0, cached_ = 0, peak_ = 0;
 };
 
-// Constant-initialized and never destroyed in effect (the destructor does nothing): finalizers may
-// still release tensors while the process exits.
+// Constant-initialized, and its destructor does nothing: finalizers may still release tensors while
+// the process exits.
 constinit Pool pool;
 
 }  // namespace
 
 int32_t allocateBlock(uint64_t bytes, void** data, aq_error* err) noexcept {
-  // Beyond any address space; below it, rounding to a size class cannot overflow.
-  const bool sane = bytes < (uint64_t(1) << 47);
+  // More than an address space holds has no size class.
+  const bool sane = bytes <= uint64_t(1) << kAddressBits;
   *data = sane ? pool.take(bytes) : nullptr;
   if (*data) return AQ_OK;
   const Limit& limit = memoryLimit();

@@ -49,8 +49,9 @@ class Partials {
 
 inline int32_t noPartials(aq_error* err, const char* op, int64_t bytes) {
   return fail(err, AQ_OOM,
-              "%s: no memory for %lld bytes of partial sums; free tensors or use smaller inputs", op,
-              static_cast<long long>(bytes));
+              "%s: no memory for %lld bytes of partial results; dispose tensors that are no longer "
+              "needed, or use smaller inputs",
+              op, static_cast<long long>(bytes));
 }
 
 // Rows of one chunk of a column-wise reduction: at most 64 chunks, at least 16 rows each.

@@ -65,11 +65,12 @@ static int32_t scale_weight_grad(aq_queue*, const aq_view* in, int32_t, const aq
 
 // ---------------------------------------------------------------- head_matmul
 
-// Part of the long dimension that one task multiplies: packing the D x D matrix for it costs little.
+// Part of the long dimension that one task multiplies, so long that packing the D x D matrix for it
+// costs little.
 inline constexpr int64_t kHeadPart = 512;
 
-// Shared by both sides: w is cut into heads and parts of its long dimension (columns on side 0, rows
-// on side 1). Products inside a task run inline.
+// w is cut into heads and parts of its long dimension: columns on side 0, rows on side 1. Products
+// inside a task run inline.
 template <class T>
 static void headProducts(const aq_view* in, const aq_view& out, const aq_head_matmul_params& o) {
   const int64_t size = in[1].dim[2];

@@ -31,6 +31,12 @@ struct Operand {
     }
   }
 
+  // Stored rows lie on pages of their own, where the processor does not look ahead by itself.
+  void prefetch(int64_t r, int64_t c0, int64_t n) const {
+    const T* x = data + r * ld + c0;
+    for (int64_t i = 0; i < n; i += kLanes<T>) __builtin_prefetch(x + i);
+  }
+
   // n values of stored row r from column c0 on: in place where there is no grid, else in `buffer`.
   const T* read(int64_t r, int64_t c0, int64_t n, T* buffer) const {
     const T* x = data + r * ld + c0;
@@ -80,23 +86,21 @@ struct Turn {
     }
   }
 
-  // to[k ld + i] = rows[i][k] for k < count; rows from `live` on count as zeros. Writes whole vectors.
-  static void block(const T* const* rows, int live, int count, T* to, int64_t ld) {
-    V r[W] = {};
-    AQ_UNROLL
-    for (int i = 0; i < W; i++)
-      if (i < live) {
-        if (count == W) {
-          std::memcpy(&r[i], rows[i], sizeof(V));
-        } else {
-          std::memcpy(&r[i], rows[i], size_t(count) * sizeof(T));
-        }
-      }
-    turn(r);
+  // to[k ld + i] = rows[i][k] for k < count. Writes whole vectors.
+  static void block(const T* const* rows, int count, T* to, int64_t ld) {
+    V r[W];
     if (count == W) {
+      AQ_UNROLL
+      for (int i = 0; i < W; i++) std::memcpy(&r[i], rows[i], sizeof(V));
+      turn(r);
       AQ_UNROLL
       for (int k = 0; k < W; k++) std::memcpy(to + k * ld, &r[k], sizeof(V));
     } else {
+      for (int i = 0; i < W; i++) {
+        r[i] = V{};
+        std::memcpy(&r[i], rows[i], size_t(count) * sizeof(T));
+      }
+      turn(r);
       for (int k = 0; k < count; k++) std::memcpy(to + k * ld, &r[k], sizeof(V));
     }
   }
@@ -106,7 +110,8 @@ struct Turn {
 inline constexpr int kPackSlack = 64;
 
 // to[k R + i] = rows[i][k]. A vector may spill past its R values: the right part of a block goes
-// first, so that what is written next repairs it.
+// first, so that what is written next repairs it. Rows that do not exist repeat the last: the
+// micro-kernel does not store what comes of them.
 template <class T, int R>
 inline void turnRows(const T* const* rows, int live, int64_t depth, T* to) {
   constexpr int W = Turn<T>::W;
@@ -114,24 +119,25 @@ inline void turnRows(const T* const* rows, int live, int64_t depth, T* to) {
     const int count = int(depth - k < W ? depth - k : W);
     for (int i = (R - 1) / W * W; i >= 0; i -= W) {
       const T* part[W];
-      for (int j = 0; j < W; j++) part[j] = i + j < live ? rows[i + j] + k : nullptr;
-      Turn<T>::block(part, live - i, count, to + k * R + i, R);
+      for (int j = 0; j < W; j++) part[j] = rows[i + j < live ? i + j : live - 1] + k;
+      Turn<T>::block(part, count, to + k * R + i, R);
     }
   }
 }
 
 // Packs positions p0 .. p0 + count and k0 .. k0 + depth of x into panels [ceil(count / R)][depth][R],
-// zero where a panel reaches beyond `count`. `to` needs kPackSlack bytes more.
+// with anything where a panel reaches beyond `count`. `to` needs kPackSlack bytes more.
 template <class T, int R>
 static void packPanels(const Operand<T>& x, int64_t p0, int64_t count, int64_t k0, int64_t depth,
                        T* to) {
   if (x.rowsAreK) {
     // A run of several panels at a time, so that quantizing works on long rows.
-    constexpr int64_t kRun = 512 / R * R;
+    constexpr int64_t kRun = 512 / R * R, kAhead = 8;
     T buffer[kRun];
     for (int64_t c = 0; c < count; c += kRun) {
       const int64_t run = count - c < kRun ? count - c : kRun;
       for (int64_t k = 0; k < depth; k++) {
+        if (k + kAhead < depth) x.prefetch(k0 + k + kAhead, p0 + c, run);
         const T* row = x.read(k0 + k, p0 + c, run, buffer);
         T* panel = to + c * depth + k * R;
         int64_t i = 0;
@@ -142,8 +148,7 @@ static void packPanels(const Operand<T>& x, int64_t p0, int64_t count, int64_t k
         }
         for (; i + R <= run; i += R, panel += depth * R)
           for (int j = 0; j < R; j++) panel[j] = row[i + j];
-        if (i < run)
-          for (int j = 0; j < R; j++) panel[j] = i + j < run ? row[i + j] : T(0);
+        for (int j = 0; i + j < run; j++) panel[j] = row[i + j];
       }
     }
     return;

@@ -1,7 +1,7 @@
 // loss.h: mse with its gradient, sq_diff, cross_entropy.
 //
-// Squared differences are summed in f64 over fixed chunks, and the chunks in order, so a loss is the
-// same number for any count of threads.
+// Squared differences are summed in f64 over fixed chunks, and the chunks in order, so a loss is
+// the same number for any count of threads.
 
 // Sum of (a - b)^2 in f64; an absent b counts as zero.
 template <class T>

@@ -2,7 +2,8 @@
 // strictly diagonally dominant (masked_adam), and plain AdamW (adam).
 //
 // Of a matrix only |i - j| <= band is read or written, so a step costs what the band holds. The
-// update is torch.optim.AdamW's: decoupled decay first, then p -= (lr / bc1) m / (sqrt(v / bc2) + eps).
+// update is that of torch.optim.AdamW: the decoupled decay first, then
+//   p -= (lr / bc1) m / (sqrt(v / bc2) + eps).
 
 template <class T>
 struct AdamFactors {

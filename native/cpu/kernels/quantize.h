@@ -1,8 +1,8 @@
 // quantize.h: uniform integer grids (quant_grid), what they do to values (fake_quant, quantize,
 // dequantize) and the gradient of quantizing (fake_quant_grad).
 //
-// Gradient of y = (q - z) s with u = x / s, q = clamp(round(u) + z, 0, n), through every round as if
-// it were not there; `in` is 1 where the clamp did not act (its bounds included):
+// Gradient of y = (q - z) s with u = x / s, q = clamp(round(u) + z, 0, n), through every round as
+// if it were not there; `in` is 1 where the clamp did not act (its bounds included):
 //   dy/dx = in     dy/ds = (q - z) - in u     dy/dz = s (in - 1)
 //   asymmetric: s = (hi - lo) / n, z = -lo / s, so dz/ds = lo / s^2 and dz/dlo = -1 / s
 //   symmetric:  s = max(hi, -lo) / h, z constant; a tie of hi and -lo shares equally
@@ -33,7 +33,7 @@ struct GridRule {
   }
 };
 
-// Clipping factors f1, f2 of group `index`: sigmoid of one shared logit, of the group's own two, or 1.
+// Clipping factors f1, f2 of a group: sigmoid of the one logit of all, of the group's own two, or 1.
 template <class T>
 struct ClipFactors {
   const T* logits;
@@ -77,8 +77,8 @@ struct Grouping {
 // ---------------------------------------------------------------- lanes
 
 // kLanes running values of T in the level's vectors. Explicit vectors, because GCC keeps several
-// accumulators in memory when they are arrays (8 times slower); kLanes of them at every level, folded
-// by the tree that sumOf uses, so that sums have the same bits everywhere.
+// accumulators in memory when they are arrays (8 times slower). There are kLanes of them at every
+// level, folded by the tree that sumOf uses, so that sums have the same bits everywhere.
 template <class T>
 struct LaneArray {
   using V = Vec<T>;
@@ -380,7 +380,8 @@ static int32_t fake_quant_grad(aq_queue*, const aq_view* in, int32_t, const aq_v
         const T lowShare = sums.lowCount > T(0) ? grads.low * f2 / sums.lowCount : T(0);
         addAtExtremes(x, sums.low, lowShare, sums.high, highShare, gx, n);
         if (oneLogit) {
-          factorGrad += double(grads.high) * double(sums.high) + double(grads.low) * double(sums.low);
+          factorGrad += double(grads.high) * double(sums.high);
+          factorGrad += double(grads.low) * double(sums.low);
         } else if (clip.logits) {
           clipGrad[index] = grads.high * sums.high * (f1 * (T(1) - f1));
           clipGrad[groups + index] = grads.low * sums.low * (f2 * (T(1) - f2));

@@ -19,8 +19,8 @@ inline void resetExtremes(T* high, T* low, int64_t n) {
   }
 }
 
-// Each chunk of rows gathers extremes of its own (a row of highs, a row of lows); the chunks are then
-// merged. max |x| is the larger of max x and -min x.
+// Each chunk of rows gathers extremes of its own (a row of highs, a row of lows), and the chunks are
+// merged in order. max |x| is the larger of max x and -min x.
 static int32_t channel_stats(aq_queue*, const aq_view* in, int32_t, const aq_view* out, int32_t,
                              const void*, aq_error* err) {
   const int64_t rows = rowCount(in[0]);
@@ -46,8 +46,10 @@ static int32_t channel_stats(aq_queue*, const aq_view* in, int32_t, const aq_vie
     T* high = mut<T>(out[1]);
     T* low = mut<T>(out[2]);
     resetExtremes(high, low, cols);
-    for (int64_t chunk = 0; chunk < chunks; chunk++)
-      widenExtremes(extremes + 2 * chunk * cols, extremes + (2 * chunk + 1) * cols, high, low, cols);
+    for (int64_t chunk = 0; chunk < chunks; chunk++) {
+      const T* highs = extremes + 2 * chunk * cols;
+      widenExtremes(highs, highs + cols, high, low, cols);
+    }
     for (int64_t i = 0; i < cols; i++) absolute[i] = high[i] > -low[i] ? high[i] : -low[i];
     return int32_t(AQ_OK);
   });
