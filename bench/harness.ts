@@ -1,7 +1,9 @@
 // Timing, the machine that was measured, and where rows go: the terminal and, asked for, a file of
 // JSON lines.
 import { execFileSync } from "node:child_process";
-import { appendFileSync } from "node:fs";
+import { appendFileSync, mkdirSync } from "node:fs";
+import { loadavg } from "node:os";
+import path from "node:path";
 import { performance } from "node:perf_hooks";
 import { deviceInfo, setThreads, threads } from "../lib/tensor/device.ts";
 import { packageRoot } from "../lib/util/package.ts";
@@ -86,14 +88,18 @@ export function machine(device: string): Readonly<Record<string, unknown>> {
     ...simd,
     threads: threads(),
     node: process.version,
+    // Above zero before the first row: something else is running, and rows for two threads suffer.
+    load: loadavg()[0],
   };
 }
 
-/** A function that appends records to a file, or does nothing without one. */
+/** A function that appends records to a file of bench/results, or does nothing without one. */
 export function saver(file: string | undefined, device: string): Bench["save"] {
   if (file === undefined) return () => {};
+  const target = path.resolve(packageRoot(), "bench/results", file);
+  mkdirSync(path.dirname(target), { recursive: true });
   const common = machine(device);
-  return (record) => appendFileSync(file, `${JSON.stringify({ ...common, ...record })}\n`);
+  return (record) => appendFileSync(target, `${JSON.stringify({ ...common, ...record })}\n`);
 }
 
 /** Prints a line of columns: the first ones left-aligned, numbers right-aligned. */

@@ -1,7 +1,9 @@
 // npm run bench [-- filter...] [--device cpu] [--threads N] [--save FILE]
 //
 // Prints a row for every op case at real sizes, then our SGEMM against OpenBLAS. A filter is part of
-// a row's name: "fake_quant", "attention", "sgemm".
+// a row's name: "fake_quant", "attention", "sgemm". A saved FILE is in bench/results, one JSON object
+// a line.
+import { loadavg } from "node:os";
 import { parseArgs } from "node:util";
 import { deviceInfo, setThreads } from "../lib/tensor/device.ts";
 import { isWanted, saver } from "./harness.ts";
@@ -24,7 +26,8 @@ if (!rows.some((row) => isWanted(filters, row))) {
 const { device, save } = values;
 if (values.threads !== undefined) setThreads(Number(values.threads));
 const { name, detail } = deviceInfo(device);
-process.stdout.write(`${device}: ${name}, ${detail}\n\n`);
+const load = (loadavg()[0] ?? 0).toFixed(1);
+process.stdout.write(`${device}: ${name}, ${detail}; load of the machine ${load}\n\n`);
 const bench = { device, filters, save: saver(save, device) };
 benchOps(bench);
 await benchSgemm(bench);

@@ -43,9 +43,9 @@ export function sgemm(n: number, device: string): Product {
   };
 }
 
-/** Calls of a size that take long enough to be timed and short enough to take turns. */
+/** Calls that fill a fifth of a second on one thread of about 100 GFLOP/s. */
 function callsPerTurn(n: number): number {
-  return Math.max(1, Math.round(1e9 / (2 * n ** 3)) * 4);
+  return Math.max(2, Math.round(0.2 / ((2 * n ** 3) / 100e9)));
 }
 
 function median(values: readonly number[]): number {

@@ -1,7 +1,7 @@
 /** Perplexity of a folder on a text. */
 
-import { openCheckpoint } from "./checkpoint/folder.ts";
 import { windowLength } from "./calibration/settings.ts";
+import { openCheckpoint } from "./checkpoint/folder.ts";
 import { readTextFile } from "./data/text.ts";
 import { loadTokenizer } from "./data/tokenizer.ts";
 import { sequentialWindows } from "./data/windows.ts";
@@ -25,7 +25,11 @@ export async function evaluate(
 ): Promise<EvaluateResult> {
   if (options.threads !== undefined) setThreads(options.threads);
   const { abits, windows: limit = Number.MAX_SAFE_INTEGER } = options;
-  if (abits !== undefined && abits !== 16 && !(Number.isInteger(abits) && abits >= 2 && abits <= 8)) {
+  if (
+    abits !== undefined &&
+    abits !== 16 &&
+    !(Number.isInteger(abits) && abits >= 2 && abits <= 8)
+  ) {
     throw new AqError("AQ_ARG", `abits must be from 2 to 8, or 16 for none, got ${abits}`);
   }
   if (!Number.isInteger(limit) || limit < 1) {
@@ -34,17 +38,25 @@ export async function evaluate(
   const checkpoint = openCheckpoint(options.model);
   try {
     if (checkpoint.quantization) {
-      throw new AqError("AQ_MODEL", `${options.model} holds packed quantized weights (quantization_config in its config.json), which this version cannot read`);
+      throw new AqError(
+        "AQ_MODEL",
+        `${options.model} holds packed quantized weights (quantization_config in its config.json), which this version cannot read`,
+      );
     }
     const model = openModel(checkpoint.config, (name) => checkpoint.has(name));
     const seqlen = windowLength(options.seqlen, model.shape.maxTokens);
     const ids = loadTokenizer(options.model).encode(readTextFile(options.text));
-    const windows = sequentialWindows(ids, seqlen, Math.min(limit, Math.max(1, Math.floor(ids.length / seqlen))));
+    const windows = sequentialWindows(
+      ids,
+      seqlen,
+      Math.min(limit, Math.max(1, Math.floor(ids.length / seqlen))),
+    );
     const config = readAqConfig(options.model);
     const bits = abits ?? config?.scheme.abits ?? 16;
     const activations = bits < 16 ? { bits, clips: config?.tokenClips ?? [] } : null;
     return await perplexity({ checkpoint, model, activations }, windows, {
-      onWindow: (window, total, ppl) => hooks.onEvent?.({ event: "window", window, windows: total, ppl }),
+      onWindow: (window, total, ppl) =>
+        hooks.onEvent?.({ event: "window", window, windows: total, ppl }),
       signal: hooks.signal,
     });
   } finally {

@@ -15,6 +15,9 @@ export type * from "./types.ts";
  *
  * Throws: AqError, with one sentence that says what, where and what to do.
  */
-export function quantize(options: QuantizeOptions, hooks: RunHooks<QuantizeEvent> = {}): Promise<QuantizeResult> {
+export function quantize(
+  options: QuantizeOptions,
+  hooks: RunHooks<QuantizeEvent> = {},
+): Promise<QuantizeResult> {
   return runQuantize(options, hooks);
 }

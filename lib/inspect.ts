@@ -47,7 +47,10 @@ export function inspect(options: InspectOptions): InspectResult {
         abits: config.scheme.abits,
         groupSize: config.scheme.groupSize,
       },
-      sites: model.sites.map((spec) => ({ site: siteName(spec), ...describeSite(spec, model.shape) })),
+      sites: model.sites.map((spec) => ({
+        site: siteName(spec),
+        ...describeSite(spec, model.shape),
+      })),
     };
   } finally {
     checkpoint.close();

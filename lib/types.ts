@@ -194,6 +194,10 @@ export interface InspectResult {
   readonly parameters: number;
   readonly bytes: number;
   /** Present when aq-native wrote the folder. */
-  readonly quantized: null | { readonly wbits: number; readonly abits: number; readonly groupSize: number };
+  readonly quantized: null | {
+    readonly wbits: number;
+    readonly abits: number;
+    readonly groupSize: number;
+  };
   readonly sites: readonly SiteReport[];
 }

@@ -24,6 +24,9 @@ function files(folder: string, extensions: RegExp): string[] {
 
 // ---------------------------------------------------------------- imports of lib and bin
 
+/** Files directly in lib, but for the errors and types that everyone uses, are the API. */
+const API_ROW = 6;
+
 /** A file may import from its own row and from lower ones. */
 const ROWS: Readonly<Record<string, number>> = {
   errors: 0,
@@ -40,7 +43,6 @@ const ROWS: Readonly<Record<string, number>> = {
   eval: 4,
   export: 4,
   calibration: 5,
-  index: 6,
   cli: 7,
   bin: 8,
 };
@@ -52,7 +54,8 @@ function unitOf(file: string): string {
 }
 
 function rowOf(file: string): number {
-  const row = ROWS[unitOf(file)];
+  const isApi = /^lib\/[^/]+\.ts$/.test(file);
+  const row = ROWS[unitOf(file)] ?? (isApi ? API_ROW : undefined);
   if (row === undefined) throw new Error(`${file} is in no row: add '${unitOf(file)}' to ROWS`);
   return row;
 }

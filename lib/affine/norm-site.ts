@@ -14,7 +14,9 @@ type Spec = Extract<SiteSpec, { kind: "norm" }>;
 export const normSite: SiteKind<Spec> = {
   start(spec, context) {
     const weight = columnMax(spec.consumers.map((key) => weightOf(context.weights, key)));
-    const logs = startScale(statistic(context, spec.activation), weight, context.alpha).map(Math.log);
+    const logs = startScale(statistic(context, spec.activation), weight, context.alpha).map(
+      Math.log,
+    );
     return { log_s: { data: logs, shape: [logs.length], masked: false } };
   },
 

@@ -22,8 +22,12 @@ export const qkPairsSite: SiteKind<Spec> = {
 
   fold(spec, { graph, weights, shape }, { log_r, theta }) {
     if (!log_r || !theta) throw new TypeError("qk-pairs needs log_r and theta");
-    mapRows(weights, spec.k, (w) => rotatePairs(graph, w, log_r, theta, { heads: shape.kvHeads, signR: 1 }));
-    mapRows(weights, spec.q, (w) => rotatePairs(graph, w, log_r, theta, { heads: shape.heads, signR: -1 }));
+    mapRows(weights, spec.k, (w) =>
+      rotatePairs(graph, w, log_r, theta, { heads: shape.kvHeads, signR: 1 }),
+    );
+    mapRows(weights, spec.q, (w) =>
+      rotatePairs(graph, w, log_r, theta, { heads: shape.heads, signR: -1 }),
+    );
   },
 
   describe: (spec, { kvHeads, headDim }) => ({

@@ -52,15 +52,23 @@ const FLOOR = 1e-5;
 
 /** max |w| of every input channel over the rows of several weights. */
 export function columnMax(weights: readonly Tensor[]): Float32Array {
-  const all = weights.map((w) => scope(() => ({ max: (invoke("channel_stats", [w])[0] as Tensor).floats() })).max);
-  return (all[0] as Float32Array).map((_, i) => Math.max(...all.map((column) => column[i] as number)));
+  const all = weights.map(
+    (w) => scope(() => ({ max: (invoke("channel_stats", [w])[0] as Tensor).floats() })).max,
+  );
+  return (all[0] as Float32Array).map((_, i) =>
+    Math.max(...all.map((column) => column[i] as number)),
+  );
 }
 
 /**
  * Starting scale of each channel, x^alpha / w^(1 - alpha) with floors of 1e-5: large activations move
  * into the weights. Source: SmoothQuant's scale, as AffineQuant starts its diagonals.
  */
-export function startScale(activation: Float32Array, weight: Float32Array, alpha: number): Float32Array {
+export function startScale(
+  activation: Float32Array,
+  weight: Float32Array,
+  alpha: number,
+): Float32Array {
   return activation.map((x, i) => {
     const numerator = Math.max(x, FLOOR) ** alpha;
     const denominator = Math.max(weight[i] as number, FLOOR) ** (1 - alpha);

@@ -27,7 +27,10 @@ export function siteName(spec: SiteSpec): string {
 }
 
 /** Starting values of every parameter of the sites, as `site.parameter`. */
-export function startSites(specs: readonly SiteSpec[], context: StartContext): Map<string, StartValue> {
+export function startSites(
+  specs: readonly SiteSpec[],
+  context: StartContext,
+): Map<string, StartValue> {
   const starts = new Map<string, StartValue>();
   for (const spec of specs) {
     for (const [name, value] of Object.entries(kindOf(spec).start(spec, context))) {
@@ -59,13 +62,18 @@ export function foldSites(
   for (const spec of specs) {
     const prefix = `${siteName(spec)}.`;
     const own = Object.fromEntries(
-      [...parameters].filter(([name]) => name.startsWith(prefix)).map(([name, v]) => [name.slice(prefix.length), v]),
+      [...parameters]
+        .filter(([name]) => name.startsWith(prefix))
+        .map(([name, v]) => [name.slice(prefix.length), v]),
     );
     kindOf(spec).fold(spec, { graph, weights, shape, mask }, own);
   }
 }
 
 /** What `inspect` says of a site. */
-export function describeSite(spec: SiteSpec, shape: ModelShape): { map: string; parameters: number; foldsInto: string[] } {
+export function describeSite(
+  spec: SiteSpec,
+  shape: ModelShape,
+): { map: string; parameters: number; foldsInto: string[] } {
   return kindOf(spec).describe(spec, shape);
 }

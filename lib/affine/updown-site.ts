@@ -14,7 +14,9 @@ type Spec = Extract<SiteSpec, { kind: "updown" }>;
 export const updownSite: SiteKind<Spec> = {
   start(spec, context) {
     const weight = columnMax([weightOf(context.weights, spec.down)]);
-    const logs = startScale(statistic(context, spec.activation), weight, context.alpha).map(Math.log);
+    const logs = startScale(statistic(context, spec.activation), weight, context.alpha).map(
+      Math.log,
+    );
     // Only ratios matter to the per-token quantizer, and centred logs leave the weights' size alone.
     const mean = logs.reduce((sum, x) => sum + x, 0) / logs.length;
     return { log_s: { data: logs.map((x) => x - mean), shape: [logs.length], masked: false } };
@@ -24,7 +26,9 @@ export const updownSite: SiteKind<Spec> = {
     if (!log_s) throw new TypeError("updown needs log_s");
     const inverse = exp(graph, log_s, -1);
     mapRows(weights, spec.up, (w) => scaleWeight(graph, w, { rows: inverse }));
-    weights[spec.down] = scaleWeight(graph, weightOf(weights, spec.down), { columns: exp(graph, log_s) });
+    weights[spec.down] = scaleWeight(graph, weightOf(weights, spec.down), {
+      columns: exp(graph, log_s),
+    });
   },
 
   describe: (spec, { mlp }) => ({

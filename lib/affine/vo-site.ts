@@ -13,12 +13,18 @@ import { columnMax, mapRows, type SiteKind, startScale, statistic, weightOf } fr
 type Spec = Extract<SiteSpec, { kind: "vo" }>;
 
 /** Largest entry over the query heads of each kv head: [H*D] -> [Hkv*D]. */
-function groupMax(perHead: Float32Array, heads: number, kvHeads: number, headDim: number): Float32Array {
+function groupMax(
+  perHead: Float32Array,
+  heads: number,
+  kvHeads: number,
+  headDim: number,
+): Float32Array {
   const group = heads / kvHeads;
   return Float32Array.from({ length: kvHeads * headDim }, (_, at) => {
     const first = Math.floor(at / headDim) * group;
     let max = 0;
-    for (let h = first; h < first + group; h++) max = Math.max(max, perHead[h * headDim + (at % headDim)] as number);
+    for (let h = first; h < first + group; h++)
+      max = Math.max(max, perHead[h * headDim + (at % headDim)] as number);
     return max;
   });
 }

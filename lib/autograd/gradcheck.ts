@@ -31,7 +31,10 @@ export function gradcheck(
   const evaluate = (): number =>
     scope(() => {
       const graph = new Eager();
-      const value = loss(graph, inputs.map(({ data, shape }) => graph.constant(Tensor.from(data, shape)))).value.tensor.item();
+      const value = loss(
+        graph,
+        inputs.map(({ data, shape }) => graph.constant(Tensor.from(data, shape))),
+      ).value.tensor.item();
       if (!Number.isFinite(value)) throw new AqError("AQ_ARG", `gradcheck: the loss is ${value}`);
       return value;
     });

@@ -47,8 +47,8 @@ export interface OpPair<P> {
   readonly name: string;
   forward(inputs: readonly (Value | undefined)[], params: P): Forward;
   /**
-   * One gradient per input, undefined where it is not needed. Each is a new tensor, or `g` itself,
-   * or the one in `existing` after adding to it.
+   * One gradient per input, undefined where it is not needed (one that came anyway is disposed).
+   * Each is a new tensor, or `g` itself, or the one in `existing` after adding to it.
    */
   backward(context: BackwardContext<P>): readonly (Tensor | undefined)[];
 }
@@ -77,7 +77,10 @@ export function tensorOf(inputs: readonly (Value | undefined)[], i: number): Ten
 export function materialize(value: Value): Tensor {
   const { tensor, grid } = value;
   if (!grid) return tensor;
-  return invokeOne("fake_quant", [tensor, grid.scale, grid.zero], { bits: grid.bits, group: grid.group });
+  return invokeOne("fake_quant", [tensor, grid.scale, grid.zero], {
+    bits: grid.bits,
+    group: grid.group,
+  });
 }
 
 /** Computes at once and keeps nothing: evaluation, targets, folding. */

@@ -52,7 +52,11 @@ export class Tape implements Graph {
       params,
     );
     const needsGrad = own.some((input) => input?.needsGrad);
-    const output: TapeVar = { tape: this, value: { tensor: result.tensor, grid: result.grid }, needsGrad };
+    const output: TapeVar = {
+      tape: this,
+      value: { tensor: result.tensor, grid: result.grid },
+      needsGrad,
+    };
     const saved = result.saved ?? [];
     if (needsGrad) {
       this.#nodes.push({ op: op as OpPair<unknown>, inputs: own, output, saved, params });
@@ -73,9 +77,16 @@ export class Tape implements Graph {
   backward(loss: Var): void {
     const root = this.#mine("backward", loss);
     if (root.value.tensor.size !== 1) {
-      throw new AqError("AQ_SHAPE", `the loss must have one element, got [${root.value.tensor.shape.join(", ")}]`);
+      throw new AqError(
+        "AQ_SHAPE",
+        `the loss must have one element, got [${root.value.tensor.shape.join(", ")}]`,
+      );
     }
-    const one = Tensor.empty(root.value.tensor.shape, root.value.tensor.dtype, root.value.tensor.device);
+    const one = Tensor.empty(
+      root.value.tensor.shape,
+      root.value.tensor.dtype,
+      root.value.tensor.device,
+    );
     invoke("fill", [one], { value: 1 });
     this.#gradients.set(root, { tensor: one, own: true });
     for (let i = this.#nodes.length - 1; i >= 0; i--) {
@@ -103,12 +114,22 @@ export class Tape implements Graph {
         existing,
       });
       if (results.length !== node.inputs.length) {
-        throw new AqError("AQ_INTERNAL", `${node.op.name}: backward gave ${results.length} gradients for ${node.inputs.length} inputs`);
+        throw new AqError(
+          "AQ_INTERNAL",
+          `${node.op.name}: backward gave ${results.length} gradients for ${node.inputs.length} inputs`,
+        );
       }
       for (const [i, input] of node.inputs.entries()) {
-        if (!input?.needsGrad) continue;
         const result = results[i];
-        if (!result) throw new AqError("AQ_INTERNAL", `${node.op.name}: backward gave no gradient for input ${i}`);
+        if (!input?.needsGrad) {
+          if (result !== gradient.tensor) result?.dispose();
+          continue;
+        }
+        if (!result)
+          throw new AqError(
+            "AQ_INTERNAL",
+            `${node.op.name}: backward gave no gradient for input ${i}`,
+          );
         this.#add(node.op.name, i, input, result, result !== gradient.tensor);
       }
       this.#gradients.delete(node.output);

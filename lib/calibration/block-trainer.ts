@@ -75,7 +75,14 @@ export async function trainBlock(problem: BlockProblem, hooks: TrainHooks = {}):
   const untrained = { band: 0, sf };
   let skippedSteps = 0;
   if (!learns(problem.recipe) || epochs === 0) {
-    return { parameters: [], mask: untrained, losses: [], margin: null, skippedSteps, fallback: null };
+    return {
+      parameters: [],
+      mask: untrained,
+      losses: [],
+      margin: null,
+      skippedSteps,
+      fallback: null,
+    };
   }
   for (const [attempt, fallback] of ATTEMPTS.entries()) {
     const parameters = startParameters(problem);
@@ -84,7 +91,14 @@ export async function trainBlock(problem: BlockProblem, hooks: TrainHooks = {}):
       skippedSteps += result.skipped;
       if (result.losses.length === epochs) {
         const mask = maskOfEpoch(epochs - 1, epochs, problem.model.shape.headDim, sf);
-        return { parameters, mask, losses: result.losses, margin: result.margin, skippedSteps, fallback };
+        return {
+          parameters,
+          mask,
+          losses: result.losses,
+          margin: result.margin,
+          skippedSteps,
+          fallback,
+        };
       }
     } catch (error) {
       disposeParameters(parameters);
@@ -97,7 +111,14 @@ export async function trainBlock(problem: BlockProblem, hooks: TrainHooks = {}):
         (next ? `starting again at ${next.replace("-", " the ")}` : "rounding it to nearest"),
     );
   }
-  return { parameters: [], mask: untrained, losses: [], margin: null, skippedSteps, fallback: "rtn" };
+  return {
+    parameters: [],
+    mask: untrained,
+    losses: [],
+    margin: null,
+    skippedSteps,
+    fallback: "rtn",
+  };
 }
 
 export function disposeParameters(parameters: readonly Parameter[]): void {
@@ -149,13 +170,16 @@ async function runEpochs(
         margin = result.margin ?? margin;
       } else {
         skipped++;
-        hooks.onNote?.(`block ${problem.index}: step ${t + 1} of ${steps} was not finite and is skipped`);
+        hooks.onNote?.(
+          `block ${problem.index}: step ${t + 1} of ${steps} was not finite and is skipped`,
+        );
         if (skipped > SKIPS_ALLOWED) return { losses, margin, skipped };
       }
       hooks.onStep?.(epoch, t + 1, steps, result.loss);
       // Lets timers, signals and the caller's own work in between steps.
       await setImmediate();
-      if (hooks.signal?.aborted) throw new AqError("AQ_STOPPED", `stopped in block ${problem.index}, epoch ${epoch + 1}`);
+      if (hooks.signal?.aborted)
+        throw new AqError("AQ_STOPPED", `stopped in block ${problem.index}, epoch ${epoch + 1}`);
     }
     const loss = applied > 0 ? sum / applied : Number.NaN;
     losses.push(loss);

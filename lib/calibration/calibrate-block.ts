@@ -11,7 +11,13 @@ import { scope } from "../tensor/scope.ts";
 import { Tensor } from "../tensor/tensor.ts";
 import type { BlockReport } from "../types.ts";
 import { disposeParameters, type TrainHooks, type Training, trainBlock } from "./block-trainer.ts";
-import { disposeFinished, type FinishedBlock, finishBlock, squares, storedWeights } from "./finish-block.ts";
+import {
+  disposeFinished,
+  type FinishedBlock,
+  finishBlock,
+  squares,
+  storedWeights,
+} from "./finish-block.ts";
 import { activationHook, type BlockProblem, windowOf } from "./problem.ts";
 import { learns } from "./recipe.ts";
 import type { RunSettings } from "./settings.ts";
@@ -42,7 +48,14 @@ export async function calibrateBlock(
   let finished: FinishedBlock | undefined;
   try {
     hooks.onPhase?.("statistics");
-    const activationMax = passFullPrecision(model, context, weights, streams, learns(settings.recipe), hooks.signal);
+    const activationMax = passFullPrecision(
+      model,
+      context,
+      weights,
+      streams,
+      learns(settings.recipe),
+      hooks.signal,
+    );
     const problem: BlockProblem = {
       index,
       model,
@@ -109,10 +122,18 @@ function passFullPrecision(
     throwIfStopped(signal);
     scope(() => {
       const x = windowOf(streams.fp, n);
-      storeWindow(streams.fp, n, forward(model, context, weights, x, () => (gather ? statistics : passThrough)));
+      storeWindow(
+        streams.fp,
+        n,
+        forward(model, context, weights, x, () => (gather ? statistics : passThrough)),
+      );
       if (streams.aug) {
         const input = windowOf(streams.quantized, n);
-        storeWindow(streams.aug, n, forward(model, context, weights, input, () => passThrough));
+        storeWindow(
+          streams.aug,
+          n,
+          forward(model, context, weights, input, () => passThrough),
+        );
       }
     });
   }

@@ -32,7 +32,9 @@ export interface FinishedBlock {
 /** The value that a stored dtype holds, as f32. */
 export function throughStored(tensor: Tensor, dtype: DType): Tensor {
   if (dtype === "f32" || dtype === "f64") return tensor;
-  return invokeOne("cast", [invokeOne("cast", [tensor], { dtype: dtypeCode(dtype) })], { dtype: dtypeCode("f32") });
+  return invokeOne("cast", [invokeOne("cast", [tensor], { dtype: dtypeCode(dtype) })], {
+    dtype: dtypeCode("f32"),
+  });
 }
 
 /**
@@ -63,7 +65,10 @@ export function finishBlock(
         return Math.sqrt(changed / squares(original, sample));
       };
       equivalence = distance(folded);
-      const cast = Object.entries(folded).map(([key, w]) => [key, throughStored(w, storedDType(key))]);
+      const cast = Object.entries(folded).map(([key, w]) => [
+        key,
+        throughStored(w, storedDType(key)),
+      ]);
       equivalenceStored = distance(Object.fromEntries(cast) as LoadedWeights);
       if (!(equivalence <= EQUIVALENCE_LIMIT)) {
         throw new AqError(
@@ -83,7 +88,11 @@ export function finishBlock(
         continue;
       }
       const result = quantizeWeight(w, parameter.get(weightClipName(key)), problem.scheme);
-      quantized[key] = { codes: keep(result.codes), scale: keep(result.scale), zero: keep(result.zero) };
+      quantized[key] = {
+        codes: keep(result.codes),
+        scale: keep(result.scale),
+        zero: keep(result.zero),
+      };
     }
     const tokenClips: Record<string, number> = {};
     for (const name of problem.model.activations) {
@@ -99,7 +108,9 @@ function foldInDouble(problem: BlockProblem, training: Training): LoadedWeights 
   const graph = new Eager();
   const f64 = dtypeCode("f64");
   const double = (tensor: Tensor): Tensor => invokeOne("cast", [tensor], { dtype: f64 });
-  const weights = Object.fromEntries(Object.entries(problem.weights).map(([key, w]) => [key, double(w)]));
+  const weights = Object.fromEntries(
+    Object.entries(problem.weights).map(([key, w]) => [key, double(w)]),
+  );
   const parameters = new Map<string, Var>();
   for (const p of training.parameters) {
     if (p.group === "transform") parameters.set(p.name, graph.constant(double(p.value)));
@@ -113,9 +124,13 @@ function foldInDouble(problem: BlockProblem, training: Training): LoadedWeights 
   );
 }
 
-
 /** The block in full precision. */
-export function runBlock(model: Model, context: BlockContext, weights: LoadedWeights, x: Tensor): Tensor {
+export function runBlock(
+  model: Model,
+  context: BlockContext,
+  weights: LoadedWeights,
+  x: Tensor,
+): Tensor {
   const graph = new Eager();
   const w = Object.fromEntries(Object.entries(weights).map(([key, t]) => [key, graph.constant(t)]));
   return model.block(graph, context, w, graph.constant(x), passThrough).value.tensor;
@@ -137,7 +152,9 @@ export function storedWeights(
     weights[key] = scope(() => throughStored(dequantizeWeight(q, groupSize), storedDType(key)));
   }
   for (const [key, tensor] of Object.entries(finished.others)) {
-    weights[key] = scope(() => invokeOne("cast", [throughStored(tensor, storedDType(key))], { dtype: dtypeCode("f32") }));
+    weights[key] = scope(() =>
+      invokeOne("cast", [throughStored(tensor, storedDType(key))], { dtype: dtypeCode("f32") }),
+    );
   }
   return weights;
 }

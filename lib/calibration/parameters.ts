@@ -35,14 +35,25 @@ export class Parameter {
    * One AdamW step; `step` counts from 1. A masked parameter's off-diagonals are then projected so
    * that its matrices stay strictly diagonally dominant; returns the smallest margin, else undefined.
    */
-  update(gradient: Tensor, step: number, lr: number, weightDecay: number, mask: Mask): number | undefined {
+  update(
+    gradient: Tensor,
+    step: number,
+    lr: number,
+    weightDecay: number,
+    mask: Mask,
+  ): number | undefined {
     const inputs = [this.value, gradient, this.#m, this.#v];
     const params = { ...ADAM, lr, weight_decay: weightDecay, step };
     if (!this.masked) {
       invoke("adam", inputs, params);
       return undefined;
     }
-    const margins = invokeOne("masked_adam", inputs, { ...params, sf: mask.sf, band: mask.band, limit: DOMINANCE_LIMIT });
+    const margins = invokeOne("masked_adam", inputs, {
+      ...params,
+      sf: mask.sf,
+      band: mask.band,
+      limit: DOMINANCE_LIMIT,
+    });
     const smallest = Math.min(...margins.floats());
     margins.dispose();
     return smallest;

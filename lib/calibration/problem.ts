@@ -5,8 +5,8 @@ import type { Graph, Var } from "../autograd/graph.ts";
 import type { Mask } from "../autograd/ops/gradual-mask.ts";
 import type { BlockContext, Model } from "../models/family.ts";
 import type { LoadedWeights } from "../models/load.ts";
-import { type ActivationHook, passThrough, TokenQuantizers } from "../quant/tokens.ts";
 import { type QuantScheme, quantizesTokens } from "../quant/scheme.ts";
+import { type ActivationHook, passThrough, TokenQuantizers } from "../quant/tokens.ts";
 import type { Tensor } from "../tensor/tensor.ts";
 import type { Recipe, TrainSettings } from "./recipe.ts";
 
@@ -54,6 +54,9 @@ export function foldedWeights(
 }
 
 /** The activation quantizers of a scheme with the clipping logits that were learned, if any. */
-export function activationHook(scheme: QuantScheme, clips: ReadonlyMap<string, Var>): ActivationHook {
+export function activationHook(
+  scheme: QuantScheme,
+  clips: ReadonlyMap<string, Var>,
+): ActivationHook {
   return quantizesTokens(scheme) ? new TokenQuantizers(scheme.abits, clips) : passThrough;
 }

@@ -13,10 +13,16 @@ import { RunState } from "../export/run-state.ts";
 import type { Model } from "../models/family.ts";
 import { openModel } from "../models/registry.ts";
 import { deviceInfo, setThreads, threads } from "../tensor/device.ts";
-import type { BlockReport, QuantizeEvent, QuantizeOptions, QuantizeResult, RunHooks } from "../types.ts";
+import type {
+  BlockReport,
+  QuantizeEvent,
+  QuantizeOptions,
+  QuantizeResult,
+  RunHooks,
+} from "../types.ts";
 import { packageVersion } from "../util/package.ts";
 import { type BlockHooks, calibrateBlock } from "./calibrate-block.ts";
-import { resolveSettings, type RunSettings, windowLength } from "./settings.ts";
+import { type RunSettings, resolveSettings, windowLength } from "./settings.ts";
 import { Streams } from "./streams.ts";
 import { type CalibrationText, loadCalibration } from "./text.ts";
 import { TimeLeft } from "./time-left.ts";
@@ -27,8 +33,13 @@ function openSource(dir: string): { checkpoint: Checkpoint; model: Model } {
   const checkpoint = openCheckpoint(dir);
   try {
     if (checkpoint.quantization || readAqConfig(dir)) {
-      const how = checkpoint.quantization ? "quantization_config in its config.json" : AQ_CONFIG_NAME;
-      throw new AqError("AQ_MODEL", `${dir} is already quantized (${how}); quantize the full-precision checkpoint it was made from`);
+      const how = checkpoint.quantization
+        ? "quantization_config in its config.json"
+        : AQ_CONFIG_NAME;
+      throw new AqError(
+        "AQ_MODEL",
+        `${dir} is already quantized (${how}); quantize the full-precision checkpoint it was made from`,
+      );
     }
     return { checkpoint, model: openModel(checkpoint.config, (name) => checkpoint.has(name)) };
   } catch (error) {
@@ -54,7 +65,10 @@ export async function runQuantize(
   try {
     const seqlen = windowLength(settings.seqlen, model.shape.maxTokens);
     const text = loadCalibration(options.calib, loadTokenizer(options.model), seqlen, settings);
-    const folder = OutputFolder.claim(options.out, { source: options.model, overwrite: options.overwrite ?? false });
+    const folder = OutputFolder.claim(options.out, {
+      source: options.model,
+      overwrite: options.overwrite ?? false,
+    });
     const run = new RunState(options.out);
     run.reset();
     emit({
@@ -83,7 +97,14 @@ export async function runQuantize(
     };
     const pplBefore = await measure("before", { checkpoint, model, activations: null });
 
-    const { reports, tokenClips } = await calibrateAll(checkpoint, model, settings, text, run, hooks);
+    const { reports, tokenClips } = await calibrateAll(
+      checkpoint,
+      model,
+      settings,
+      text,
+      run,
+      hooks,
+    );
     const config: AqConfig = {
       scheme: settings.scheme,
       recipe: settings.recipe.name,
@@ -100,7 +121,11 @@ export async function runQuantize(
       pplAfter,
       blocks: reports,
     };
-    run.writeJob({ ...job, status: "done", result: { pplBefore, pplAfter, seconds: result.seconds, blocks: reports } });
+    run.writeJob({
+      ...job,
+      status: "done",
+      result: { pplBefore, pplAfter, seconds: result.seconds, blocks: reports },
+    });
     emit({ event: "done", ...result });
     return result;
   } finally {
@@ -153,7 +178,16 @@ async function calibrateAll(
         },
         onEpoch: (epoch, loss, dominanceMargin) => {
           const secondsLeft = left.estimate(block, (epoch + 1) / epochs);
-          emit({ event: "epoch", block, blocks, epoch, epochs, loss, dominanceMargin, secondsLeft });
+          emit({
+            event: "epoch",
+            block,
+            blocks,
+            epoch,
+            epochs,
+            loss,
+            dominanceMargin,
+            secondsLeft,
+          });
         },
         onNote: (note) => emit({ event: "note", text: note }),
         onFinished: (finished) => {
@@ -194,7 +228,13 @@ function describeJob(
     format: 1,
     written_by: `aq-native ${packageVersion()}`,
     model: path.resolve(options.model),
-    calibration: { text: text.source, windows: text.calibration.length, seqlen, sampling: settings.sampling, seed: settings.seed },
+    calibration: {
+      text: text.source,
+      windows: text.calibration.length,
+      seqlen,
+      sampling: settings.sampling,
+      seed: settings.seed,
+    },
     scheme: settings.scheme,
     recipe: settings.recipe,
     train: settings.train,

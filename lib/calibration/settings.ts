@@ -19,7 +19,10 @@ export interface RunSettings {
 
 function within(name: string, value: number, low: number, high: number, whole: boolean): number {
   if (!(value >= low && value <= high) || (whole && !Number.isInteger(value))) {
-    throw new AqError("AQ_ARG", `${name} must be a ${whole ? "whole " : ""}number from ${low} to ${high}, got ${value}`);
+    throw new AqError(
+      "AQ_ARG",
+      `${name} must be a ${whole ? "whole " : ""}number from ${low} to ${high}, got ${value}`,
+    );
   }
   return value;
 }
@@ -34,10 +37,16 @@ export function resolveSettings(options: QuantizeOptions): RunSettings {
   });
   const { sampling = "sequential", device = "auto" } = options;
   if (sampling !== "sequential" && sampling !== "random") {
-    throw new AqError("AQ_ARG", `sampling must be sequential or random, got ${JSON.stringify(sampling)}`);
+    throw new AqError(
+      "AQ_ARG",
+      `sampling must be sequential or random, got ${JSON.stringify(sampling)}`,
+    );
   }
   if (!DEVICE_NAMES.includes(device)) {
-    throw new AqError("AQ_ARG", `device must be ${DEVICE_NAMES.join(" or ")}, got ${JSON.stringify(device)}`);
+    throw new AqError(
+      "AQ_ARG",
+      `device must be ${DEVICE_NAMES.join(" or ")}, got ${JSON.stringify(device)}`,
+    );
   }
   return {
     scheme,
@@ -52,7 +61,10 @@ export function resolveSettings(options: QuantizeOptions): RunSettings {
       augLoss: options.augLoss ?? defaultAugLoss(scheme),
     },
     nsamples: within("nsamples", options.nsamples ?? 32, 1, 1_000_000, true),
-    seqlen: options.seqlen === undefined ? undefined : within("seqlen", options.seqlen, 2, 1_000_000, true),
+    seqlen:
+      options.seqlen === undefined
+        ? undefined
+        : within("seqlen", options.seqlen, 2, 1_000_000, true),
     sampling,
     seed: within("seed", options.seed ?? 0, 0, 2 ** 32 - 1, true),
   };
@@ -62,7 +74,10 @@ export function resolveSettings(options: QuantizeOptions): RunSettings {
 export function windowLength(asked: number | undefined, maxTokens: number): number {
   if (asked === undefined) return Math.min(2048, maxTokens);
   if (asked > maxTokens) {
-    throw new AqError("AQ_ARG", `seqlen ${asked} is above the model's maximum of ${maxTokens} tokens`);
+    throw new AqError(
+      "AQ_ARG",
+      `seqlen ${asked} is above the model's maximum of ${maxTokens} tokens`,
+    );
   }
   return asked;
 }

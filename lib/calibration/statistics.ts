@@ -13,9 +13,14 @@ export class ActivationMax implements ActivationHook {
   apply(_graph: Graph, name: string, x: Var, group: number): Var {
     // Per-head activations (q, k, v) have no site that starts from statistics.
     if (group === 0) {
-      const seen = scope(() => ({ data: (invoke("channel_stats", [x.value.tensor])[0] as Tensor).floats() })).data;
+      const seen = scope(() => ({
+        data: (invoke("channel_stats", [x.value.tensor])[0] as Tensor).floats(),
+      })).data;
       const known = this.max.get(name);
-      this.max.set(name, known ? known.map((value, i) => Math.max(value, seen[i] as number)) : seen);
+      this.max.set(
+        name,
+        known ? known.map((value, i) => Math.max(value, seen[i] as number)) : seen,
+      );
     }
     return x;
   }

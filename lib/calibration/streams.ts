@@ -1,9 +1,9 @@
 /** The activation streams: what flows into the block at hand, for every calibration window. */
 
+import type { Checkpoint } from "../checkpoint/folder.ts";
 import { embedWindow } from "../eval/perplexity.ts";
 import type { Model } from "../models/family.ts";
 import { disposeAll, loadOuter } from "../models/load.ts";
-import type { Checkpoint } from "../checkpoint/folder.ts";
 import { dtypeCode } from "../tensor/dtype.ts";
 import { invokeOne } from "../tensor/invoke.ts";
 import { scope } from "../tensor/scope.ts";
@@ -27,7 +27,12 @@ export class Streams {
   readonly windows: number;
 
   /** Embeds all windows. Throws: AQ_OOM, and what reading can throw. */
-  constructor(checkpoint: Checkpoint, model: Model, windows: readonly Int32Array[], withAug: boolean) {
+  constructor(
+    checkpoint: Checkpoint,
+    model: Model,
+    windows: readonly Int32Array[],
+    withAug: boolean,
+  ) {
     const tokens = windows[0]?.length ?? 0;
     const shape = [windows.length, tokens, model.shape.hidden];
     this.windows = windows.length;
@@ -63,4 +68,3 @@ export class Streams {
     this.sample.dispose();
   }
 }
-

@@ -33,21 +33,34 @@ export function loadCalibration(
   const from = file ?? defaultTextPath();
   const source = file ?? `${path.basename(from)} of the package`;
   if (file === undefined) {
-    notes.push("no --calib was given: calibrating on the text that comes with the package (public-domain books)");
+    notes.push(
+      "no --calib was given: calibrating on the text that comes with the package (public-domain books)",
+    );
   }
   const ids = tokenizer.encode(readTextFile(from));
   const calibration =
-    sampling === "random" ? randomWindows(ids, seqlen, nsamples, seed) : sequentialWindows(ids, seqlen, nsamples);
+    sampling === "random"
+      ? randomWindows(ids, seqlen, nsamples, seed)
+      : sequentialWindows(ids, seqlen, nsamples);
   if (calibration.length < nsamples) {
-    notes.push(`the calibration text holds ${calibration.length} windows of ${seqlen} tokens, ${nsamples} were asked for: using all`);
+    notes.push(
+      `the calibration text holds ${calibration.length} windows of ${seqlen} tokens, ${nsamples} were asked for: using all`,
+    );
   }
-  const end = Math.max(...calibration.map((w) => (w.byteOffset - ids.byteOffset) / ids.BYTES_PER_ELEMENT + w.length));
-  const following = ids.length - end >= seqlen ? sequentialWindows(ids.subarray(end), seqlen, EVAL_WINDOWS) : [];
+  const end = Math.max(
+    ...calibration.map((w) => (w.byteOffset - ids.byteOffset) / ids.BYTES_PER_ELEMENT + w.length),
+  );
+  const following =
+    ids.length - end >= seqlen ? sequentialWindows(ids.subarray(end), seqlen, EVAL_WINDOWS) : [];
   if (following.length > 0) {
-    notes.push(`perplexity before and after is measured on ${following.length} windows that follow the calibration windows`);
+    notes.push(
+      `perplexity before and after is measured on ${following.length} windows that follow the calibration windows`,
+    );
     return { calibration, evaluation: following, source, notes };
   }
   const used = calibration.slice(0, EVAL_WINDOWS);
-  notes.push(`no text is left after the calibration windows: perplexity is measured on ${used.length} of them`);
+  notes.push(
+    `no text is left after the calibration windows: perplexity is measured on ${used.length} of them`,
+  );
   return { calibration, evaluation: used, source, notes };
 }

@@ -10,7 +10,14 @@ import { invokeOne } from "../tensor/invoke.ts";
 import { scope } from "../tensor/scope.ts";
 import type { Tensor } from "../tensor/tensor.ts";
 import type { Parameter } from "./parameters.ts";
-import { activationHook, type BlockProblem, foldedWeights, tokenClipName, weightClipName, windowOf } from "./problem.ts";
+import {
+  activationHook,
+  type BlockProblem,
+  foldedWeights,
+  tokenClipName,
+  weightClipName,
+  windowOf,
+} from "./problem.ts";
 
 /** Rates and position of a step. */
 export interface StepRates {
@@ -61,7 +68,8 @@ export function trainStep(
     }
     watch?.(gradients, rates.step);
     for (const gradient of gradients.values()) {
-      if (invokeOne("all_finite", [gradient]).item() !== 1) return { loss, applied: false, margin: undefined };
+      if (invokeOne("all_finite", [gradient]).item() !== 1)
+        return { loss, applied: false, margin: undefined };
     }
 
     let margin: number | undefined;
@@ -86,7 +94,12 @@ function recordLoss(
   const { model, scheme, context } = problem;
   const weights = foldedWeights(problem, tape, problem.weights, vars, mask);
   for (const { key } of model.linears) {
-    weights[key] = fakeQuantWeight(tape, weights[key] as Var, vars.get(weightClipName(key)), scheme);
+    weights[key] = fakeQuantWeight(
+      tape,
+      weights[key] as Var,
+      vars.get(weightClipName(key)),
+      scheme,
+    );
   }
   const clips = new Map<string, Var>();
   for (const name of model.activations) {

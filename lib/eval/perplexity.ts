@@ -99,8 +99,11 @@ async function runBlock(
     for (const [n, state] of states.entries()) {
       states[n] = scope(() => {
         const graph = new Eager();
-        const w = Object.fromEntries(Object.entries(weights).map(([key, t]) => [key, graph.constant(t)]));
-        return model.block(graph, context, w, graph.constant(state), hookOf(source, i, graph)).value.tensor;
+        const w = Object.fromEntries(
+          Object.entries(weights).map(([key, t]) => [key, graph.constant(t)]),
+        );
+        return model.block(graph, context, w, graph.constant(state), hookOf(source, i, graph)).value
+          .tensor;
       });
       state.dispose();
       await breathe(signal);
@@ -161,7 +164,11 @@ function summarize(losses: readonly number[], tokens: number): EvaluateResult {
  *
  * `hidden`, if given, is called with the states after the embedding and after every block.
  */
-export function forwardLogits(source: EvalModel, ids: Int32Array, hidden?: (state: Float32Array, i: number) => void): Float32Array {
+export function forwardLogits(
+  source: EvalModel,
+  ids: Int32Array,
+  hidden?: (state: Float32Array, i: number) => void,
+): Float32Array {
   const { checkpoint, model } = source;
   const outer = loadOuter(checkpoint, model);
   const context = model.context(ids.length, "f32");
@@ -172,15 +179,22 @@ export function forwardLogits(source: EvalModel, ids: Int32Array, hidden?: (stat
       const weights = loadBlock(checkpoint, model, i);
       const next = scope(() => {
         const graph = new Eager();
-        const w = Object.fromEntries(Object.entries(weights).map(([key, t]) => [key, graph.constant(t)]));
-        return keep(model.block(graph, context, w, graph.constant(state), hookOf(source, i, graph)).value.tensor);
+        const w = Object.fromEntries(
+          Object.entries(weights).map(([key, t]) => [key, graph.constant(t)]),
+        );
+        return keep(
+          model.block(graph, context, w, graph.constant(state), hookOf(source, i, graph)).value
+            .tensor,
+        );
       });
       disposeAll(weights);
       state.dispose();
       state = next;
       hidden?.(state.floats(), i + 1);
     }
-    const logits = scope(() => ({ data: logitsOf(model, outer, state.reshape([ids.length, model.shape.hidden])).floats() })).data;
+    const logits = scope(() => ({
+      data: logitsOf(model, outer, state.reshape([ids.length, model.shape.hidden])).floats(),
+    })).data;
     state.dispose();
     return logits;
   } finally {
@@ -188,4 +202,3 @@ export function forwardLogits(source: EvalModel, ids: Int32Array, hidden?: (stat
     context.dispose();
   }
 }
-

@@ -33,7 +33,8 @@ export function aqConfigJson(config: AqConfig, version: string): JsonObject {
     symmetric,
     recipe: config.recipe,
     sites: config.sites,
-    activations: abits < 16 ? { bits: abits, scale_floor: TOKEN_FLOOR, clip_logits: config.tokenClips } : null,
+    activations:
+      abits < 16 ? { bits: abits, scale_floor: TOKEN_FLOOR, clip_logits: config.tokenClips } : null,
   };
 }
 
@@ -47,11 +48,15 @@ export function readAqConfig(dir: string): AqConfig | null {
   const where = path.join(dir, AQ_CONFIG_NAME);
   const json = readJsonFile(where);
   if (json["format"] !== FORMAT) {
-    throw new AqError("AQ_FORMAT", `${where} has format ${kindOf(json["format"])}, this version reads ${FORMAT}; use the version that wrote it`);
+    throw new AqError(
+      "AQ_FORMAT",
+      `${where} has format ${kindOf(json["format"])}, this version reads ${FORMAT}; use the version that wrote it`,
+    );
   }
   const number = (key: string): number => {
     const value = json[key];
-    if (typeof value !== "number") throw new AqError("AQ_FORMAT", `${where}: expected a number "${key}", got ${kindOf(value)}`);
+    if (typeof value !== "number")
+      throw new AqError("AQ_FORMAT", `${where}: expected a number "${key}", got ${kindOf(value)}`);
     return value;
   };
   const scheme = checkScheme({
@@ -71,10 +76,17 @@ export function readAqConfig(dir: string): AqConfig | null {
 function readClips(activations: unknown, where: string): Readonly<Record<string, number>>[] {
   if (!isJsonObject(activations)) return [];
   const list = activations["clip_logits"];
-  if (!Array.isArray(list)) throw new AqError("AQ_FORMAT", `${where}: expected an array "clip_logits", got ${kindOf(list)}`);
+  if (!Array.isArray(list))
+    throw new AqError(
+      "AQ_FORMAT",
+      `${where}: expected an array "clip_logits", got ${kindOf(list)}`,
+    );
   return list.map((block: unknown) => {
     if (!isJsonObject(block) || !Object.values(block).every((x) => Number.isFinite(x))) {
-      throw new AqError("AQ_FORMAT", `${where}: "clip_logits" must hold one object of numbers for each block`);
+      throw new AqError(
+        "AQ_FORMAT",
+        `${where}: "clip_logits" must hold one object of numbers for each block`,
+      );
     }
     return block as Record<string, number>;
   });

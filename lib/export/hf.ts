@@ -45,7 +45,9 @@ export async function writeHuggingFace(
         if (index === undefined) return undefined;
         return scope(() => {
           const weight = stored(index).weight(tensor.name, config.scheme.groupSize);
-          const cast = invokeOne("cast", [weight], { dtype: dtypeCode(weightDType(source, tensor.name)) });
+          const cast = invokeOne("cast", [weight], {
+            dtype: dtypeCode(weightDType(source, tensor.name)),
+          });
           const data = cast.read();
           return new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
         });

@@ -6,7 +6,7 @@
 import * as fs from "node:fs";
 import * as path from "node:path";
 import { readSafetensorsHeader, SafetensorsWriter } from "../checkpoint/safetensors.ts";
-import type { TensorEntry, TensorSpec as FileTensor } from "../checkpoint/safetensors-header.ts";
+import type { TensorSpec as FileTensor, TensorEntry } from "../checkpoint/safetensors-header.ts";
 import { AqError } from "../errors.ts";
 import type { Model } from "../models/family.ts";
 import { groupsPerRow } from "../quant/weights.ts";
@@ -48,21 +48,41 @@ export class RunState {
   }
 
   /** Stores a finished block under the names of the checkpoint. Throws: AQ_FILE. */
-  writeBlock(block: number, model: Model, finished: FinishedWeights, metadata: Readonly<Record<string, string>>): void {
+  writeBlock(
+    block: number,
+    model: Model,
+    finished: FinishedWeights,
+    metadata: Readonly<Record<string, string>>,
+  ): void {
     const names = new Map(model.blockTensors(block).map(({ key, name }) => [key, name]));
     const parts: { spec: FileTensor; bytes: () => Uint8Array }[] = [];
     for (const { key } of model.linears) {
       const name = names.get(key) as string;
       const { codes, scale, zero } = finished.quantized[key] as QuantizedByKey[string];
-      parts.push({ spec: { name: `${name}.codes`, dtype: "U8", shape: codes.shape }, bytes: () => rawBytes(codes) });
-      parts.push({ spec: { name: `${name}.scale`, dtype: "F16", shape: scale.shape }, bytes: () => castBytes(scale, "f16") });
-      parts.push({ spec: { name: `${name}.zero`, dtype: "U8", shape: zero.shape }, bytes: () => castBytes(zero, "u8") });
+      parts.push({
+        spec: { name: `${name}.codes`, dtype: "U8", shape: codes.shape },
+        bytes: () => rawBytes(codes),
+      });
+      parts.push({
+        spec: { name: `${name}.scale`, dtype: "F16", shape: scale.shape },
+        bytes: () => castBytes(scale, "f16"),
+      });
+      parts.push({
+        spec: { name: `${name}.zero`, dtype: "U8", shape: zero.shape },
+        bytes: () => castBytes(zero, "u8"),
+      });
     }
     for (const [key, tensor] of Object.entries(finished.others)) {
-      parts.push({ spec: { name: names.get(key) as string, dtype: "F32", shape: [tensor.size] }, bytes: () => rawBytes(tensor) });
+      parts.push({
+        spec: { name: names.get(key) as string, dtype: "F32", shape: [tensor.size] },
+        bytes: () => rawBytes(tensor),
+      });
     }
     const specs = parts.map(({ spec }) => spec);
-    const writer = new SafetensorsWriter(this.blockFile(block), specs, { format: "aq-native", ...metadata });
+    const writer = new SafetensorsWriter(this.blockFile(block), specs, {
+      format: "aq-native",
+      ...metadata,
+    });
     try {
       for (const { spec, bytes } of parts) writer.append(spec.name, bytes());
       writer.finish();
@@ -97,7 +117,11 @@ export class StoredBlock {
 
   #read(name: string): { entry: TensorEntry; bytes: Uint8Array } {
     const entry = this.#tensors.get(name);
-    if (!entry) throw new AqError("AQ_FORMAT", `${this.#file} has no "${name}"; the run folder is damaged, start the run anew`);
+    if (!entry)
+      throw new AqError(
+        "AQ_FORMAT",
+        `${this.#file} has no "${name}"; the run folder is damaged, start the run anew`,
+      );
     const bytes = new Uint8Array(entry.bytes);
     readFully(this.#fd, bytes, entry.offset, this.#file);
     return { entry, bytes };
@@ -141,5 +165,7 @@ function rawBytes(tensor: Tensor): Uint8Array {
 }
 
 function castBytes(tensor: Tensor, dtype: "f16" | "u8"): Uint8Array {
-  return scope(() => ({ bytes: rawBytes(invokeOne("cast", [tensor], { dtype: dtypeCode(dtype) })) })).bytes;
+  return scope(() => ({
+    bytes: rawBytes(invokeOne("cast", [tensor], { dtype: dtypeCode(dtype) })),
+  })).bytes;
 }

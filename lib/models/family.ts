@@ -43,8 +43,18 @@ export interface LinearSpec {
 
 /** A place where an invertible map and its inverse cancel; lib/affine has one file for each kind. */
 export type SiteSpec =
-  | { readonly kind: "updown"; readonly up: string; readonly down: string; readonly activation: string }
-  | { readonly kind: "norm"; readonly norm: string; readonly consumers: readonly string[]; readonly activation: string }
+  | {
+      readonly kind: "updown";
+      readonly up: string;
+      readonly down: string;
+      readonly activation: string;
+    }
+  | {
+      readonly kind: "norm";
+      readonly norm: string;
+      readonly consumers: readonly string[];
+      readonly activation: string;
+    }
   | { readonly kind: "vo"; readonly v: string; readonly o: string; readonly activation: string }
   | { readonly kind: "qk-pairs"; readonly q: string; readonly k: string };
 

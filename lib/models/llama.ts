@@ -12,7 +12,15 @@ import { dtypeCode } from "../tensor/dtype.ts";
 import { invokeOne } from "../tensor/invoke.ts";
 import { Tensor } from "../tensor/tensor.ts";
 import { type LlamaConfig, readLlamaConfig, ropeTables } from "./config.ts";
-import type { BlockContext, LinearSpec, Model, ModelFamily, SiteSpec, TensorSpec, Weights } from "./family.ts";
+import type {
+  BlockContext,
+  LinearSpec,
+  Model,
+  ModelFamily,
+  SiteSpec,
+  TensorSpec,
+  Weights,
+} from "./family.ts";
 
 /** Keys of the block's linears and their names in a checkpoint, in the order in which they run. */
 const LINEARS = {
@@ -123,7 +131,8 @@ class Llama implements Model {
     const { heads, kvHeads, headDim, rmsEps } = this.#config;
     const cos = graph.constant(context.tensors["cos"] as Tensor);
     const sin = graph.constant(context.tensors["sin"] as Tensor);
-    const project = (input: Var, key: string): Var => linear(graph, input, w[key] as Var, w[`${key}.bias`]);
+    const project = (input: Var, key: string): Var =>
+      linear(graph, input, w[key] as Var, w[`${key}.bias`]);
 
     const h1 = activations.apply(graph, "norm1", rmsNorm(graph, x, w["norm1"] as Var, rmsEps), 0);
     const q = rope(graph, project(h1, "q"), cos, sin, heads);
@@ -137,7 +146,12 @@ class Llama implements Model {
     );
     const middle = add(graph, x, project(activations.apply(graph, "o", o, 0), "o"));
 
-    const h2 = activations.apply(graph, "norm2", rmsNorm(graph, middle, w["norm2"] as Var, rmsEps), 0);
+    const h2 = activations.apply(
+      graph,
+      "norm2",
+      rmsNorm(graph, middle, w["norm2"] as Var, rmsEps),
+      0,
+    );
     const m = siluMul(graph, project(h2, "gate"), project(h2, "up"));
     return add(graph, middle, project(activations.apply(graph, "down", m, 0), "down"));
   }

@@ -1,7 +1,8 @@
 /** Brings weights of a checkpoint onto a device as f32, checked. */
 
-import { engineDType } from "../checkpoint/safetensors-header.ts";
+import * as path from "node:path";
 import type { Checkpoint } from "../checkpoint/folder.ts";
+import { engineDType } from "../checkpoint/safetensors-header.ts";
 import { AqError } from "../errors.ts";
 import { type DType, dtypeCode } from "../tensor/dtype.ts";
 import { invokeOne } from "../tensor/invoke.ts";
@@ -12,12 +13,20 @@ import type { Model, TensorSpec } from "./family.ts";
 /** Bytes that are read, and held, at a time. */
 const CHUNK_BYTES = 16 * 2 ** 20;
 
+/** A tensor and the file it lies in, for messages. */
+function located(checkpoint: Checkpoint, name: string): string {
+  return `"${name}" in ${path.join(checkpoint.dir, checkpoint.info(name).file)}`;
+}
+
 /** The dtype of a checkpoint tensor. Throws: AQ_MODEL if it is no floating type of at least 16 bits. */
 export function weightDType(checkpoint: Checkpoint, name: string): DType {
   const { dtype } = checkpoint.info(name);
   const engine = engineDType(dtype);
   if (engine !== "f32" && engine !== "f16" && engine !== "bf16" && engine !== "f64") {
-    throw new AqError("AQ_MODEL", `"${name}" in ${checkpoint.dir} is ${dtype}; weights must be F32, F16 or BF16`);
+    throw new AqError(
+      "AQ_MODEL",
+      `${located(checkpoint, name)} is ${dtype}; weights must be F32, F16 or BF16`,
+    );
   }
   return engine;
 }
@@ -28,7 +37,7 @@ export function loadStored(checkpoint: Checkpoint, spec: TensorSpec): Tensor {
   if (info.shape.length !== spec.shape.length || info.shape.some((d, i) => d !== spec.shape[i])) {
     throw new AqError(
       "AQ_MODEL",
-      `"${spec.name}" in ${checkpoint.dir} is [${info.shape.join(", ")}], but its config.json implies [${spec.shape.join(", ")}]`,
+      `${located(checkpoint, spec.name)} is [${info.shape.join(", ")}], but its config.json implies [${spec.shape.join(", ")}]`,
     );
   }
   const tensor = Tensor.empty(spec.shape, weightDType(checkpoint, spec.name));
@@ -45,9 +54,13 @@ export function loadStored(checkpoint: Checkpoint, spec: TensorSpec): Tensor {
 export function loadWeight(checkpoint: Checkpoint, spec: TensorSpec): Tensor {
   return scope(() => {
     const stored = loadStored(checkpoint, spec);
-    const tensor = stored.dtype === "f32" ? stored : invokeOne("cast", [stored], { dtype: dtypeCode("f32") });
+    const tensor =
+      stored.dtype === "f32" ? stored : invokeOne("cast", [stored], { dtype: dtypeCode("f32") });
     if (invokeOne("all_finite", [tensor]).item() !== 1) {
-      throw new AqError("AQ_NUMERIC", `"${spec.name}" in ${checkpoint.dir} holds NaN or infinity; the checkpoint is damaged`);
+      throw new AqError(
+        "AQ_NUMERIC",
+        `${located(checkpoint, spec.name)} holds NaN or infinity; the checkpoint is damaged`,
+      );
     }
     return tensor;
   });
@@ -64,7 +77,9 @@ export function loadBlock(checkpoint: Checkpoint, model: Model, i: number): Load
 /** The weights outside the blocks; the embedding keeps its stored dtype unless it is also the head. */
 export function loadOuter(checkpoint: Checkpoint, model: Model): LoadedWeights {
   return loadAll(model.outerTensors(), (spec) =>
-    spec.key === "embedding" && !model.traits.tiedHead ? loadStored(checkpoint, spec) : loadWeight(checkpoint, spec),
+    spec.key === "embedding" && !model.traits.tiedHead
+      ? loadStored(checkpoint, spec)
+      : loadWeight(checkpoint, spec),
   );
 }
 

@@ -18,7 +18,11 @@ export interface TensorHandle {
 /** One op of the registry (native/core/op.h). */
 export interface OpInfo {
   readonly name: string;
-  readonly inputs: readonly { readonly name: string; readonly optional: boolean; readonly mutable: boolean }[];
+  readonly inputs: readonly {
+    readonly name: string;
+    readonly optional: boolean;
+    readonly mutable: boolean;
+  }[];
   readonly outputs: readonly string[];
   readonly params: readonly { readonly name: string; readonly whole: boolean }[];
 }

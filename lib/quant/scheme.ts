@@ -35,7 +35,10 @@ export function checkScheme(scheme: QuantScheme): QuantScheme {
     throw new AqError("AQ_ARG", `abits must be from 2 to 8, or 16 for none, got ${abits}`);
   }
   if (!Number.isInteger(groupSize) || groupSize < 0) {
-    throw new AqError("AQ_ARG", `groupSize must be a whole number above 0, or absent for whole channels, got ${groupSize}`);
+    throw new AqError(
+      "AQ_ARG",
+      `groupSize must be a whole number above 0, or absent for whole channels, got ${groupSize}`,
+    );
   }
   return scheme;
 }

@@ -29,6 +29,11 @@ export class TokenQuantizers implements ActivationHook {
   }
 
   apply(graph: Graph, name: string, x: Var, group: number): Var {
-    return fakeQuant(graph, x, this.#clips.get(name), { bits: this.#bits, group, symmetric: false, floor: TOKEN_FLOOR });
+    return fakeQuant(graph, x, this.#clips.get(name), {
+      bits: this.#bits,
+      group,
+      symmetric: false,
+      floor: TOKEN_FLOOR,
+    });
   }
 }

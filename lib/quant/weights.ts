@@ -21,13 +21,22 @@ export function groupsPerRow(columns: number, groupSize: number): number {
 }
 
 /** Starting logits [2, O, G] of learned clipping. */
-export function startClip(rows: number, columns: number, groupSize: number): { data: Float32Array; shape: number[] } {
+export function startClip(
+  rows: number,
+  columns: number,
+  groupSize: number,
+): { data: Float32Array; shape: number[] } {
   const groups = groupsPerRow(columns, groupSize);
   return { data: new Float32Array(2 * rows * groups).fill(CLIP_START), shape: [2, rows, groups] };
 }
 
 /** W as training sees it: lazily fake-quantized, with gradients to W and to the clipping logits. */
-export function fakeQuantWeight(graph: Graph, w: Var, clip: Var | undefined, scheme: QuantScheme): Var {
+export function fakeQuantWeight(
+  graph: Graph,
+  w: Var,
+  clip: Var | undefined,
+  scheme: QuantScheme,
+): Var {
   return fakeQuant(graph, w, clip, {
     bits: scheme.wbits,
     group: scheme.groupSize,
@@ -42,7 +51,11 @@ export function fakeQuantWeight(graph: Graph, w: Var, clip: Var | undefined, sch
  *
  * Throws: AQ_NUMERIC if a scale leaves the range of float16.
  */
-export function quantizeWeight(w: Tensor, clip: Tensor | undefined, scheme: QuantScheme): QuantizedWeight {
+export function quantizeWeight(
+  w: Tensor,
+  clip: Tensor | undefined,
+  scheme: QuantScheme,
+): QuantizedWeight {
   const [scale, zero] = invoke("quant_grid", [w, clip], {
     bits: scheme.wbits,
     group: scheme.groupSize,
@@ -51,13 +64,24 @@ export function quantizeWeight(w: Tensor, clip: Tensor | undefined, scheme: Quan
     round_f16: 1,
   }) as [Tensor, Tensor];
   if (scope(() => invokeOne("all_finite", [scale]).item()) !== 1) {
-    throw new AqError("AQ_NUMERIC", "a weight scale is above 65504, the largest float16: the weights are too large to quantize");
+    scale.dispose();
+    zero.dispose();
+    throw new AqError(
+      "AQ_NUMERIC",
+      "a weight scale is above 65504, the largest float16: the weights are too large to quantize",
+    );
   }
-  const codes = invokeOne("quantize", [w, scale, zero], { bits: scheme.wbits, group: scheme.groupSize });
+  const codes = invokeOne("quantize", [w, scale, zero], {
+    bits: scheme.wbits,
+    group: scheme.groupSize,
+  });
   return { codes, scale, zero };
 }
 
 /** The weight that the codes stand for, f32 [O, I]. */
-export function dequantizeWeight({ codes, scale, zero }: QuantizedWeight, groupSize: number): Tensor {
+export function dequantizeWeight(
+  { codes, scale, zero }: QuantizedWeight,
+  groupSize: number,
+): Tensor {
   return invokeOne("dequantize", [codes, scale, zero], { group: groupSize });
 }

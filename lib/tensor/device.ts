@@ -26,7 +26,10 @@ export function threads(): number {
 /** Sets the number of threads, 1..1024. Throws: AQ_ARG outside. Results do not depend on it. */
 export function setThreads(count: number): void {
   if (!Number.isInteger(count) || count < 1 || count > 1024) {
-    throw new AqError("AQ_ARG", `the number of threads must be a whole number from 1 to 1024, got ${count}`);
+    throw new AqError(
+      "AQ_ARG",
+      `the number of threads must be a whole number from 1 to 1024, got ${count}`,
+    );
   }
   guarded(() => native().setThreads(count));
 }

@@ -69,12 +69,20 @@ export function invoke(
   });
   for (const given in params) {
     if (!order.includes(given)) {
-      throw new AqError("AQ_ARG", `${name}: there is no parameter '${given}'; it has ${order.join(", ") || "none"}`);
+      throw new AqError(
+        "AQ_ARG",
+        `${name}: there is no parameter '${given}'; it has ${order.join(", ") || "none"}`,
+      );
     }
   }
   const handles = inputs.map((tensor) => tensor?.handle);
   const results = guarded(() =>
-    native().invoke(index, handles, values, outs?.map((tensor) => tensor.handle)),
+    native().invoke(
+      index,
+      handles,
+      values,
+      outs?.map((tensor) => tensor.handle),
+    ),
   );
   return results.map((handle) => new Tensor(handle));
 }

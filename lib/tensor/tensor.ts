@@ -74,7 +74,12 @@ export class Tensor {
   }
 
   /** A tensor filled from JavaScript. Throws: AQ_SHAPE if the data does not fill it exactly. */
-  static from(data: TypedArray, shape: readonly number[] = [data.length], dtype?: DType, device = "cpu"): Tensor {
+  static from(
+    data: TypedArray,
+    shape: readonly number[] = [data.length],
+    dtype?: DType,
+    device = "cpu",
+  ): Tensor {
     const type = dtype ?? dtypeOf(data);
     if (data.byteLength !== sizeOf(shape) * DTYPE_BYTES[type]) {
       throw new AqError(
@@ -103,7 +108,8 @@ export class Tensor {
   /** The contents as Float32Array; throws AQ_DTYPE for any other dtype. */
   floats(): Float32Array {
     const data = this.read();
-    if (!(data instanceof Float32Array)) throw new AqError("AQ_DTYPE", `expected an f32 tensor, got ${this.dtype}`);
+    if (!(data instanceof Float32Array))
+      throw new AqError("AQ_DTYPE", `expected an f32 tensor, got ${this.dtype}`);
     return data;
   }
 
@@ -126,7 +132,10 @@ export class Tensor {
   /** The same elements under another shape, sharing memory. */
   reshape(shape: readonly number[]): Tensor {
     if (sizeOf(shape) !== this.size) {
-      throw new AqError("AQ_SHAPE", `cannot see [${this.shape.join(", ")}] as [${shape.join(", ")}]: ${this.size} and ${sizeOf(shape)} elements`);
+      throw new AqError(
+        "AQ_SHAPE",
+        `cannot see [${this.shape.join(", ")}] as [${shape.join(", ")}]: ${this.size} and ${sizeOf(shape)} elements`,
+      );
     }
     return this.view(0, shape);
   }

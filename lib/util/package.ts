@@ -12,7 +12,10 @@ function locate(): { root: string; version: string } {
   for (let dir = path.dirname(fileURLToPath(import.meta.url)); ; dir = path.dirname(dir)) {
     const manifest = path.join(dir, "package.json");
     if (existsSync(manifest)) {
-      const { name, version } = JSON.parse(readFileSync(manifest, "utf8")) as { name?: unknown; version?: unknown };
+      const { name, version } = JSON.parse(readFileSync(manifest, "utf8")) as {
+        name?: unknown;
+        version?: unknown;
+      };
       if (name === "aq-native") {
         found = { root: dir, version: String(version) };
         return found;
@@ -20,7 +23,10 @@ function locate(): { root: string; version: string } {
     }
     if (path.dirname(dir) === dir) break;
   }
-  throw new AqError("AQ_ADDON", "The package aq-native is incomplete: there is no package.json above its code; install it again.");
+  throw new AqError(
+    "AQ_ADDON",
+    "The package aq-native is incomplete: there is no package.json above its code; install it again.",
+  );
 }
 
 /** Folder that holds package.json, assets/ and the native addon. Throws: AQ_ADDON. */

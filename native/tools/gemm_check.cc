@@ -2,12 +2,12 @@
 // attention, inverse, at every SIMD level that this processor has. Each kernel is compared with
 // plain loops in double, and the bits with one and with several threads must be equal.
 //
-//   g++ -std=gnu++20 -O3 -ffp-contract=off -fno-math-errno -fno-trapping-math -Wall -Wextra -Werror
-//     -I. native/tools/gemm_check.cc native/cpu/parallel.cc -ldl -pthread -o gemm_check   (one line)
-//   ./gemm_check                    correctness
-//   ./gemm_check time [libopenblas.so [level]]   GFLOP/s, beside OpenBLAS's cblas_sgemm if named
+//   g++ -std=gnu++20 -O3 -ffp-contract=off -fno-math-errno -fno-trapping-math -Wall -Wextra -I.
+//     native/tools/gemm_check.cc native/cpu/parallel.cc -ldl -pthread -o gemm_check
+//   ./gemm_check                                  correctness
+//   ./gemm_check time [libopenblas.so [level]]    GFLOP/s, beside OpenBLAS's cblas_sgemm if named
 //
-// Set OPENBLAS_NUM_THREADS (and OPENBLAS_CORETYPE on processors that it does not know) for the latter.
+// For the latter set OPENBLAS_NUM_THREADS, and OPENBLAS_CORETYPE on processors it does not know.
 #if !defined(AQ_LEVEL)
 #include "native/cpu/prelude.h"
 
@@ -37,8 +37,7 @@
 #undef AQ_UNROLL
 #pragma GCC pop_options
 #pragma GCC push_options
-#pragma GCC target( \
-    "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi2,prefer-vector-width=512")
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi2,prefer-vector-width=512")
 #define AQ_LEVEL avx512
 #define AQ_LEVEL_AVX512 1
 #include AQ_CHECK_SELF
@@ -67,7 +66,7 @@ struct Level {
 };
 
 #define AQ_LEVEL_ROW(NS, USABLE) \
-  {#NS, USABLE, NS::fake_quant_gemm, NS::matmul, NS::attention, NS::attention_grad, NS::inverse}
+  { #NS, USABLE, NS::fake_quant_gemm, NS::matmul, NS::attention, NS::attention_grad, NS::inverse }
 const Level kLevels[] = {
     AQ_LEVEL_ROW(plain, true),
 #if defined(__x86_64__)
@@ -112,8 +111,8 @@ aq_view view(const vector<T>& x, std::vector<int64_t> dims) {
   return v;
 }
 
-// The shortest of several runs, about 0.4 s together, in seconds: of processor time for one thread,
-// so that other work on the machine matters little, else of real time.
+// The shortest of several runs, in seconds: of processor time for one thread, so that other work on
+// the machine matters little, else of real time.
 template <class Body>
 double bestTime(const Body& body) {
   const auto now = [] {
@@ -122,8 +121,9 @@ double bestTime(const Body& body) {
     return double(t.tv_sec) + 1e-9 * double(t.tv_nsec);
   };
   body();
+  const double enough = threadCount() == 1 ? 0.4 : 0.8;
   double best = 1e30, total = 0;
-  for (int i = 0; i < 3 || (total < 0.4 && i < 1000); i++) {
+  for (int i = 0; i < 3 || (total < enough && i < 1000); i++) {
     const double start = now();
     body();
     const double took = now() - start;
@@ -214,22 +214,26 @@ void checkProduct(const Level& level, int64_t m, int64_t n, int64_t k, int mask)
   const auto a = randomVector<T>(aRows * aCols), b = randomVector<T>(bRows * bCols);
   const auto biasValues = randomVector<T>(n);
   auto c = randomVector<T>(m * n);
-  const Grid<T> ga = randomGrid<T>(aRows, aCols, aGroup, 4), gb = randomGrid<T>(bRows, bCols, bGroup, 3);
+  const Grid<T> ga = randomGrid<T>(aRows, aCols, aGroup, 4),
+                gb = randomGrid<T>(bRows, bCols, bGroup, 3);
   const auto ahat = qa ? quantized(a, ga, aRows, aCols, aGroup, 4) : a;
   const auto bhat = qb ? quantized(b, gb, bRows, bCols, bGroup, 3) : b;
   vector<double> want(size_t(m * n), 0.0);
   for (int64_t i = 0; i < m; i++)
     for (int64_t j = 0; j < n; j++) {
-      double sum = (accumulate ? double(c[size_t(i * n + j)]) : 0) + (bias ? double(biasValues[size_t(j)]) : 0);
+      double sum = (accumulate ? double(c[size_t(i * n + j)]) : 0) +
+                   (bias ? double(biasValues[size_t(j)]) : 0);
       for (int64_t p = 0; p < k; p++)
-        sum += double(ahat[size_t(ta ? p * m + i : i * k + p)]) * double(bhat[size_t(tb ? j * k + p : p * n + j)]);
+        sum += double(ahat[size_t(ta ? p * m + i : i * k + p)]) *
+               double(bhat[size_t(tb ? j * k + p : p * n + j)]);
       want[size_t(i * n + j)] = sum;
     }
-  const std::string what = std::string(level.name) + (sizeof(T) == 8 ? " f64" : " f32") + " product " +
-                           std::to_string(m) + "x" + std::to_string(n) + "x" + std::to_string(k) +
-                           " mask " + std::to_string(mask);
+  const std::string what = std::string(level.name) + (sizeof(T) == 8 ? " f64" : " f32") +
+                           " product " + std::to_string(m) + "x" + std::to_string(n) + "x" +
+                           std::to_string(k) + " mask " + std::to_string(mask);
   const aq_view none{};
-  const vector<aq_view> in = {view(a, {aRows, aCols}), view(b, {bRows, bCols}),
+  const vector<aq_view> in = {view(a, {aRows, aCols}),
+                              view(b, {bRows, bCols}),
                               qa ? view(ga.scale, {aRows, ga.groups}) : none,
                               qa ? view(ga.zero, {aRows, ga.groups}) : none,
                               qb ? view(gb.scale, {bRows, gb.groups}) : none,
@@ -242,10 +246,12 @@ void checkProduct(const Level& level, int64_t m, int64_t n, int64_t k, int mask)
   expect(d < kTolerance<T>, what, d);
   if (qa || qb) {  // the same bits as quantizing first
     auto c2 = start;
-    vector<aq_view> plainIn = {view(ahat, {aRows, aCols}), view(bhat, {bRows, bCols}), none, none,
-                               none, none, in[6]};
-    runTwice<T>(level.fakeQuantGemm, plainIn, {&c2}, {view(c2, {m, n})}, &p, what + " materialized");
-    expect(std::memcmp(c.data(), c2.data(), c.size() * sizeof(T)) == 0, what + ": bits of fusing", 0);
+    vector<aq_view> plainIn = {
+        view(ahat, {aRows, aCols}), view(bhat, {bRows, bCols}), none, none, none, none, in[6]};
+    runTwice<T>(level.fakeQuantGemm, plainIn, {&c2}, {view(c2, {m, n})}, &p,
+                what + " materialized");
+    expect(std::memcmp(c.data(), c2.data(), c.size() * sizeof(T)) == 0, what + ": bits of fusing",
+           0);
   }
 }
 
@@ -266,7 +272,8 @@ void checkMatmul(const Level& level, int64_t batch, int64_t m, int64_t n, int64_
       }
   const aq_matmul_params p{-0.5, ta, tb};
   const std::string what = std::string(level.name) + " matmul mask " + std::to_string(mask);
-  runTwice<T>(level.matmul, {view(a, {batch, ta ? k : m, ta ? m : k}), view(b, {batch, tb ? n : k, tb ? k : n})},
+  runTwice<T>(level.matmul,
+              {view(a, {batch, ta ? k : m, ta ? m : k}), view(b, {batch, tb ? n : k, tb ? k : n})},
               {&y}, {view(y, {batch, m, n})}, &p, what);
   const double d = distance(y, want);
   expect(d < kTolerance<T>, what, d);
@@ -325,9 +332,10 @@ void checkAttention(const Level& level, const AttentionShape& s, bool grids) {
           }
         }
       }
-  const std::string what = std::string(level.name) + (sizeof(T) == 8 ? " f64" : " f32") + " attention " +
-                           std::to_string(B) + "x" + std::to_string(N) + " heads " + std::to_string(H) + "/" +
-                           std::to_string(G) + " size " + std::to_string(D) + (grids ? " grids" : "");
+  const std::string what = std::string(level.name) + (sizeof(T) == 8 ? " f64" : " f32") +
+                           " attention " + std::to_string(B) + "x" + std::to_string(N) + " heads " +
+                           std::to_string(H) + "/" + std::to_string(G) + " size " +
+                           std::to_string(D) + (grids ? " grids" : "");
   const aq_view none{};
   vector<aq_view> in = {view(q, {B, N, H * D}), view(k, {B, N, G * D}), view(v, {B, N, G * D})};
   for (const auto* grid : {&gq, &gk, &gv}) {
@@ -336,7 +344,8 @@ void checkAttention(const Level& level, const AttentionShape& s, bool grids) {
   }
   vector<T> o(q.size(), T(0)), lse(wantLse.size(), T(0));
   const aq_attention_params p{scale, int32_t(H), int32_t(G), bits, 0};
-  runTwice<T>(level.attention, in, {&o, &lse}, {view(o, {B, N, H * D}), view(lse, {B, H, N})}, &p, what);
+  runTwice<T>(level.attention, in, {&o, &lse}, {view(o, {B, N, H * D}), view(lse, {B, H, N})}, &p,
+              what);
   expect(distance(o, wantO) < kTolerance<T>, what + " o", distance(o, wantO));
   expect(distance(lse, wantLse) < kTolerance<T>, what + " lse", distance(lse, wantLse));
   in.push_back(view(o, {B, N, H * D}));
@@ -345,7 +354,8 @@ void checkAttention(const Level& level, const AttentionShape& s, bool grids) {
   vector<T> dq(q.size(), T(0)), dk(k.size(), T(0)), dv(v.size(), T(0));
   const aq_attention_grad_params pg{scale, int32_t(H), int32_t(G), bits, 0};
   runTwice<T>(level.attentionGrad, in, {&dq, &dk, &dv},
-              {view(dq, {B, N, H * D}), view(dk, {B, N, G * D}), view(dv, {B, N, G * D})}, &pg, what);
+              {view(dq, {B, N, H * D}), view(dk, {B, N, G * D}), view(dv, {B, N, G * D})}, &pg,
+              what);
   const double tolerance = kTolerance<T> * 2;
   expect(distance(dq, wantQ) < tolerance, what + " gq", distance(dq, wantQ));
   expect(distance(dk, wantK) < tolerance, what + " gk", distance(dk, wantK));
@@ -368,11 +378,12 @@ void checkInverse(const Level& level, int64_t batch, int64_t n, int kind, int pi
         m[0] = T(0);
       }
     }
-  const std::string what = std::string(level.name) + (sizeof(T) == 8 ? " f64" : " f32") + " inverse " +
-                           std::to_string(n) + " kind " + std::to_string(kind);
+  const std::string what = std::string(level.name) + (sizeof(T) == 8 ? " f64" : " f32") +
+                           " inverse " + std::to_string(n) + " kind " + std::to_string(kind);
   if (kind == 3)  // two equal rows
     for (int64_t j = 0; j < n; j++)
-      a[size_t((batch - 1) * n * n + (n - 1) * n + j)] = n > 1 ? a[size_t((batch - 1) * n * n + j)] : T(0);
+      a[size_t((batch - 1) * n * n + (n - 1) * n + j)] =
+          n > 1 ? a[size_t((batch - 1) * n * n + j)] : T(0);
   vector<T> x(a.size(), T(0));
   const aq_inverse_params p{pivot, 0};
   if (kind == 3) {
@@ -385,7 +396,8 @@ void checkInverse(const Level& level, int64_t batch, int64_t n, int kind, int pi
            what + ": " + error.text, 0);
     return;
   }
-  const int32_t code = runTwice<T>(level.inverse, {view(a, {batch, n, n})}, {&x}, {view(x, {batch, n, n})}, &p, what);
+  const int32_t code = runTwice<T>(level.inverse, {view(a, {batch, n, n})}, {&x},
+                                   {view(x, {batch, n, n})}, &p, what);
   expect(code == AQ_OK, what + ": code", code);
   double worst = 0;
   for (int64_t q = 0; q < batch; q++) {
@@ -394,7 +406,8 @@ void checkInverse(const Level& level, int64_t batch, int64_t n, int kind, int pi
       for (int64_t j = 0; j < n; j++) {
         double sum = i == j ? 1 : 0;
         for (int64_t r = 0; r < n; r++)
-          sum -= double(a[size_t(q * n * n + i * n + r)]) * double(x[size_t(q * n * n + r * n + j)]);
+          sum -=
+              double(a[size_t(q * n * n + i * n + r)]) * double(x[size_t(q * n * n + r * n + j)]);
         square += sum * sum;
       }
     worst = std::max(worst, std::sqrt(square / double(n)));
@@ -416,7 +429,7 @@ void checkLevel(const Level& level) {
     checkMatmul<T>(level, 5, 17, 33, 19, mask);
     checkMatmul<T>(level, 1, 64, 64, 64, mask);
   }
-  const AttentionShape shapes[] = {{1, 1, 1, 1, 1},   {2, 7, 2, 1, 3},    {1, 65, 4, 2, 32},
+  const AttentionShape shapes[] = {{1, 1, 1, 1, 1},    {2, 7, 2, 1, 3},    {1, 65, 4, 2, 32},
                                    {2, 130, 2, 2, 17}, {1, 300, 3, 1, 64}, {1, 70, 1, 1, 129},
                                    {3, 33, 4, 4, 8},   {1, 600, 2, 2, 16}};
   for (const AttentionShape& shape : shapes)
@@ -427,8 +440,8 @@ void checkLevel(const Level& level) {
   checkInverse<T>(level, 2, 64, 0, 1);
 }
 
-using Sgemm = void (*)(int, int, int, int, int, int, float, const float*, int, const float*, int, float,
-                       float*, int);
+using Sgemm = void (*)(int, int, int, int, int, int, float, const float*, int, const float*, int,
+                       float, float*, int);
 
 void timeProducts(const Level& level, Sgemm sgemm) {
   struct Shape {
@@ -437,71 +450,106 @@ void timeProducts(const Level& level, Sgemm sgemm) {
     bool quantized;
   };
   const Shape shapes[] = {
-      {512, 512, 512, 0, 0, false},   {1024, 1024, 1024, 0, 0, false}, {2048, 2048, 2048, 0, 0, false},
-      {2048, 512, 512, 0, 1, true},   {2048, 1376, 512, 0, 1, true},   {2048, 512, 1376, 0, 1, true},
-      {2048, 512, 512, 0, 0, true},   {2048, 512, 1376, 0, 0, true},   {2048, 1376, 512, 0, 0, true},
-      {512, 512, 2048, 1, 0, true},   {1376, 512, 2048, 1, 0, true},   {512, 1376, 2048, 1, 0, true},
-      {512, 704, 256, 0, 1, true},    {512, 256, 704, 0, 1, true},     {512, 128, 256, 0, 1, true},
-      {704, 256, 512, 1, 0, true},    {512, 256, 128, 0, 0, true},     {128, 256, 512, 1, 0, true},
+      {512, 512, 512, 0, 0, false},    {1024, 1024, 1024, 0, 0, false},
+      {2048, 2048, 2048, 0, 0, false}, {2048, 512, 512, 0, 1, true},
+      {2048, 1376, 512, 0, 1, true},   {2048, 512, 1376, 0, 1, true},
+      {2048, 512, 512, 0, 0, true},    {2048, 512, 1376, 0, 0, true},
+      {2048, 1376, 512, 0, 0, true},   {512, 512, 2048, 1, 0, true},
+      {1376, 512, 2048, 1, 0, true},   {512, 1376, 2048, 1, 0, true},
+      {512, 704, 256, 0, 1, true},     {512, 256, 704, 0, 1, true},
+      {512, 128, 256, 0, 1, true},     {704, 256, 512, 1, 0, true},
+      {512, 256, 128, 0, 0, true},     {128, 256, 512, 1, 0, true},
   };
-  std::printf("%-8s %28s %10s %10s %10s %10s   GFLOP/s\n", level.name, "m n k trans", "plain", "quantized",
-              "2 threads", "OpenBLAS");
+  std::printf("%-8s %28s %10s %10s %10s %10s   GFLOP/s\n", level.name, "m n k trans", "plain",
+              "quantized", "2 threads", "OpenBLAS");
   for (const Shape& s : shapes) {
     const int64_t aRows = s.ta ? s.k : s.m, aCols = s.ta ? s.m : s.k;
     const int64_t bRows = s.tb ? s.n : s.k, bCols = s.tb ? s.k : s.n;
     const auto a = randomVector<float>(aRows * aCols), b = randomVector<float>(bRows * bCols);
-    const auto ga = randomGrid<float>(aRows, aCols, 0, 4), gb = randomGrid<float>(bRows, bCols, 128, 4);
+    const auto ga = randomGrid<float>(aRows, aCols, 0, 4),
+               gb = randomGrid<float>(bRows, bCols, 128, 4);
     vector<float> c(size_t(s.m * s.n), 0.0f);
     const aq_view none{};
-    const aq_view in[7] = {view(a, {aRows, aCols}), view(b, {bRows, bCols}), none, none, none, none, none};
-    const aq_view inq[7] = {in[0], in[1], view(ga.scale, {aRows, ga.groups}), view(ga.zero, {aRows, ga.groups}),
-                            view(gb.scale, {bRows, gb.groups}), view(gb.zero, {bRows, gb.groups}), none};
+    const aq_view in[7] = {
+        view(a, {aRows, aCols}), view(b, {bRows, bCols}), none, none, none, none, none};
+    const aq_view inq[7] = {in[0],
+                            in[1],
+                            view(ga.scale, {aRows, ga.groups}),
+                            view(ga.zero, {aRows, ga.groups}),
+                            view(gb.scale, {bRows, gb.groups}),
+                            view(gb.zero, {bRows, gb.groups}),
+                            none};
     const aq_view out = view(c, {s.m, s.n});
     const aq_fake_quant_gemm_params p{s.ta, s.tb, 4, 0, 4, 128, 0, 0};
     aq_error error{};
     const double work = 2e-9 * double(s.m) * double(s.n) * double(s.k);
     setThreadCount(1);
-    const double one = work / bestTime([&] { level.fakeQuantGemm(nullptr, in, 7, &out, 1, &p, &error); });
-    const double fused = work / bestTime([&] { level.fakeQuantGemm(nullptr, inq, 7, &out, 1, &p, &error); });
+    const double one =
+        work / bestTime([&] { level.fakeQuantGemm(nullptr, in, 7, &out, 1, &p, &error); });
+    const double fused =
+        work / bestTime([&] { level.fakeQuantGemm(nullptr, inq, 7, &out, 1, &p, &error); });
     setThreadCount(2);
-    const double two = work / bestTime([&] { level.fakeQuantGemm(nullptr, s.quantized ? inq : in, 7, &out, 1, &p, &error); });
+    const double two =
+        work / bestTime([&] {
+          level.fakeQuantGemm(nullptr, s.quantized ? inq : in, 7, &out, 1, &p, &error);
+        });
     double peer = 0;
     setThreadCount(1);
     if (sgemm)
       peer = work / bestTime([&] {
-               sgemm(101, s.ta ? 112 : 111, s.tb ? 112 : 111, int(s.m), int(s.n), int(s.k), 1.0f, a.data(),
-                     int(aCols), b.data(), int(bCols), 0.0f, c.data(), int(s.n));
+               sgemm(101, s.ta ? 112 : 111, s.tb ? 112 : 111, int(s.m), int(s.n), int(s.k), 1.0f,
+                     a.data(), int(aCols), b.data(), int(bCols), 0.0f, c.data(), int(s.n));
              });
-    std::printf("%6lld %6lld %6lld   %s%s %16.1f %10.1f %10.1f %10.1f\n", (long long)s.m, (long long)s.n,
-                (long long)s.k, s.ta ? "T" : "N", s.tb ? "T" : "N", one, fused, two, peer);
+    std::printf("%6lld %6lld %6lld   %s%s %16.1f %10.1f %10.1f %10.1f\n", (long long)s.m,
+                (long long)s.n, (long long)s.k, s.ta ? "T" : "N", s.tb ? "T" : "N", one, fused, two,
+                peer);
   }
 }
 
 void timeAttention(const Level& level) {
-  const AttentionShape shapes[] = {{1, 2048, 8, 8, 64}, {4, 512, 8, 4, 32}, {4, 512, 8, 8, 64}, {1, 2048, 4, 4, 128}};
+  const AttentionShape shapes[] = {
+      {1, 2048, 8, 8, 64}, {4, 512, 8, 4, 32}, {4, 512, 8, 8, 64}, {1, 2048, 4, 4, 128}};
   for (const AttentionShape& s : shapes) {
     const int64_t B = s.batch, N = s.tokens, H = s.heads, G = s.kvHeads, D = s.size;
     const auto q = randomVector<float>(B * N * H * D), k = randomVector<float>(B * N * G * D);
     const auto v = randomVector<float>(B * N * G * D), go = randomVector<float>(B * N * H * D);
-    const auto gq = randomGrid<float>(B * N, H * D, D, 4), gk = randomGrid<float>(B * N, G * D, D, 4);
+    const auto gq = randomGrid<float>(B * N, H * D, D, 4),
+               gk = randomGrid<float>(B * N, G * D, D, 4);
     vector<float> o(q.size()), lse(size_t(B * H * N)), dq(q.size()), dk(k.size()), dv(v.size());
     const aq_view gridQ[2] = {view(gq.scale, {B * N, H}), view(gq.zero, {B * N, H})};
     const aq_view gridK[2] = {view(gk.scale, {B * N, G}), view(gk.zero, {B * N, G})};
-    const aq_view in[12] = {view(q, {B, N, H * D}), view(k, {B, N, G * D}), view(v, {B, N, G * D}),
-                            gridQ[0], gridQ[1], gridK[0], gridK[1], gridK[0], gridK[1],
-                            view(o, {B, N, H * D}), view(lse, {B, H, N}), view(go, {B, N, H * D})};
+    const aq_view in[12] = {view(q, {B, N, H * D}),
+                            view(k, {B, N, G * D}),
+                            view(v, {B, N, G * D}),
+                            gridQ[0],
+                            gridQ[1],
+                            gridK[0],
+                            gridK[1],
+                            gridK[0],
+                            gridK[1],
+                            view(o, {B, N, H * D}),
+                            view(lse, {B, H, N}),
+                            view(go, {B, N, H * D})};
     const aq_view out[2] = {in[9], in[10]};
-    const aq_view grads[3] = {view(dq, {B, N, H * D}), view(dk, {B, N, G * D}), view(dv, {B, N, G * D})};
+    const aq_view grads[3] = {view(dq, {B, N, H * D}), view(dk, {B, N, G * D}),
+                              view(dv, {B, N, G * D})};
     const aq_attention_params p{0.125, int32_t(H), int32_t(G), 4, 0};
     const aq_attention_grad_params pg{0.125, int32_t(H), int32_t(G), 4, 0};
     aq_error error{};
-    const double work = 2e-9 * double(B * H * D) * double(N) * double(N + 1);  // 2 products, half masked
+    const double work =
+        2e-9 * double(B * H * D) * double(N) * double(N + 1);  // 2 products, half masked
     for (int threads = 1; threads <= 2; threads++) {
       setThreadCount(threads);
-      const double forward = work / bestTime([&] { level.attention(nullptr, in, 9, out, 2, &p, &error); });
-      const double backward = 2.5 * work / bestTime([&] { level.attentionGrad(nullptr, in, 12, grads, 3, &pg, &error); });
-      std::printf("%-8s attention B %lld T %lld H %lld/%lld D %lld, %d threads: forward %.1f backward %.1f GFLOP/s\n",
-                  level.name, (long long)B, (long long)N, (long long)H, (long long)G, (long long)D, threads, forward, backward);
+      const double forward =
+          work / bestTime([&] { level.attention(nullptr, in, 9, out, 2, &p, &error); });
+      const double backward = 2.5 * work / bestTime([&] {
+                                level.attentionGrad(nullptr, in, 12, grads, 3, &pg, &error);
+                              });
+      std::printf(
+          "%-8s attention B %lld T %lld H %lld/%lld D %lld, %d threads: forward %.1f backward %.1f "
+          "GFLOP/s\n",
+          level.name, (long long)B, (long long)N, (long long)H, (long long)G, (long long)D, threads,
+          forward, backward);
     }
   }
 }
@@ -518,9 +566,10 @@ void timeInverse(const Level& level) {
     for (int pivot = 0; pivot < 2; pivot++) {
       const aq_inverse_params p{pivot, 0};
       aq_error error{};
-      const double took = bestTime([&] { level.inverse(nullptr, &in, 1, &out, 1, &p, &error); }) / double(batch);
-      std::printf("%-8s inverse %lld pivot %d: %.1f us, %.1f GFLOP/s\n", level.name, (long long)n, pivot, took * 1e6,
-                  2e-9 * double(n * n * n) / took);
+      const double took =
+          bestTime([&] { level.inverse(nullptr, &in, 1, &out, 1, &p, &error); }) / double(batch);
+      std::printf("%-8s inverse %lld pivot %d: %.1f us, %.1f GFLOP/s\n", level.name, (long long)n,
+                  pivot, took * 1e6, 2e-9 * double(n * n * n) / took);
     }
   }
 }
@@ -552,12 +601,12 @@ int main(int argc, char** argv) {
 
 #else
 namespace aq::cpu::AQ_LEVEL {
-#include "native/cpu/kernels/simd.h"
-#include "native/cpu/kernels/gemm_kernel.h"
-#include "native/cpu/kernels/gemm.h"
-#include "native/cpu/kernels/fake_quant_gemm.h"
-#include "native/cpu/kernels/matmul.h"
 #include "native/cpu/kernels/attention.h"
+#include "native/cpu/kernels/fake_quant_gemm.h"
+#include "native/cpu/kernels/gemm.h"
+#include "native/cpu/kernels/gemm_kernel.h"
 #include "native/cpu/kernels/lu_inverse.h"
+#include "native/cpu/kernels/matmul.h"
+#include "native/cpu/kernels/simd.h"
 }  // namespace aq::cpu::AQ_LEVEL
 #endif

@@ -67,6 +67,7 @@ const cast: OpCase = {
   dtypes: ["f32"],
   sets: PAIRS.map(([from, to]) => ({ from: dtypeCode(from), to: dtypeCode(to), N: 333 })),
   real: [
+    { from: dtypeCode("f32"), to: dtypeCode("f32"), N: 2048 * 512 },
     { from: dtypeCode("f32"), to: dtypeCode("f32"), N: 2048 * 4096 },
     { from: dtypeCode("bf16"), to: dtypeCode("f32"), N: 2048 * 4096 },
     { from: dtypeCode("f32"), to: dtypeCode("bf16"), N: 2048 * 4096 },

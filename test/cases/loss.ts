@@ -110,7 +110,10 @@ const gatherRows: OpCase = {
     from: dtypeCode(from),
     to: dtypeCode(to),
   })),
-  real: [{ V: 8192, C: 512, M: 2048, from: dtypeCode("bf16"), to: dtypeCode("f32") }],
+  real: [
+    { V: 8192, C: 512, M: 2048, from: dtypeCode("f32"), to: dtypeCode("f32") },
+    { V: 8192, C: 512, M: 2048, from: dtypeCode("bf16"), to: dtypeCode("f32") },
+  ],
   make: (draw, dims) => {
     const [V, C, dtype] = [dim(dims, "V"), dim(dims, "C"), dtypeAt(dim(dims, "from"))];
     const data = draw.normal([V, C]).data.map((value) => roundTo(value, dtype));

@@ -1,7 +1,8 @@
 // The two 16-bit floats in plain arithmetic: values are rounded to nearest even and converted from
 // and to bit patterns without any help from the engine.
 
-interface HalfFormat {
+/** Sizes of a 16-bit float. */
+export interface HalfFormat {
   /** Stored mantissa bits. */
   readonly mantissa: number;
   /** Exponent of the smallest normal number. */
@@ -23,11 +24,13 @@ export function roundEven(x: number): number {
   return down % 2 === 0 ? down : down + 1;
 }
 
+const float = new Float64Array(1);
+const words = new Uint32Array(float.buffer);
+
+/** Exponent of a number other than zero, from its bits (little-endian); at most -1023 if subnormal. */
 function exponentOf(magnitude: number): number {
-  let exponent = Math.floor(Math.log2(magnitude));
-  if (2 ** exponent > magnitude) exponent--;
-  if (2 ** (exponent + 1) <= magnitude) exponent++;
-  return exponent;
+  float[0] = magnitude;
+  return (((words[1] ?? 0) >>> 20) & 0x7ff) - 1023;
 }
 
 /** `x` rounded to the format; overflow gives an infinity. */

@@ -17,7 +17,11 @@ const pair: OpPair<AttentionParams> = {
     return { tensor, saved: [lse] };
   },
   backward: ({ g, inputs, output, saved, params }) =>
-    invoke("attention_grad", [...operands(inputs), output.tensor, saved[0], g], native(inputs, params)),
+    invoke(
+      "attention_grad",
+      [...operands(inputs), output.tensor, saved[0], g],
+      native(inputs, params),
+    ),
 };
 
 function operands(x: readonly (Value | undefined)[]): (Tensor | undefined)[] {

@@ -26,14 +26,12 @@ const pair: OpPair<FakeQuantParams> = {
     // The value shares x's memory: whoever multiplies it applies the grid on load.
     return { tensor: x.view(0, x.shape), grid: { scale, zero, bits: p.bits, group: p.group } };
   },
-  backward: ({ g, inputs, output, needs, params: p }) => {
-    const [gx, gclip] = invoke(
+  backward: ({ g, inputs, output, params: p }) =>
+    invoke(
       "fake_quant_grad",
       [tensorOf(inputs, 0), output.grid?.scale, output.grid?.zero, g, inputs[1]?.tensor],
       { bits: p.bits, group: p.group, symmetric: p.symmetric ? 1 : 0, floor: p.floor },
-    );
-    return [needs[0] ? gx : undefined, needs[1] ? gclip : undefined];
-  },
+    ),
 };
 
 /**
@@ -43,6 +41,11 @@ const pair: OpPair<FakeQuantParams> = {
  * The result is lazy (see Value): linear and attention apply the grid while they load operands.
  * Gradient: straight through the rounds; see docs/method.md.
  */
-export function fakeQuant(graph: Graph, x: Var, clip: Var | undefined, params: FakeQuantParams): Var {
+export function fakeQuant(
+  graph: Graph,
+  x: Var,
+  clip: Var | undefined,
+  params: FakeQuantParams,
+): Var {
   return graph.apply(pair, [x, clip], params);
 }

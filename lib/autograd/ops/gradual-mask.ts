@@ -9,7 +9,9 @@ export interface Mask {
 
 const pair: OpPair<Mask> = {
   name: "gradual_mask",
-  forward: (x, { band, sf }) => ({ tensor: invokeOne("gradual_mask", [tensorOf(x, 0)], { band, sf }) }),
+  forward: (x, { band, sf }) => ({
+    tensor: invokeOne("gradual_mask", [tensorOf(x, 0)], { band, sf }),
+  }),
   backward: ({ g, params: { band, sf } }) => [invokeOne("gradual_mask", [g], { band, sf })],
 };
 

@@ -12,20 +12,28 @@ export interface HeadMatmulParams {
 
 const pair: OpPair<HeadMatmulParams> = {
   name: "head_matmul",
-  forward: (x, p) => ({ tensor: invokeOne("head_matmul", [tensorOf(x, 0), tensorOf(x, 1)], native(p, p.transpose)) }),
+  forward: (x, p) => ({
+    tensor: invokeOne("head_matmul", [tensorOf(x, 0), tensorOf(x, 1)], native(p, p.transpose)),
+  }),
   backward: ({ g, inputs, needs, params: p }) => {
     const w = tensorOf(inputs, 0);
     const m = tensorOf(inputs, 1);
     return [
       needs[0] ? invokeOne("head_matmul", [g, m], native(p, !p.transpose)) : undefined,
       needs[1]
-        ? invokeOne("head_matmul_grad", [w, g], { ...native(p, p.transpose), kv_heads: m.shape[0] as number })
+        ? invokeOne("head_matmul_grad", [w, g], {
+            ...native(p, p.transpose),
+            kv_heads: m.shape[0] as number,
+          })
         : undefined,
     ];
   },
 };
 
-function native(p: HeadMatmulParams, transpose: boolean): { side: number; transpose: number; heads: number } {
+function native(
+  p: HeadMatmulParams,
+  transpose: boolean,
+): { side: number; transpose: number; heads: number } {
   return { side: p.side === "rows" ? 0 : 1, transpose: transpose ? 1 : 0, heads: p.heads };
 }
 

@@ -7,7 +7,11 @@ const pair: OpPair<null> = {
   backward: ({ g, output }) => {
     // d(A^-1) = -A^-1 dA A^-1, so the gradient is -X^T G X^T.
     const left = invokeOne("matmul", [output.tensor, g], { trans_a: 1, trans_b: 0, alpha: 1 });
-    const result = invokeOne("matmul", [left, output.tensor], { trans_a: 0, trans_b: 1, alpha: -1 });
+    const result = invokeOne("matmul", [left, output.tensor], {
+      trans_a: 0,
+      trans_b: 1,
+      alpha: -1,
+    });
     left.dispose();
     return [result];
   },

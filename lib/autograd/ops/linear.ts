@@ -10,7 +10,15 @@ interface Operand {
 }
 
 function product(a: Operand, b: Operand, bias?: Tensor, addTo?: Tensor): Tensor {
-  const inputs = [a.tensor, b.tensor, a.grid?.scale, a.grid?.zero, b.grid?.scale, b.grid?.zero, bias];
+  const inputs = [
+    a.tensor,
+    b.tensor,
+    a.grid?.scale,
+    a.grid?.zero,
+    b.grid?.scale,
+    b.grid?.zero,
+    bias,
+  ];
   const params = {
     trans_a: a.transpose ? 1 : 0,
     trans_b: b.transpose ? 1 : 0,
@@ -26,27 +34,41 @@ function product(a: Operand, b: Operand, bias?: Tensor, addTo?: Tensor): Tensor 
 }
 
 const plain = (tensor: Tensor, transpose: boolean): Operand => ({ tensor, transpose });
-const valueOf = ({ tensor, grid }: Value, transpose: boolean): Operand => ({ tensor, grid, transpose });
+const operandOf = ({ tensor, grid }: Value, transpose: boolean): Operand => ({
+  tensor,
+  grid,
+  transpose,
+});
 
-/** Sums over the rows of g [M, N], as the product with a row of ones. */
-function columnSums(g: Tensor): Tensor {
+/** Sums over the rows of g [M, N], as the product with a row of ones, in the bias's own shape. */
+function columnSums(g: Tensor, bias: Tensor): Tensor {
   const n = g.shape.at(-1) as number;
   const ones = Tensor.empty([1, g.size / n], g.dtype, g.device);
   invoke("fill", [ones], { value: 1 });
   const sums = product(plain(ones, false), plain(g, false));
   ones.dispose();
-  return sums;
+  // A folded bias is a column [N, 1], and the folds behind it want their gradients as columns.
+  const shaped = sums.reshape(bias.shape);
+  sums.dispose();
+  return shaped;
 }
 
 const pair: OpPair<null> = {
   name: "linear",
-  forward: ([x, w, bias]) => ({ tensor: product(valueOf(x as Value, false), valueOf(w as Value, true), bias?.tensor) }),
+  forward: ([x, w, bias]) => ({
+    tensor: product(operandOf(x as Value, false), operandOf(w as Value, true), bias?.tensor),
+  }),
   backward: ({ g, inputs, needs, existing }) => {
     const [x, w] = inputs as readonly [Value, Value];
     return [
-      needs[0] ? shaped(product(plain(g, false), valueOf(w, false), undefined, existing[0]), tensorOf(inputs, 0)) : undefined,
-      needs[1] ? product(plain(g, true), valueOf(x, false), undefined, existing[1]) : undefined,
-      needs[2] ? columnSums(g) : undefined,
+      needs[0]
+        ? shaped(
+            product(plain(g, false), operandOf(w, false), undefined, existing[0]),
+            tensorOf(inputs, 0),
+          )
+        : undefined,
+      needs[1] ? product(plain(g, true), operandOf(x, false), undefined, existing[1]) : undefined,
+      needs[2] ? columnSums(g, tensorOf(inputs, 2)) : undefined,
     ];
   },
 };

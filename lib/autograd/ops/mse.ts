@@ -4,7 +4,10 @@ import { type Graph, type OpPair, tensorOf, type Var } from "../graph.ts";
 const pair: OpPair<null> = {
   name: "mse",
   forward: (x) => ({ tensor: invokeOne("mse", [tensorOf(x, 0), tensorOf(x, 1)]) }),
-  backward: ({ g, inputs }) => [invokeOne("mse_grad", [tensorOf(inputs, 0), tensorOf(inputs, 1), g]), undefined],
+  backward: ({ g, inputs }) => [
+    invokeOne("mse_grad", [tensorOf(inputs, 0), tensorOf(inputs, 1), g]),
+    undefined,
+  ],
 };
 
 /** Mean squared error over all elements; the target gets no gradient. */

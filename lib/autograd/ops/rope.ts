@@ -4,7 +4,10 @@ import { type Graph, type OpPair, tensorOf, type Var } from "../graph.ts";
 const pair: OpPair<number> = {
   name: "rope",
   forward: (x, heads) => ({
-    tensor: invokeOne("rope", [tensorOf(x, 0), tensorOf(x, 1), tensorOf(x, 2)], { heads, inverse: 0 }),
+    tensor: invokeOne("rope", [tensorOf(x, 0), tensorOf(x, 1), tensorOf(x, 2)], {
+      heads,
+      inverse: 0,
+    }),
   }),
   backward: ({ g, inputs, params: heads }) => [
     invokeOne("rope", [g, tensorOf(inputs, 1), tensorOf(inputs, 2)], { heads, inverse: 1 }),

@@ -19,7 +19,11 @@ const pair: OpPair<RotatePairsParams> = {
   backward: ({ g, inputs, output, needs, params: { heads, signR } }) => {
     const logR = tensorOf(inputs, 1);
     const gw = needs[0]
-      ? invokeOne("rotate_pairs", [g, logR, tensorOf(inputs, 2)], { heads, sign_r: signR, sign_theta: -1 })
+      ? invokeOne("rotate_pairs", [g, logR, tensorOf(inputs, 2)], {
+          heads,
+          sign_r: signR,
+          sign_theta: -1,
+        })
       : undefined;
     const [gLogR, gTheta] =
       needs[1] || needs[2]
@@ -38,6 +42,12 @@ const pair: OpPair<RotatePairsParams> = {
  * Rows (i, i + D/2) of every head of W [heads*D, I] scaled by r^signR and rotated by theta; log r and
  * theta are [Hkv, D/2]. Commutes with RoPE, which rotates the same pairs.
  */
-export function rotatePairs(graph: Graph, w: Var, logR: Var, theta: Var, params: RotatePairsParams): Var {
+export function rotatePairs(
+  graph: Graph,
+  w: Var,
+  logR: Var,
+  theta: Var,
+  params: RotatePairsParams,
+): Var {
   return graph.apply(pair, [w, logR, theta], params);
 }

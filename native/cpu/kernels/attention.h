@@ -1,24 +1,26 @@
 // attention.h: causal softmax attention and its gradient, for grouped heads and optional grids.
 //
 // Keys and values of a kv head are packed once; then blocks of query rows meet chunks of keys tile
-// by tile, and tiles that the mask empties are skipped. The forward pass keeps the logits of a block
-// of rows; the backward pass keeps one block x chunk and rebuilds its probabilities from lse. The cut
-// into blocks and chunks is fixed, and every output element adds up its parts in the order of the
-// chunks or blocks, so no result depends on the number of threads.
+// by tile, and tiles that the mask empties are skipped. The forward pass keeps the logits of a
+// block of rows; the backward pass keeps one block x chunk and rebuilds its probabilities from lse.
+// The cut into blocks and chunks is fixed, and every output element adds up its parts in the order
+// of the chunks or blocks, so no result depends on the number of threads.
 
 // Keys per chunk, a whole number of panels.
 template <class T>
-inline constexpr int64_t kKeyChunk = 256 / kTileCols<T> * kTileCols<T>;
+inline constexpr int64_t kKeyChunk = 256 / kTileCols<T>* kTileCols<T>;
 inline constexpr int64_t kForwardRows = 56 / kTileRows * kTileRows;
 inline constexpr int64_t kBackwardRows = 112 / kTileRows * kTileRows;
 inline constexpr int kSlotKeys = 2, kSlotRows = 3;  // threadScratch slots
 inline constexpr int64_t kMaxKeyBytes = 64 << 20;   // of packed keys and values at a time
 
 template <class T>
-inline int64_t roundToPanel(int64_t n) { return ceilDiv(n, kTileCols<T>) * kTileCols<T>; }
+inline int64_t roundToPanel(int64_t n) {
+  return ceilDiv(n, kTileCols<T>) * kTileCols<T>;
+}
 
-// Hands out consecutive parts of one scratch buffer, on cache lines. First without a buffer, to learn
-// the size.
+// Hands out consecutive parts of one scratch buffer, on cache lines. First without a buffer, to
+// learn the size.
 template <class T>
 struct Carver {
   T* base;
@@ -54,19 +56,27 @@ struct AttentionCase {
 template <class T>
 static AttentionCase<T> attentionCase(const aq_view* in, double scale, int32_t heads,
                                       int32_t kvHeads, int32_t bits) {
-  return {in[0].dim[0], in[0].dim[1], heads, kvHeads, in[0].dim[2] / heads,
-          T(scale), T((int64_t(1) << bits) - 1), in};
+  return {in[0].dim[0],
+          in[0].dim[1],
+          heads,
+          kvHeads,
+          in[0].dim[2] / heads,
+          T(scale),
+          T((int64_t(1) << bits) - 1),
+          in};
 }
 
 // Packed keys and values of one kv head.
 //  keysT, valuesT: panels of tokens [ceil(tokens / cols)][size][cols], to multiply rows with keys;
-//  keys, values: per chunk, panels of the head's columns [ceil(size / cols)][chunk][cols], to add up
-//  rows. The forward pass needs keysT and values, the backward pass all but values.
+//  keys, values: per chunk, panels of the head's columns [ceil(size / cols)][chunk][cols], to add
+//  up rows. The forward pass needs keysT and values, the backward pass all but values.
 template <class T>
 struct PackedHead {
   T *keysT, *valuesT, *keys, *values;
 
-  static int64_t turnedSize(const AttentionCase<T>& c) { return roundToPanel<T>(c.tokens) * c.size; }
+  static int64_t turnedSize(const AttentionCase<T>& c) {
+    return roundToPanel<T>(c.tokens) * c.size;
+  }
   static int64_t plainSize(const AttentionCase<T>& c) { return c.tokens * roundToPanel<T>(c.size); }
   static PackedHead carve(Carver<T>& carver, const AttentionCase<T>& c, bool backward) {
     const int64_t slack = kPackSlack / int64_t(sizeof(T));
@@ -136,7 +146,8 @@ struct RowBlock {
   int64_t ld;
 };
 template <class T>
-static RowBlock<T> readRows(const Operand<T>& x, int64_t r0, int64_t rows, int64_t size, T* buffer) {
+static RowBlock<T> readRows(const Operand<T>& x, int64_t r0, int64_t rows, int64_t size,
+                            T* buffer) {
   if (!x.scale) return {x.data + r0 * x.ld, x.ld};
   for (int64_t i = 0; i < rows; i++) x.read(r0 + i, 0, size, buffer + i * size);
   return {buffer, size};
@@ -159,7 +170,8 @@ static void multiplyKeys(const RowBlock<T>& x, int64_t rows, int64_t size, const
   }
 }
 
-// out [rows, size] (=, +=) w [rows, limit(row tile)] times the packed columns of a chunk of `depth`.
+// out [rows, size] (=, +=) w [rows, limit(row tile)] times the packed columns of a chunk of
+// `depth`.
 template <class T, class Limit>
 static void addUpKeys(const T* w, int64_t ldw, int64_t rows, const T* packed, int64_t depth,
                       int64_t size, const Limit& limit, T* out, int64_t ldo, bool accumulate) {
@@ -180,8 +192,8 @@ static void addUpKeys(const T* w, int64_t ldw, int64_t rows, const T* packed, in
 template <class T>
 inline constexpr T kLog2E = T(1.44269504088896340736);
 
-// 2^x for x <= 127, and at least 2^-126, which counts as nothing beside the 1 that each row has. About
-// half the work of expOf: at 64 columns a head, the softmax costs a sixth of the products.
+// 2^x for x <= 127, and at least 2^-126, which counts as nothing beside the 1 that each row has.
+// About half the work of expOf: at 64 columns a head, the softmax costs a sixth of the products.
 inline Vec<float>::Type powerOfTwo(Vec<float>::Type x) {
   using V = Vec<float>;
   typedef int32_t Ints __attribute__((vector_size(sizeof(V::Type))));
@@ -209,8 +221,8 @@ inline Vec<double>::Type powerOfTwo(Vec<double>::Type x) {
 
 // ---------------------------------------------------------------- forward
 
-// x[0..n) <- 2^(scale x - shift), where the shift is the largest scale x, so that no power overflows;
-// returns their sum. x has room for whole vectors; what follows the n values is lost.
+// x[0..n) <- 2^(scale x - shift), where the shift is the largest scale x, so that no power
+// overflows; returns their sum. x has room for whole vectors; what follows the n values is lost.
 template <class T>
 static T softmaxRow(T* x, int64_t n, T scale, T& shift) {
   using V = Vec<T>;
@@ -273,9 +285,10 @@ static void attentionRows(const AttentionCase<T>& c, const PackedHead<T>& keys, 
 
   for (int64_t t = 0; t < r0 + rows; t += kKeyChunk<T>) {
     const int64_t depth = std::min(kKeyChunk<T>, c.tokens - t);
-    addUpKeys(w + t, ldw, rows, keys.values + t * roundToPanel<T>(size), depth, size,
-              [=](int64_t rowEnd) { return std::min(depth, limit(rowEnd) - t); }, o + r0 * ldo, ldo,
-              t > 0);
+    addUpKeys(
+        w + t, ldw, rows, keys.values + t * roundToPanel<T>(size), depth, size,
+        [=](int64_t rowEnd) { return std::min(depth, limit(rowEnd) - t); }, o + r0 * ldo, ldo,
+        t > 0);
   }
   for (int64_t i = 0; i < rows; i++)
     for (int64_t d = 0; d < size; d++) o[(r0 + i) * ldo + d] *= inverseSum[i];
@@ -412,9 +425,8 @@ class GradRows {
         const int64_t from = std::max<int64_t>(0, j - lead);
         if (from >= rows_) break;
         runTile(int(std::min(R, n - j)),
-                TileJob<T>{rows_ - from, w + from * kLd + j, 1, kLd,
-                           packed + d * rows_ + from * N, out + j * ldo + d, ldo,
-                           int(std::min(N, size - d)), true, nullptr});
+                TileJob<T>{rows_ - from, w + from * kLd + j, 1, kLd, packed + d * rows_ + from * N,
+                           out + j * ldo + d, ldo, int(std::min(N, size - d)), true, nullptr});
       }
     }
   }
@@ -440,8 +452,9 @@ static void attentionBackward(const AttentionCase<T>& c, const AttentionGrads<T>
     const auto at = [&](int64_t b, int64_t h) {
       const int64_t q = ((b0 + b) * tokens * c.heads + h) * size;
       const int64_t k = ((b0 + b) * tokens * c.kvHeads + h / group) * size;
-      return AttentionGrads<T>{all.o + q,  all.lse + ((b0 + b) * c.heads + h) * tokens, all.go + q,
-                               all.gq + q, all.gk + k,                                  all.gv + k};
+      return AttentionGrads<T>{all.o + q,  all.lse + ((b0 + b) * c.heads + h) * tokens,
+                               all.go + q, all.gq + q,
+                               all.gk + k, all.gv + k};
     };
     const auto clearKeys = [&](int64_t b, int64_t g, int64_t t, int64_t n) {
       const AttentionGrads<T> x = at(b, g * group);
@@ -470,17 +483,18 @@ static void attentionBackward(const AttentionCase<T>& c, const AttentionGrads<T>
       });
       continue;
     }
-    parallelFor(wide * chunks, [&](int64_t task) {  // the first keys are seen most: long tasks first
-      const int64_t g = task % c.kvHeads, b = task / c.kvHeads % batches;
-      const int64_t t = task / wide * C;
-      GradRows<T> block(c);
-      clearKeys(b, g, t, keysFrom(t));
-      for (int64_t h = g * group; h < (g + 1) * group; h++)
-        for (int64_t r0 = t / R * R; r0 < tokens; r0 += R) {
-          block.prepare(at(b, h), c.head(0, b0 + b, h, false), r0, rowsFrom(r0), true);
-          block.meet(packed.at(b, g), t, keysFrom(t), false, true);
-        }
-    });
+    parallelFor(wide * chunks,
+                [&](int64_t task) {  // the first keys are seen most: long tasks first
+                  const int64_t g = task % c.kvHeads, b = task / c.kvHeads % batches;
+                  const int64_t t = task / wide * C;
+                  GradRows<T> block(c);
+                  clearKeys(b, g, t, keysFrom(t));
+                  for (int64_t h = g * group; h < (g + 1) * group; h++)
+                    for (int64_t r0 = t / R * R; r0 < tokens; r0 += R) {
+                      block.prepare(at(b, h), c.head(0, b0 + b, h, false), r0, rowsFrom(r0), true);
+                      block.meet(packed.at(b, g), t, keysFrom(t), false, true);
+                    }
+                });
     parallelFor(blocks * batches * c.heads, [&](int64_t task) {
       const int64_t h = task % c.heads, b = task / c.heads % batches;
       const int64_t r0 = (blocks - 1 - task / c.heads / batches) * R;
@@ -497,15 +511,15 @@ static int32_t attention_grad(aq_queue*, const aq_view* in, int32_t, const aq_vi
   const auto& p = *static_cast<const aq_attention_grad_params*>(params);
   return withScratch("attention_grad", err, [&]() -> int32_t {
     if (in[0].dtype == AQ_F64) {
-      attentionBackward(attentionCase<double>(in, p.scale, p.heads, p.kv_heads, p.bits),
-                        AttentionGrads<double>{ptr<double>(in[9]), ptr<double>(in[10]),
-                                               ptr<double>(in[11]), mut<double>(out[0]),
-                                               mut<double>(out[1]), mut<double>(out[2])});
+      attentionBackward(
+          attentionCase<double>(in, p.scale, p.heads, p.kv_heads, p.bits),
+          AttentionGrads<double>{ptr<double>(in[9]), ptr<double>(in[10]), ptr<double>(in[11]),
+                                 mut<double>(out[0]), mut<double>(out[1]), mut<double>(out[2])});
     } else {
-      attentionBackward(attentionCase<float>(in, p.scale, p.heads, p.kv_heads, p.bits),
-                        AttentionGrads<float>{ptr<float>(in[9]), ptr<float>(in[10]),
-                                              ptr<float>(in[11]), mut<float>(out[0]),
-                                              mut<float>(out[1]), mut<float>(out[2])});
+      attentionBackward(
+          attentionCase<float>(in, p.scale, p.heads, p.kv_heads, p.bits),
+          AttentionGrads<float>{ptr<float>(in[9]), ptr<float>(in[10]), ptr<float>(in[11]),
+                                mut<float>(out[0]), mut<float>(out[1]), mut<float>(out[2])});
     }
     return AQ_OK;
   });

@@ -26,7 +26,8 @@ static void fakeQuantGemm(const aq_view* in, const aq_view& out,
   const int64_t n = p.trans_b ? bRows : bCols;
   const Operand<T> a = gridOperand<T>(in[0], p.trans_a != 0, in[2], in[3], p.a_bits, p.a_group);
   const Operand<T> b = gridOperand<T>(in[1], p.trans_b == 0, in[4], in[5], p.b_bits, p.b_group);
-  gemm<T>(m, n, k, a, b, mut<T>(out), n, p.accumulate != 0, present(in[6]) ? ptr<T>(in[6]) : nullptr);
+  gemm<T>(m, n, k, a, b, mut<T>(out), n, p.accumulate != 0,
+          present(in[6]) ? ptr<T>(in[6]) : nullptr);
 }
 
 static int32_t fake_quant_gemm(aq_queue*, const aq_view* in, int32_t, const aq_view* out, int32_t,

@@ -18,7 +18,13 @@ struct Operand {
   T top;  // 2^bits - 1
 
   Operand(const T* data, int64_t ld, bool rowsAreK)
-      : data(data), ld(ld), rowsAreK(rowsAreK), scale(nullptr), zero(nullptr), gridLd(0), group(1),
+      : data(data),
+        ld(ld),
+        rowsAreK(rowsAreK),
+        scale(nullptr),
+        zero(nullptr),
+        gridLd(0),
+        group(1),
         top(0) {}
 
   // y = (clamp(round(x/s) + z, 0, top) - z) s, the same operations in the same order as fake_quant.
@@ -55,8 +61,8 @@ struct Operand {
 // ---------------------------------------------------------------- packing
 
 // A square block of W rows of W values in registers, turned by exchanging ever larger sub-blocks:
-// step S swaps the odd S-blocks of row i with the even ones of row i + S. (Shuffles by the compiler's
-// vector extension, so that each level gets the instructions it has.)
+// step S swaps the odd S-blocks of row i with the even ones of row i + S. (Shuffles by the
+// compiler's vector extension, so that each level gets the instructions it has.)
 template <class T>
 struct Turn {
   static constexpr int W = Vec<T>::kWidth;
@@ -125,11 +131,14 @@ inline void turnRows(const T* const* rows, int live, int64_t depth, T* to) {
   }
 }
 
-// Packs positions p0 .. p0 + count and k0 .. k0 + depth of x into panels [ceil(count / R)][depth][R],
-// with anything where a panel reaches beyond `count`. `to` needs kPackSlack bytes more.
+// Packs positions p0 .. p0 + count and k0 .. k0 + depth of x into panels [ceil(count /
+// R)][depth][R], with zeros or copies where a panel reaches beyond `count`. `to` needs kPackSlack
+// bytes more. To pack a part of deeper panels, `to` is its place in the first one and `panelDepth`
+// the whole depth.
 template <class T, int R>
 static void packPanels(const Operand<T>& x, int64_t p0, int64_t count, int64_t k0, int64_t depth,
-                       T* to) {
+                       T* to, int64_t panelDepth = 0) {
+  const int64_t stride = panelDepth > 0 ? panelDepth : depth;  // panels lie stride R apart
   if (x.rowsAreK) {
     // A run of several panels at a time, so that quantizing works on long rows.
     constexpr int64_t kRun = 512 / R * R, kAhead = 8;
@@ -139,16 +148,18 @@ static void packPanels(const Operand<T>& x, int64_t p0, int64_t count, int64_t k
       for (int64_t k = 0; k < depth; k++) {
         if (k + kAhead < depth) x.prefetch(k0 + k + kAhead, p0 + c, run);
         const T* row = x.read(k0 + k, p0 + c, run, buffer);
-        T* panel = to + c * depth + k * R;
+        T* panel = to + c * stride + k * R;
         int64_t i = 0;
         if (k + 1 < depth) {  // whole vectors; what spills past R is overwritten by the next k
           constexpr int W = Vec<T>::kWidth, wide = (R + W - 1) / W * W;
-          for (; i + wide <= run; i += R, panel += depth * R)
-            for (int j = wide - W; j >= 0; j -= W) Vec<T>::store(panel + j, Vec<T>::load(row + i + j));
+          for (; i + wide <= run; i += R, panel += stride * R)
+            for (int j = wide - W; j >= 0; j -= W)
+              Vec<T>::store(panel + j, Vec<T>::load(row + i + j));
         }
-        for (; i + R <= run; i += R, panel += depth * R)
+        for (; i + R <= run; i += R, panel += stride * R)
           for (int j = 0; j < R; j++) panel[j] = row[i + j];
-        for (int j = 0; i + j < run; j++) panel[j] = row[i + j];
+        if (i < run)
+          for (int j = 0; j < R; j++) panel[j] = i + j < run ? row[i + j] : T(0);
       }
     }
     return;
@@ -161,19 +172,24 @@ static void packPanels(const Operand<T>& x, int64_t p0, int64_t count, int64_t k
     for (int64_t k = 0; k < depth; k += kRun) {
       const int64_t run = depth - k < kRun ? depth - k : kRun;
       for (int i = 0; i < live; i++) rows[i] = x.read(p0 + c + i, k0 + k, run, buffer + i * kRun);
-      turnRows<T, R>(rows, live, run, to + c * depth + k * R);
+      turnRows<T, R>(rows, live, run, to + c * stride + k * R);
     }
   }
 }
 
 // ---------------------------------------------------------------- blocking
 
-// Depth of a k block: a panel of A stays in the first-level cache, one of B streams past it.
+// Depth of a k block: a panel of A stays in the first-level cache while panels of B stream past it.
+// Rows of A that a task packs at a time: they stay in the second-level cache.
+#if defined(AQ_LEVEL_AVX512)
+template <class T>
+inline constexpr int64_t kMaxDepth = 2048 / int64_t(sizeof(T));
+inline constexpr int64_t kMaxRowPanels = 168 / kTileRows;
+#else  // processors whose second-level cache may be smaller
 template <class T>
 inline constexpr int64_t kMaxDepth = 1536 / int64_t(sizeof(T));
-
-// Rows of A that a task packs at a time: they stay in the second-level cache.
-inline constexpr int64_t kMaxRowPanels = 168 / kTileRows;
+inline constexpr int64_t kMaxRowPanels = 120 / kTileRows;
+#endif
 
 // Bytes of packed B that are kept at a time.
 inline constexpr int64_t kMaxSharedBytes = 64 << 20;
@@ -188,15 +204,23 @@ static void multiplyPanels(const T* a, int64_t rows, const T* b, int64_t cols, i
   constexpr int64_t R = kTileRows, N = kTileCols<T>;
   for (int64_t j = 0; j < cols; j += N) {
     for (int64_t i = 0; i < rows; i += R) {
-      const TileJob<T> job{depth, a + i * depth, 1, R, b + j * depth, c + i * ldc + j, ldc,
-                           int(cols - j < N ? cols - j : N), accumulate, bias ? bias + j : nullptr};
+      const TileJob<T> job{depth,
+                           a + i * depth,
+                           1,
+                           R,
+                           b + j * depth,
+                           c + i * ldc + j,
+                           ldc,
+                           int(cols - j < N ? cols - j : N),
+                           accumulate,
+                           bias ? bias + j : nullptr};
       runTile(int(rows - i < R ? rows - i : R), job);
     }
   }
 }
 
-// The task grid over C. More, smaller tasks for more threads; columns are cut only where rows do not
-// give enough tasks, because each column part packs A again.
+// The task grid over C. More, smaller tasks for more threads; columns are cut only where rows do
+// not give enough tasks, because each column part packs A again.
 struct TaskGrid {
   int64_t rowsPerTask, colsPerTask, rowTasks, colTasks;
 };
@@ -245,16 +269,21 @@ static void gemm(int64_t m, int64_t n, int64_t k, const Operand<T>& a, const Ope
     for (int64_t block0 = 0; block0 < blocks; block0 += heldBlocks) {
       const int64_t blockEnd = std::min(blocks, block0 + heldBlocks);
       // Block p starts at k = p depth; its panels lie together, each `its depth` x N.
-      const auto blockAt = [=](int64_t block) { return packed + (block - block0) * depth * panels * N; };
+      const auto blockAt = [=](int64_t block) {
+        return packed + (block - block0) * depth * panels * N;
+      };
       const auto depthOf = [=](int64_t block) { return std::min(depth, k - block * depth); };
 
-      constexpr int64_t kPanelsPerPack = 4;
-      const int64_t packTasks = ceilDiv(panels, kPanelsPerPack);
-      parallelFor(packTasks * (blockEnd - block0), [&](int64_t task) {
-        const int64_t block = block0 + task / packTasks;
-        const int64_t j = task % packTasks * kPanelsPerPack * N;
-        packPanels<T, int(N)>(b, j0 + j, std::min(cols - j, kPanelsPerPack * N), block * depth,
-                              depthOf(block), blockAt(block) + j * depthOf(block));
+      // A packing task reads long pieces of stored rows.
+      const int64_t packCols = (b.rowsAreK ? 512 / N : 4) * N, packDepth = b.rowsAreK ? 128 : depth;
+      const int64_t colTasks = ceilDiv(cols, packCols), depthTasks = ceilDiv(depth, packDepth);
+      parallelFor((blockEnd - block0) * depthTasks * colTasks, [&](int64_t task) {
+        const int64_t block = block0 + task / colTasks / depthTasks, deep = depthOf(block);
+        const int64_t j = task % colTasks * packCols, p = task / colTasks % depthTasks * packDepth;
+        if (p >= deep) return;
+        packPanels<T, int(N)>(b, j0 + j, std::min(cols - j, packCols), block * depth + p,
+                              std::min(packDepth, deep - p), blockAt(block) + j * deep + p * N,
+                              deep);
       });
 
       parallelFor(grid.rowTasks * grid.colTasks, [&](int64_t task) {
@@ -262,13 +291,13 @@ static void gemm(int64_t m, int64_t n, int64_t k, const Operand<T>& a, const Ope
         const int64_t j = task % grid.colTasks * grid.colsPerTask;
         const int64_t rows = std::min(m - i, grid.rowsPerTask);
         const int64_t width = std::min(cols - j, grid.colsPerTask);
-        T* const own = static_cast<T*>(threadScratch(
-            kSlotOwn, uint64_t(grid.rowsPerTask * depth) * sizeof(T) + kPackSlack));
+        T* const own = static_cast<T*>(
+            threadScratch(kSlotOwn, uint64_t(grid.rowsPerTask * depth) * sizeof(T) + kPackSlack));
         for (int64_t block = block0; block < blockEnd; block++) {
           const int64_t deep = depthOf(block);
           packPanels<T, int(R)>(a, i, rows, block * depth, deep, own);
-          multiplyPanels(own, rows, blockAt(block) + j * deep, width, deep,
-                         c + i * ldc + j0 + j, ldc, accumulate || block > 0,
+          multiplyPanels(own, rows, blockAt(block) + j * deep, width, deep, c + i * ldc + j0 + j,
+                         ldc, accumulate || block > 0,
                          bias && block == 0 ? bias + j0 + j : nullptr);
         }
       });
@@ -282,7 +311,9 @@ static int32_t withScratch(const char* op, aq_error* err, const Body& body) {
   try {
     return body();
   } catch (const std::bad_alloc&) {
-    return fail(err, AQ_OOM, "%s: not enough memory for the working space of this op; "
-                "use smaller inputs or fewer threads", op);
+    return fail(err, AQ_OOM,
+                "%s: not enough memory for the working space of this op; "
+                "use smaller inputs or fewer threads",
+                op);
   }
 }

@@ -100,7 +100,7 @@ inline constexpr int kTileRows = 4, kTileVectors = 2;  // 8 of 16 registers
 #endif
 
 template <class T>
-inline constexpr int kTileCols = kTileVectors * Vec<T>::kWidth;
+inline constexpr int kTileCols = kTileVectors* Vec<T>::kWidth;
 
 // Full unrolling of the loops over the registers of a tile: they must not stay loops.
 #if defined(__clang__)

@@ -1,19 +1,20 @@
-// lu_inverse.h: inverses of a batch of matrices by LU, blocked so that nearly all the work is done by
-// the GEMM micro-kernel.
+// lu_inverse.h: inverses of a batch of matrices by LU, blocked so that nearly all the work is done
+// by the GEMM micro-kernel.
 //
 // A strictly diagonally dominant matrix, by rows or by columns, needs no pivoting: that is what the
-// gradual mask of AffineQuant keeps its matrices to be. Others get partial pivoting. L and the strict
-// upper part of U are stored negated, since the micro-kernel only adds.
+// gradual mask of AffineQuant keeps its matrices to be. Others get partial pivoting. L and the
+// strict upper part of U are stored negated, since the micro-kernel only adds.
 
-inline constexpr int64_t kLuPanel = 32;                    // columns eliminated before an update
-inline constexpr int64_t kLuRows = 56 / kTileRows * kTileRows;  // rows of an update's task
+inline constexpr int64_t kLuPanel = 32;  // columns eliminated before an update
+inline constexpr int64_t kLuRows = 56 / kTileRows * kTileRows;           // rows of an update's task
 inline constexpr int kSlotLu = 4, kSlotLuColumns = 5, kSlotLuFlags = 6;  // threadScratch slots
 
 template <class T>
 class LuInverse {
  public:
   explicit LuInverse(int64_t n)
-      : n_(n), ld_(ceilDiv(n, kTileCols<T>) * kTileCols<T> + std::max(kLuPanel, int64_t(kTileCols<T>))) {
+      : n_(n),
+        ld_(ceilDiv(n, kTileCols<T>) * kTileCols<T> + std::max(kLuPanel, int64_t(kTileCols<T>))) {
     const int64_t packed = kLuPanel * ld_ + kPackSlack / int64_t(sizeof(T));
     const int64_t count = n * ld_ + packed + 2 * n;
     w_ = static_cast<T*>(threadScratch(kSlotLu, uint64_t(count) * sizeof(T) + uint64_t(n) * 8));
@@ -82,14 +83,16 @@ class LuInverse {
     order_[best] = held;
   }
 
-  // Columns k .. end of L and U, from the diagonal down; false at a pivot that is zero or not finite.
+  // Columns k .. end of L and U, from the diagonal down; false at a pivot that is zero or not
+  // finite.
   bool eliminate(int64_t k, int64_t end, bool pivot) {
     for (int64_t j = k; j < end; j++) {
       if (pivot) bringPivot(j);
       const T p = w_[j * ld_ + j];
       if (!(std::fabs(p) > T(0)) || !(std::fabs(p) <= std::numeric_limits<T>::max())) return false;
       reciprocal_[j] = T(1) / p;
-      // Row j of the panel with zeros up to the diagonal: every row gets the same fixed-length update.
+      // Row j of the panel with zeros up to the diagonal: every row gets the same fixed-length
+      // update.
       T row[kLuPanel];
       for (int64_t c = 0; c < kLuPanel; c++) row[c] = k + c > j ? w_[j * ld_ + k + c] : T(0);
       for (int64_t i = j + 1; i < n_; i++) {
@@ -165,8 +168,8 @@ class LuInverse {
   void addRows(int64_t k, int64_t end, int64_t from, int64_t to, T* z) const {
     constexpr int64_t N = kTileCols<T>;
     if (from >= to) return;
-    runTile(int(end - k), TileJob<T>{to - from, w_ + k * ld_ + from, ld_, 1, z + from * N, z + k * N,
-                                     N, int(N), true, nullptr});
+    runTile(int(end - k), TileJob<T>{to - from, w_ + k * ld_ + from, ld_, 1, z + from * N,
+                                     z + k * N, N, int(N), true, nullptr});
   }
 
   static void addRow(T factor, const T* source, T* target) {
@@ -187,15 +190,16 @@ class LuInverse {
   }
 
   int64_t n_, ld_;
-  T* w_;           // [n, ld]: negated L below, U on and above the diagonal, at last negated above it
-  T* packed_;      // rows of U for the update
+  T* w_;       // [n, ld]: negated L below, U on and above the diagonal, at last negated above it
+  T* packed_;  // rows of U for the update
   T* reciprocal_;  // of the pivots
   T* sums_;
   int64_t* order_;  // row i of the factors is row order_[i] of the matrix
 };
 
 template <class T>
-static int32_t inverseBatch(const aq_view& in, const aq_view& out, bool alwaysPivot, aq_error* err) {
+static int32_t inverseBatch(const aq_view& in, const aq_view& out, bool alwaysPivot,
+                            aq_error* err) {
   const int64_t batch = in.dim[0], n = in.dim[2];
   if (batch == 0 || n == 0) return AQ_OK;
   uint8_t* const singular = static_cast<uint8_t*>(threadScratch(kSlotLuFlags, uint64_t(batch)));
@@ -211,10 +215,11 @@ static int32_t inverseBatch(const aq_view& in, const aq_view& out, bool alwaysPi
   }
   for (int64_t i = 0; i < batch; i++) {
     if (singular[i])
-      return fail(err, AQ_NUMERIC,
-                  "inverse: matrix %lld of the batch is singular or holds values that are not finite "
-                  "(batch of %lld, size %lld); lower the learning rate or keep it diagonally dominant",
-                  static_cast<long long>(i), static_cast<long long>(batch), static_cast<long long>(n));
+      return fail(
+          err, AQ_NUMERIC,
+          "inverse: matrix %lld of the batch is singular or holds values that are not finite "
+          "(batch of %lld, size %lld); lower the learning rate or keep it diagonally dominant",
+          static_cast<long long>(i), static_cast<long long>(batch), static_cast<long long>(n));
   }
   return AQ_OK;
 }

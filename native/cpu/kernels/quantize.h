@@ -33,7 +33,7 @@ struct GridRule {
   }
 };
 
-// Clipping factors f1, f2 of a group: sigmoid of the one logit of all, of the group's own two, or 1.
+// Clipping factors f1, f2 of a group: sigmoid of one shared logit, of the group's own two, or 1.
 template <class T>
 struct ClipFactors {
   const T* logits;

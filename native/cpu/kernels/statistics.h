@@ -19,7 +19,7 @@ inline void resetExtremes(T* high, T* low, int64_t n) {
   }
 }
 
-// Each chunk of rows gathers extremes of its own (a row of highs, a row of lows), and the chunks are
+// Each chunk of rows gathers extremes of its own (a row of highs, a row of lows); the chunks are
 // merged in order. max |x| is the larger of max x and -min x.
 static int32_t channel_stats(aq_queue*, const aq_view* in, int32_t, const aq_view* out, int32_t,
                              const void*, aq_error* err) {

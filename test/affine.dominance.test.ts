@@ -1,0 +1,124 @@
+// What keeps the matrices invertible: after a step, rows whose off-diagonals outweigh 0.9 of the
+// diagonal are shrunk to it. In healthy runs this idles, so the matrices here are made up.
+import fc from "fast-check";
+import { describe, expect, it } from "vitest";
+import type { Mask } from "../lib/autograd/ops/gradual-mask.ts";
+import { DOMINANCE_LIMIT, Parameter } from "../lib/calibration/parameters.ts";
+import { invokeOne } from "../lib/tensor/invoke.ts";
+import { scope } from "../lib/tensor/scope.ts";
+import { liveTensors, Tensor } from "../lib/tensor/tensor.ts";
+
+interface Projected {
+  readonly values: Float32Array;
+  readonly margin: number | undefined;
+}
+
+/** One step at rate zero: nothing but the projection changes anything. */
+function project(matrices: Float32Array, D: number, mask: Mask): Projected {
+  return scope(() => {
+    const shape = [matrices.length / (D * D), D, D];
+    const parameter = new Parameter("vo.S", "transform", { data: matrices, shape, masked: true });
+    const gradient = Tensor.from(new Float32Array(matrices.length), shape);
+    const margin = parameter.update(gradient, 1, 0, 0, mask);
+    const result = { values: parameter.value.floats(), margin };
+    parameter.dispose();
+    return { result };
+  }).result;
+}
+
+/** Sum of |off-diagonal| over |diagonal| of each row, as the mask lets it count. */
+function ratios(matrices: Float32Array, D: number, { band, sf }: Mask): number[] {
+  return Array.from({ length: matrices.length / D }, (_, row) => {
+    const i = row % D;
+    const off = Array.from(matrices.subarray(row * D, (row + 1) * D)).reduce(
+      (sum, x, j) => (j !== i && Math.abs(i - j) <= band ? sum + Math.abs(sf * x) : sum),
+      0,
+    );
+    return off / Math.abs(matrices[row * D + i] as number);
+  });
+}
+
+const full: Mask = { band: 4, sf: 0.5 };
+
+describe("the projection", () => {
+  it("shrinks the rows that are not dominant enough to the limit, and no others", () => {
+    const D = 4;
+    // Ratios of the rows with sf 0.5: 0.75, 2 with a negative diagonal, 0.9 of one entry, 0.95.
+    const made = Float32Array.of(
+      ...[2, 1, -1, 1],
+      ...[-4, -2, 2, 2],
+      ...[0, 1.75, 1, 0],
+      ...[-0.5, 0.4, 1, 1],
+    );
+    const { values, margin } = project(made, D, full);
+    expect(ratios(made, D, full)).toEqual([0.75, 2, 0.875, expect.closeTo(0.95, 6)]);
+    expect(ratios(values, D, full)).toEqual(
+      [0.75, 0.9, 0.875, 0.9].map((r) => expect.closeTo(r, 6)),
+    );
+    expect([...values.subarray(0, 4)]).toEqual([2, 1, -1, 1]);
+    expect([...values.subarray(8, 12)]).toEqual([0, 1.75, 1, 0]);
+    const shrunk = [-4, -2, 2, 2].map((x, j) => (j === 1 ? x : x * 0.45));
+    expect([...values.subarray(4, 8)]).toEqual(shrunk.map((x) => expect.closeTo(x, 6)));
+    expect(margin).toBeCloseTo(1 - DOMINANCE_LIMIT, 6);
+  });
+
+  it("gives the margin of the worst row of all matrices when nothing is too large", () => {
+    const made = Float32Array.of(1, 0.4, 0.2, 1, 2, -0.4, 0.8, -1);
+    const { values, margin } = project(made, 2, { band: 2, sf: 1 });
+    expect(values).toEqual(made);
+    expect(margin).toBeCloseTo(0.2, 6);
+  });
+
+  it("counts only what the band lets through", () => {
+    const made = Float32Array.of(1, 0.5, 100, 0.5, 1, 0.25, 100, 0.5, 1);
+    const { values, margin } = project(made, 3, { band: 1, sf: 1 });
+    expect(values).toEqual(made);
+    expect(margin).toBeCloseTo(0.25, 6);
+  });
+
+  it("leaves every matrix invertible, whatever came before", () => {
+    const arbitrary = fc
+      .tuple(fc.integer({ min: 1, max: 6 }), fc.integer({ min: 0, max: 6 }))
+      .chain(([half, band]) => {
+        const count = 2 * (2 * half) ** 2;
+        const entry = fc.double({ min: -1e3, max: 1e3, noNaN: true });
+        const entries = fc.array(entry, { minLength: count, maxLength: count });
+        return fc.tuple(fc.constant(2 * half), fc.constant(band), entries);
+      });
+    fc.assert(
+      fc.property(arbitrary, ([D, band, entries]) => {
+        const mask = { band, sf: 0.7 };
+        const made = Float32Array.from(entries);
+        for (let row = 0; row < 2 * D; row++) made[row * D + (row % D)] = row % 2 ? 0.5 : -3;
+        const { values, margin } = project(made, D, mask);
+        const worst = Math.max(...ratios(values, D, mask));
+        expect(worst).toBeLessThanOrEqual(DOMINANCE_LIMIT * (1 + 1e-5));
+        expect(margin).toBeCloseTo(1 - worst, 5);
+        const before = ratios(made, D, mask);
+        for (const [row, ratio] of ratios(values, D, mask).entries()) {
+          expect(ratio).toBeCloseTo(Math.min(before[row] as number, DOMINANCE_LIMIT), 4);
+        }
+        scope(() => {
+          const a = Tensor.from(values, [2, D, D]);
+          invokeOne("inverse", [invokeOne("gradual_mask", [a], mask)], { pivot: 0 });
+        });
+      }),
+      { numRuns: 60 },
+    );
+  });
+
+  it("is of matrices alone: a diagonal has no margin", () => {
+    const live = liveTensors();
+    scope(() => {
+      const start = { data: Float32Array.of(1, 2), shape: [2], masked: false };
+      const parameter = new Parameter("updown.log_s", "transform", start);
+      const margin = parameter.update(Tensor.from(Float32Array.of(1, -1)), 1, 0.1, 0, full);
+      expect(margin).toBeUndefined();
+      expect(Array.from(parameter.value.floats())).toEqual([
+        expect.closeTo(0.9, 5),
+        expect.closeTo(2.1, 5),
+      ]);
+    });
+    expect(liveTensors()).toBe(live);
+  });
+});
