@@ -34,7 +34,7 @@ export function sgemm(n: number, device: string): Product {
   const [a, b, c] = [0, 1, 2].map(() =>
     keep(toTensor(draw.normal([n, n]), { device, dtype: "f32" })),
   ) as [Tensor, Tensor, Tensor];
-  const inputs = [a, b, undefined, undefined, undefined, undefined, undefined];
+  const inputs = [a, b, ...new Array<undefined>(6).fill(undefined)];
   return {
     run: () => scope(() => void invoke("fake_quant_gemm", inputs, PLAIN, [c])),
     dispose: () => {

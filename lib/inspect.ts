@@ -2,13 +2,39 @@
 
 import { describeSite, siteName } from "./affine/sites.ts";
 import { openCheckpoint } from "./checkpoint/folder.ts";
+import { hasFile } from "./checkpoint/source-files.ts";
+import { AqError } from "./errors.ts";
 import { readAqConfig } from "./export/aq-config.ts";
+import type { Job } from "./export/job.ts";
+import { RunState } from "./export/run-state.ts";
 import { openModel } from "./models/registry.ts";
-import type { InspectOptions, InspectResult } from "./types.ts";
+import type { InspectOptions, InspectResult, RunProgress } from "./types.ts";
 
-/** Throws: AqError when the folder cannot be read or its model is not supported. */
-export function inspect(options: InspectOptions): InspectResult {
-  const checkpoint = openCheckpoint(options.model);
+/**
+ * Of the output folder of a run it also tells how far the run has come; while there is no checkpoint in
+ * it yet, the source is described.
+ *
+ * Throws: AqError when the folder cannot be read or its model is not supported.
+ */
+export function inspect({ model: dir }: InspectOptions): InspectResult {
+  const job = new RunState(dir).readJob();
+  if (!job) return inspectCheckpoint(dir);
+  const run = progressOf(dir, job);
+  if (hasFile(dir, "config.json")) return { ...inspectCheckpoint(dir), run };
+  try {
+    return { ...inspectCheckpoint(job.model), run };
+  } catch (error) {
+    if (!(error instanceof AqError)) throw error;
+    throw new AqError(
+      error.code,
+      `${dir} holds an unfinished run, whose source cannot be read: ${error.message}`,
+      { cause: error },
+    );
+  }
+}
+
+function inspectCheckpoint(dir: string): InspectResult {
+  const checkpoint = openCheckpoint(dir);
   try {
     const model = openModel(checkpoint.config, (name) => checkpoint.has(name));
     // Every weight that the model will need, so that a missing one shows now and not after hours.
@@ -24,10 +50,10 @@ export function inspect(options: InspectOptions): InspectResult {
       bytes += tensor.bytes;
       dtypes.add(tensor.dtype);
     }
-    const config = readAqConfig(options.model);
+    const config = readAqConfig(dir);
     const { hidden, blocks, heads, kvHeads, headDim, mlp, vocabulary, maxTokens } = model.shape;
     return {
-      model: options.model,
+      model: dir,
       family: model.family,
       blocks,
       hidden,
@@ -55,4 +81,30 @@ export function inspect(options: InspectOptions): InspectResult {
   } finally {
     checkpoint.close();
   }
+}
+
+function progressOf(out: string, job: Job): RunProgress {
+  const { blocks, finished } = job;
+  const spent = finished.reduce((sum, { report }) => sum + report.seconds, 0);
+  const open = blocks - finished.length;
+  const left: string[] = [];
+  if (job.status === "running") {
+    if (job.pplBefore === null) left.push("measure the source");
+    if (open > 0)
+      left.push(open === 1 ? `block ${blocks}` : `blocks ${finished.length + 1} to ${blocks}`);
+    left.push("write the checkpoint", "measure it");
+  }
+  return {
+    out,
+    status: job.status,
+    writtenBy: job.writtenBy,
+    source: job.model,
+    blocks,
+    blocksDone: finished.length,
+    pplBefore: job.pplBefore,
+    pplAfter: job.result?.pplAfter ?? null,
+    seconds: job.seconds,
+    secondsLeft: finished.length > 0 ? (open * spent) / finished.length : null,
+    left,
+  };
 }

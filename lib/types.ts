@@ -37,6 +37,10 @@ export interface QuantizeOptions {
   readonly lwcLr?: number;
   /** Weight decay, default 0. */
   readonly wd?: number;
+  /** Rotate the residual stream first: `auto` (default) where the recipe wants it. */
+  readonly rotate?: "auto" | "on" | "off";
+  /** How the last codes are found; default the recipe's. */
+  readonly rounding?: "learned" | "nearest" | "gptq";
   /** Add the loss against the full-precision block on the quantized input. Default: abits < 16 or wbits = 2. */
   readonly augLoss?: boolean;
   readonly seed?: number;
@@ -45,7 +49,23 @@ export interface QuantizeOptions {
   readonly device?: "auto" | "cpu";
   /** Replace what is in `out`. */
   readonly overwrite?: boolean;
+  /** What to do with a run that is in `out` already. Default auto. */
+  readonly resume?: ResumeMode;
+  /**
+   * Bytes that activation streams may take in memory; what is beyond goes to files in `out`. The
+   * result does not depend on it. Default: all in memory.
+   */
+  readonly streamMemory?: number;
 }
+
+/**
+ * `auto` goes on with an unfinished run and answers for a finished one, else starts; `required` refuses
+ * to start; `never` refuses to go on.
+ */
+export type ResumeMode = "auto" | "required" | "never";
+
+/** `rotate` changes the basis, `polish` trains all blocks, `export` writes the checkpoint. */
+export type RunStage = "rotate" | "polish" | "export";
 
 /** What happened to one block. */
 export interface BlockReport {
@@ -53,6 +73,8 @@ export interface BlockReport {
   /** Mean loss of the first and the last epoch; null when nothing was trained. */
   readonly lossFirst: number | null;
   readonly lossLast: number | null;
+  /** Mean loss of each epoch, by phase that trained, in the order in which they ran. */
+  readonly losses: Readonly<Record<string, readonly number[]>>;
   /** |y - y'| / |y - x| after folding, quantizers off, float32; null when nothing was folded. */
   readonly equivalence: number | null;
   /** The same after the cast to the stored dtype. */
@@ -63,8 +85,10 @@ export interface BlockReport {
   readonly streamError: number;
   readonly skippedSteps: number;
   /** null, or what was done because training failed. */
-  readonly fallback: null | "half-rate" | "quarter-rate" | "rtn";
+  readonly fallback: null | "half-rate" | "quarter-rate" | "nearest" | "rtn";
   readonly seconds: number;
+  /** The same, split by phase. */
+  readonly phaseSeconds: Readonly<Record<string, number>>;
 }
 
 export interface QuantizeResult {
@@ -89,12 +113,22 @@ export type QuantizeEvent =
       readonly threads: number;
       readonly device: string;
     }
+  /** Comes after `start` when blocks of an earlier session are used; alone before `done` when all is done. */
+  | {
+      readonly event: "resume";
+      readonly blocksDone: number;
+      readonly blocks: number;
+      readonly finished: boolean;
+    }
+  /** Work on the whole model, between or after the blocks. */
+  | { readonly event: "stage"; readonly stage: RunStage }
   /** Something a person should know: which text is used, fewer windows than asked for, a skipped step. */
   | { readonly event: "note"; readonly text: string }
   | {
       readonly event: "phase";
       readonly block: number;
-      readonly phase: "statistics" | "affine" | "fold" | "propagate" | "write";
+      /** `replay` passes the streams through a block of an earlier session. */
+      readonly phase: "replay" | "statistics" | "affine" | "fold" | "round" | "propagate" | "write";
     }
   /** One optimizer step; throttled by whoever shows it. */
   | {
@@ -200,4 +234,25 @@ export interface InspectResult {
     readonly groupSize: number;
   };
   readonly sites: readonly SiteReport[];
+  /** Present for the output folder of a run; of an unfinished one, the rest describes its source. */
+  readonly run?: RunProgress;
+}
+
+/** How far a run has come. */
+export interface RunProgress {
+  readonly out: string;
+  readonly status: "running" | "done";
+  readonly writtenBy: string;
+  /** The source's folder. */
+  readonly source: string;
+  readonly blocks: number;
+  readonly blocksDone: number;
+  readonly pplBefore: number | null;
+  readonly pplAfter: number | null;
+  /** Of all sessions so far. */
+  readonly seconds: number;
+  /** For the blocks that are left, from those that are done; null while there are none. */
+  readonly secondsLeft: number | null;
+  /** What is still to be done, in order. */
+  readonly left: readonly string[];
 }

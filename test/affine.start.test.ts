@@ -31,10 +31,15 @@ function starts(alpha: number) {
     const result = startSites(model.sites, {
       shape: model.shape,
       weights: tensorsOf(weights, "f32"),
-      activationMax: new Map(
-        Object.entries(activations).map(([name, data]) => [name, Float32Array.from(data)]),
-      ),
+      statistics: {
+        max: new Map(
+          Object.entries(activations).map(([name, data]) => [name, Float32Array.from(data)]),
+        ),
+        middle: new Map(),
+      },
       alpha,
+      scheme: { wbits: 4, abits: 16, groupSize: 0, symmetric: false },
+      rotated: false,
     });
     return { result };
   }).result;
@@ -123,8 +128,13 @@ describe("the starts", () => {
       const context = {
         shape: model.shape,
         weights: tensorsOf(weights, "f32"),
-        activationMax: new Map<string, Float32Array>(),
+        statistics: {
+          max: new Map<string, Float32Array>(),
+          middle: new Map<string, Float32Array>(),
+        },
         alpha: 0.5,
+        scheme: { wbits: 4, abits: 16, groupSize: 0, symmetric: false },
+        rotated: false,
       };
       expect(() => startSites(model.sites, context)).toThrow("down");
     });

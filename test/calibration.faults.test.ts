@@ -1,16 +1,15 @@
 // A run never stops because training fails: what is not finite is skipped, a block that keeps failing
 // starts again at lower rates, and in the end it is rounded to nearest.
 import { describe, expect, it } from "vitest";
-import {
-  disposeParameters,
-  type TrainHooks,
-  trainBlock,
-} from "../lib/calibration/block-trainer.ts";
+import type { TrainHooks } from "../lib/calibration/attempts.ts";
+import { disposeParameters } from "../lib/calibration/parameters.ts";
+import { affinePhase } from "../lib/calibration/phases/affine.ts";
 import type { BlockProblem } from "../lib/calibration/problem.ts";
 import type { GradientWatcher } from "../lib/calibration/train-step.ts";
 import { evaluate } from "../lib/evaluate.ts";
 import { readAqConfig } from "../lib/export/aq-config.ts";
-import { liveTensors, type Tensor } from "../lib/tensor/tensor.ts";
+import { scope } from "../lib/tensor/scope.ts";
+import { liveTensors, Tensor } from "../lib/tensor/tensor.ts";
 import { BOOKS } from "./helpers/fixture.ts";
 import { readJson, SMALL_STEPS, smallRun } from "./helpers/small-run.ts";
 import { tempFolders } from "./helpers/temp-folder.ts";
@@ -21,6 +20,15 @@ const tempFolder = tempFolders();
 /** Writes a value over the last element of a gradient. */
 function spoil(gradient: Tensor, value: number): void {
   gradient.write(Float32Array.of(value), 4 * (gradient.size - 1));
+}
+
+/** Makes the first state of an input window NaN. */
+function spoilWindow({ inputs }: BlockProblem, n: number): void {
+  scope(() => {
+    const states = Tensor.from(inputs.window(n).floats(), inputs.window(n).shape);
+    states.write(Float32Array.of(Number.NaN));
+    inputs.store(n, states);
+  });
 }
 
 interface Trained {
@@ -37,7 +45,7 @@ interface Trained {
 async function train(problem: BlockProblem, hooks: TrainHooks = {}): Promise<Trained> {
   const notes: string[] = [];
   const steps: number[] = [];
-  const training = await trainBlock(problem, {
+  const training = await affinePhase(problem, {
     ...hooks,
     onNote: (text) => notes.push(text),
     onStep: (_epoch, _step, _steps, loss) => steps.push(loss),
@@ -89,7 +97,7 @@ describe("a step with a gradient that is not finite", () => {
       const { losses, steps, notes, skippedSteps } = await train(problem, { watch: spoilFirst(1) });
       expect(skippedSteps).toBe(1);
       expect(losses).toEqual([((steps[1] as number) + (steps[2] as number)) / 2]);
-      expect(notes).toEqual(["block 0: step 1 of 3 was not finite and is skipped"]);
+      expect(notes).toEqual(["block 0, affine: step 1 of 3 was not finite and is skipped"]);
     });
   });
 
@@ -129,10 +137,10 @@ describe("a block that keeps failing", () => {
         expect(moved(name, quarter, start) / step, name).toBeCloseTo(0.25, 2);
       }
       expect(half.notes.at(3)).toBe(
-        "block 0: 3 steps were not finite; starting again at half the rate",
+        "block 0, affine: 3 steps were not finite; starting again at half the rate",
       );
       expect(quarter.notes.at(7)).toBe(
-        "block 0: 3 steps were not finite; starting again at quarter the rate",
+        "block 0, affine: 3 steps were not finite; starting again at a quarter of the rate",
       );
     });
   });
@@ -149,14 +157,14 @@ describe("a block that keeps failing", () => {
         losses: [],
       });
       expect(values.size).toBe(0);
-      expect(notes.at(-1)).toBe("block 0: 3 steps were not finite; rounding it to nearest");
+      expect(notes.at(-1)).toBe("block 0, affine: 3 steps were not finite; rounding it to nearest");
     });
     expect(liveTensors()).toBe(live);
   });
 
   it("may fail by its loss: inputs that are not finite are no different", async () => {
     await withTinyProblem(3, { epochs: 2 }, async (problem) => {
-      problem.inputs.write(Float32Array.of(Number.NaN));
+      spoilWindow(problem, 0);
       let seen = 0;
       const watch = (): void => {
         seen++;
@@ -166,7 +174,7 @@ describe("a block that keeps failing", () => {
       expect(once).toMatchObject({ fallback: null, skippedSteps: 2 });
       expect(seen).toBe(4);
       expect(once.losses.every(Number.isFinite)).toBe(true);
-      problem.inputs.write(new Float32Array(problem.inputs.size).fill(Number.NaN));
+      for (let n = 0; n < problem.inputs.windows; n++) spoilWindow(problem, n);
       expect(await train(problem)).toMatchObject({ fallback: "rtn", skippedSteps: 9 });
     });
   });
@@ -203,7 +211,7 @@ describe("a whole run with failing blocks", () => {
     const said = (pattern: RegExp): number => notes.filter((note) => pattern.test(note)).length;
     expect(said(/is skipped$/)).toBe(1 + 3 + 6 + 9);
     expect(said(/^block [123]: .* starting again at half the rate$/)).toBe(3);
-    expect(said(/^block [23]: .* starting again at quarter the rate$/)).toBe(2);
+    expect(said(/^block [23]: .* starting again at a quarter of the rate$/)).toBe(2);
     expect(said(/^block 3: .* rounding it to nearest$/)).toBe(1);
     const reports = events.filter((event) => event.event === "block");
     expect(reports.map(({ fallback }) => fallback)).toEqual(

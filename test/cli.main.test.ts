@@ -10,11 +10,13 @@ const BLOCK: BlockReport = {
   block: 0,
   lossFirst: 0.0321,
   lossLast: 0.0112,
+  losses: {},
   equivalence: 2e-7,
   equivalenceStored: 4e-4,
   dominanceMargin: 0.95,
   streamError: 0.043,
   skippedSteps: 0,
+  phaseSeconds: {},
   fallback: null,
   seconds: 12,
 };

@@ -40,11 +40,13 @@ function block(fallback: "half-rate" | "rtn" | null): QuantizeEvent {
     blocks: 2,
     lossFirst: 0.03,
     lossLast: 0.01,
+    losses: {},
     equivalence: 2e-7,
     equivalenceStored: 4e-4,
     dominanceMargin: 0.95,
     streamError: 0.05,
     skippedSteps: fallback ? 3 : 0,
+    phaseSeconds: {},
     fallback,
     seconds: 75,
   };

@@ -37,7 +37,7 @@ const mistakes: readonly {
     title: "two shapes that must be the same",
     code: "AQ_SHAPE",
     names: ["add", "[2, 3]", "[3, 2]"],
-    body: () => invoke("add", [f32([2, 3]), f32([3, 2])]),
+    body: () => invoke("add", [f32([2, 3]), f32([3, 2])], { alpha: 1 }),
   },
   {
     title: "inner sizes of a product that differ",
@@ -51,7 +51,7 @@ const mistakes: readonly {
     code: "AQ_SHAPE",
     names: ["fake_quant_gemm", "[2, 3]", "[4, 5]"],
     body: () =>
-      invoke("fake_quant_gemm", [f32([2, 3]), f32([4, 5]), ...new Array(5).fill(undefined)], {
+      invoke("fake_quant_gemm", [f32([2, 3]), f32([4, 5]), ...new Array(6).fill(undefined)], {
         trans_a: 0,
         trans_b: 1,
         a_bits: 0,
@@ -71,13 +71,13 @@ const mistakes: readonly {
     title: "a given output that does not fit",
     code: "AQ_SHAPE",
     names: ["add", "[2, 2]", "[3, 3]"],
-    body: () => invoke("add", [f32([2, 2]), f32([2, 2])], {}, [f32([3, 3])]),
+    body: () => invoke("add", [f32([2, 2]), f32([2, 2])], { alpha: 1 }, [f32([3, 3])]),
   },
   {
     title: "float types that differ",
     code: "AQ_DTYPE",
     names: ["add", "f32", "f64"],
-    body: () => invoke("add", [f32([2]), Tensor.from(new Float64Array(2))]),
+    body: () => invoke("add", [f32([2]), Tensor.from(new Float64Array(2))], { alpha: 1 }),
   },
   {
     title: "whole numbers where floats are needed",
@@ -132,13 +132,13 @@ const mistakes: readonly {
     title: "a missing input",
     code: "AQ_ARG",
     names: ["add", "b"],
-    body: () => invoke("add", [f32([2]), undefined]),
+    body: () => invoke("add", [f32([2]), undefined], { alpha: 1 }),
   },
   {
     title: "too few inputs",
     code: "AQ_ARG",
     names: ["add", "1", "2"],
-    body: () => invoke("add", [f32([2])]),
+    body: () => invoke("add", [f32([2])], { alpha: 1 }),
   },
   {
     title: "a scale without its zero",
@@ -147,9 +147,42 @@ const mistakes: readonly {
     body: () =>
       invoke(
         "fake_quant_gemm",
-        [f32([2, 3]), f32([4, 3]), f32([2, 1]), ...new Array(4).fill(undefined)],
+        [f32([2, 3]), f32([4, 3]), f32([2, 1]), ...new Array(5).fill(undefined)],
         { trans_a: 0, trans_b: 1, a_bits: 4, a_group: 0, b_bits: 0, b_group: 0, accumulate: 0 },
       ),
+  },
+  {
+    title: "rounding offsets of an operand that is not quantized",
+    code: "AQ_ARG",
+    names: ["fake_quant_gemm", "b_v", "grid"],
+    body: () =>
+      invoke(
+        "fake_quant_gemm",
+        [f32([2, 3]), f32([4, 3]), ...new Array(5).fill(undefined), f32([4, 3])],
+        { trans_a: 0, trans_b: 1, a_bits: 0, a_group: 0, b_bits: 0, b_group: 0, accumulate: 0 },
+      ),
+  },
+  {
+    title: "rounding offsets of another size than the weight",
+    code: "AQ_SHAPE",
+    names: ["quantize", "v", "[2, 2]", "6"],
+    body: () =>
+      invoke("quantize", [f32([2, 3]), f32([2, 1]), f32([2, 1]), f32([2, 2])], {
+        bits: 4,
+        group: 0,
+      }),
+  },
+  {
+    title: "second moments of another layer",
+    code: "AQ_SHAPE",
+    names: ["gptq", "[3, 3]", "[2, 3]", "[4, 4]"],
+    body: () =>
+      invoke("gptq", [f32([2, 3]), f32([4, 4]), f32([2, 1]), f32([2, 1])], {
+        bits: 4,
+        group: 0,
+        damping: 0.01,
+        block: 128,
+      }),
   },
   {
     title: "an id outside the vocabulary",
@@ -179,7 +212,7 @@ const mistakes: readonly {
     body: () => {
       const x = f32([2]);
       x.dispose();
-      return invoke("add", [x, f32([2])]);
+      return invoke("add", [x, f32([2])], { alpha: 1 });
     },
   },
   {
@@ -257,7 +290,9 @@ describe("the engine refuses", () => {
   });
 
   it("and works on afterwards", () => {
-    const sum = scope(() => Array.from(invoke("add", [f32([2]), f32([2])])[0]?.read() ?? []));
+    const sum = scope(() =>
+      Array.from(invoke("add", [f32([2]), f32([2])], { alpha: 1 })[0]?.read() ?? []),
+    );
     expect(sum).toEqual([2, 2]);
   });
 });
@@ -266,7 +301,7 @@ describe("a failed call leaves its tensors as they were", () => {
   it("when an output does not fit", () => {
     scope(() => {
       const out = f32([3]);
-      expect(() => invoke("add", [f32([2]), f32([2])], {}, [out])).toThrow(AqError);
+      expect(() => invoke("add", [f32([2]), f32([2])], { alpha: 1 }, [out])).toThrow(AqError);
       expect(Array.from(out.read())).toEqual([1, 1, 1]);
     });
   });

@@ -64,7 +64,7 @@ describe("a given output", () => {
   it("is written in place and shares its memory with the result", () => {
     scope(() => {
       const out = ones(2);
-      const result = invokeOne("add", [ones(2), ones(2)], {}, out);
+      const result = invokeOne("add", [ones(2), ones(2)], { alpha: 1 }, out);
       expect(Array.from(out.read())).toEqual([2, 2]);
       invoke("fill", [result], { value: 9 });
       expect(Array.from(out.read())).toEqual([9, 9]);
@@ -84,7 +84,7 @@ describe("a scope", () => {
   });
 
   it("hands over a returned tensor, or several", () => {
-    const sum = scope(() => invokeOne("add", [ones(2), ones(2)]));
+    const sum = scope(() => invokeOne("add", [ones(2), ones(2)], { alpha: 1 }));
     const [a, b] = scope(() => [ones(1), ones(2), undefined] as const);
     expect([sum.disposed, a?.disposed, b?.disposed]).toEqual([false, false, false]);
     expect(liveTensors()).toBe(live + 3);

@@ -36,7 +36,7 @@ describe("under a memory limit of 64 MiB", () => {
     scope(() => {
       const x = Tensor.empty([10 * MIB], "f32");
       const live = liveTensors();
-      oom(() => invoke("add", [x, x]));
+      oom(() => invoke("add", [x, x], { alpha: 1 }));
       expect(liveTensors()).toBe(live);
       expect(memory("cpu").usedBytes).toBe(40 * MIB);
     });

@@ -19,6 +19,7 @@ const FUSED = new Set([
   "inverse",
   "matmul",
   "fake_quant_gemm",
+  "gptq",
   "attention",
   "attention_grad",
 ]);

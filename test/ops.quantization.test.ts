@@ -45,8 +45,8 @@ function quantize(rows: readonly (readonly number[])[], settings: Settings) {
       round_f16: roundF16 ? 1 : 0,
       floor,
     }) as [Tensor, Tensor];
-    const codes = invokeOne("quantize", [x, scale, zero], { bits, group });
-    const values = invokeOne("fake_quant", [x, scale, zero], { bits, group });
+    const codes = invokeOne("quantize", [x, scale, zero, undefined], { bits, group });
+    const values = invokeOne("fake_quant", [x, scale, zero, undefined], { bits, group });
     const decoded = invokeOne("dequantize", [codes, scale, zero], { group });
     expect(Array.from(decoded.read())).toEqual(Array.from(values.read()));
     return {
@@ -142,7 +142,8 @@ describe.each(["f32", "f64"] as const)("the worked examples in %s", (dtype) => {
   it("values far outside a given grid end at its ends", () => {
     const codes = scope(() => {
       const x = tensor([1e30, -1e30, 3e38, -3e38, 1e7, -1e7], [1, 6], dtype);
-      const inputs = [x, tensor([1e-6], [1, 1], dtype), tensor([7], [1, 1], dtype)];
+      const grid = [tensor([1e-6], [1, 1], dtype), tensor([7], [1, 1], dtype)];
+      const inputs = [x, ...grid, undefined];
       return Array.from(invokeOne("quantize", inputs, { bits: 4, group: 0 }).read());
     });
     expect(codes).toEqual([15, 0, 15, 0, 15, 0]);
@@ -202,8 +203,8 @@ describe("grids of random groups", () => {
         round_f16: 0,
         floor: FLOOR,
       });
-      const once = invokeOne("fake_quant", [x, ...grid], { bits: 4, group: 8 });
-      const twice = invokeOne("fake_quant", [once, ...grid], { bits: 4, group: 8 });
+      const once = invokeOne("fake_quant", [x, ...grid, undefined], { bits: 4, group: 8 });
+      const twice = invokeOne("fake_quant", [once, ...grid, undefined], { bits: 4, group: 8 });
       expect(twice.read()).toEqual(once.read());
     });
   });
@@ -222,10 +223,10 @@ describe("grids of random groups", () => {
       });
       const product = invokeOne(
         "fake_quant_gemm",
-        [w, Tensor.from(identity, [n, n]), ...grid, undefined, undefined, undefined],
+        [w, Tensor.from(identity, [n, n]), ...grid, ...new Array(4).fill(undefined)],
         { trans_a: 0, trans_b: 0, a_bits: 3, a_group: 8, b_bits: 0, b_group: 0, accumulate: 0 },
       );
-      const values = invokeOne("fake_quant", [w, ...grid], { bits: 3, group: 8 });
+      const values = invokeOne("fake_quant", [w, ...grid, undefined], { bits: 3, group: 8 });
       expect(Array.from(product.read(), (x) => x + 0)).toEqual(
         Array.from(values.read(), (x) => x + 0),
       );

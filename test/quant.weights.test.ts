@@ -48,7 +48,7 @@ function quantize(
       scale: q.scale.floats(),
       zero: q.zero.floats(),
       values: dequantizeWeight(q, groupSize).floats(),
-      fake: invokeOne("fake_quant", [x, q.scale, q.zero], grid).floats(),
+      fake: invokeOne("fake_quant", [x, q.scale, q.zero, undefined], grid).floats(),
     };
     return { result };
   }).result;
@@ -143,6 +143,7 @@ describe("codes and grids of any weight", () => {
             Tensor.from(first.values, shape),
             Tensor.from(first.scale, grid),
             Tensor.from(first.zero, grid),
+            undefined,
           ];
           const params = { bits: settings.wbits, group: settings.groupSize };
           return { codes: invokeOne("quantize", inputs, params).read() };

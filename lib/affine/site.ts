@@ -6,6 +6,7 @@
 import type { Graph, Var } from "../autograd/graph.ts";
 import type { Mask } from "../autograd/ops/gradual-mask.ts";
 import type { ModelShape } from "../models/family.ts";
+import type { QuantScheme } from "../quant/scheme.ts";
 import { invoke } from "../tensor/invoke.ts";
 import { scope } from "../tensor/scope.ts";
 import type { Tensor } from "../tensor/tensor.ts";
@@ -22,9 +23,19 @@ export interface StartContext {
   readonly shape: ModelShape;
   /** Weights of the block before any site was folded. */
   readonly weights: Readonly<Record<string, Tensor>>;
-  /** max |x| per channel of each activation, over all calibration windows. */
-  readonly activationMax: ReadonlyMap<string, Float32Array>;
+  readonly statistics: ActivationStatistics;
   readonly alpha: number;
+  readonly scheme: QuantScheme;
+  /** The weights come in a rotated basis, values of a head included. */
+  readonly rotated: boolean;
+}
+
+/** What the full-precision pass saw of each activation, by channel. */
+export interface ActivationStatistics {
+  /** max |x| over all calibration windows. */
+  readonly max: ReadonlyMap<string, Float32Array>;
+  /** Running mean of the middle of the range, (max + min)/2, over batches of windows. */
+  readonly middle: ReadonlyMap<string, Float32Array>;
 }
 
 /** Weights while they are being folded: replaced key by key. */
@@ -78,7 +89,7 @@ export function startScale(
 
 /** The statistic of an activation. */
 export function statistic(context: StartContext, activation: string): Float32Array {
-  const max = context.activationMax.get(activation);
+  const max = context.statistics.max.get(activation);
   if (!max) throw new TypeError(`no statistics of activation ${activation}`);
   return max;
 }

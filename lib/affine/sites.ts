@@ -5,6 +5,7 @@ import type { Mask } from "../autograd/ops/gradual-mask.ts";
 import type { ModelShape, SiteSpec } from "../models/family.ts";
 import type { Tensor } from "../tensor/tensor.ts";
 import { normSite } from "./norm-site.ts";
+import { qkMatrixSite } from "./qk-matrix-site.ts";
 import { qkPairsSite } from "./qk-pairs-site.ts";
 import type { FoldedWeights, SiteKind, StartContext, StartValue } from "./site.ts";
 import { updownSite } from "./updown-site.ts";
@@ -15,6 +16,7 @@ const KINDS: { readonly [K in SiteSpec["kind"]]: SiteKind<Extract<SiteSpec, { ki
   norm: normSite,
   vo: voSite,
   "qk-pairs": qkPairsSite,
+  "qk-matrix": qkMatrixSite,
 };
 
 function kindOf(spec: SiteSpec): SiteKind<SiteSpec> {

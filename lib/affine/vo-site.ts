@@ -34,7 +34,10 @@ export const voSite: SiteKind<Spec> = {
     const { heads, kvHeads, headDim: d } = context.shape;
     const activation = groupMax(statistic(context, spec.activation), heads, kvHeads, d);
     const weight = groupMax(columnMax([weightOf(context.weights, spec.o)]), heads, kvHeads, d);
-    const diagonal = startScale(activation, weight, context.alpha);
+    // After a Hadamard rotation of the heads all channels are alike, and the identity is the start.
+    const diagonal = context.rotated
+      ? new Float32Array(kvHeads * d).fill(1)
+      : startScale(activation, weight, context.alpha);
     const data = new Float32Array(kvHeads * d * d);
     for (const [at, value] of diagonal.entries()) {
       data[Math.floor(at / d) * d * d + (at % d) * (d + 1)] = value;

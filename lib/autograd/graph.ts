@@ -10,6 +10,8 @@ import type { Tensor } from "../tensor/tensor.ts";
 export interface Grid {
   readonly scale: Tensor;
   readonly zero: Tensor;
+  /** Learned rounding: added to x / scale before it is rounded. Not the grid's own, as x is not. */
+  readonly offset?: Tensor | undefined;
   readonly bits: number;
   readonly group: number;
 }
@@ -77,7 +79,7 @@ export function tensorOf(inputs: readonly (Value | undefined)[], i: number): Ten
 export function materialize(value: Value): Tensor {
   const { tensor, grid } = value;
   if (!grid) return tensor;
-  return invokeOne("fake_quant", [tensor, grid.scale, grid.zero], {
+  return invokeOne("fake_quant", [tensor, grid.scale, grid.zero, grid.offset], {
     bits: grid.bits,
     group: grid.group,
   });

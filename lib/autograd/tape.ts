@@ -162,13 +162,16 @@ export class Tape implements Graph {
         if (own) result.dispose();
       } else {
         if (own) invoke("axpy", [result, known.tensor], { alpha: 1 });
-        const sum = own ? result : invokeOne("add", [known.tensor, result]);
+        const sum = own ? result : invokeOne("add", [known.tensor, result], { alpha: 1 });
         this.#gradients.set(input, { tensor: sum, own: true });
         if (!this.#holds(known.tensor)) known.tensor.dispose();
       }
     } else if (!own) {
       // The same gradient came twice, as in x + x.
-      this.#gradients.set(input, { tensor: invokeOne("add", [result, result]), own: true });
+      this.#gradients.set(input, {
+        tensor: invokeOne("add", [result, result], { alpha: 1 }),
+        own: true,
+      });
     }
   }
 

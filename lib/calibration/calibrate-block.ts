@@ -1,30 +1,31 @@
-/** One block from start to finish: statistics and targets, training, codes, and the streams' next step. */
+/** One block from start to finish: statistics and targets, the phases, codes, and the streams' next step. */
 
-import { Eager, type Var } from "../autograd/graph.ts";
-import type { Checkpoint } from "../checkpoint/folder.ts";
-import { AqError } from "../errors.ts";
-import type { BlockContext, Model } from "../models/family.ts";
-import { disposeAll, type LoadedWeights, loadBlock, weightDType } from "../models/load.ts";
-import { type ActivationHook, passThrough } from "../quant/tokens.ts";
+import type { ActivationStatistics } from "../affine/site.ts";
+import type { BlockContext } from "../models/family.ts";
+import { disposeAll, type LoadedWeights } from "../models/load.ts";
+import type { WeightSource } from "../models/source.ts";
 import type { DType } from "../tensor/dtype.ts";
-import { scope } from "../tensor/scope.ts";
-import { Tensor } from "../tensor/tensor.ts";
 import type { BlockReport } from "../types.ts";
-import { disposeParameters, type TrainHooks, type Training, trainBlock } from "./block-trainer.ts";
+import type { PhaseResult, TrainHooks } from "./attempts.ts";
 import {
   disposeFinished,
   type FinishedBlock,
-  finishBlock,
-  squares,
+  type FoldedBlock,
+  foldBlock,
+  quantizeBlock,
   storedWeights,
 } from "./finish-block.ts";
-import { activationHook, type BlockProblem, windowOf } from "./problem.ts";
+import { disposeParameters } from "./parameters.ts";
+import { passFullPrecision, passQuantized } from "./passes.ts";
+import { PhaseClock } from "./phase-clock.ts";
+import { type AffineResult, affinePhase } from "./phases/affine.ts";
+import { disposeRounding, type Rounding, roundPhase } from "./phases/round.ts";
+import type { BlockProblem } from "./problem.ts";
 import { learns } from "./recipe.ts";
 import type { RunSettings } from "./settings.ts";
-import { ActivationMax } from "./statistics.ts";
-import { type Streams, storeWindow } from "./streams.ts";
+import type { Streams } from "./streams.ts";
 
-export type BlockPhase = "statistics" | "affine" | "fold" | "propagate" | "write";
+export type BlockPhase = "statistics" | "affine" | "fold" | "round" | "propagate" | "write";
 
 export interface BlockHooks extends TrainHooks {
   onPhase?(phase: BlockPhase): void;
@@ -34,21 +35,25 @@ export interface BlockHooks extends TrainHooks {
 
 /** Calibrates block `index` and moves both streams past it. */
 export async function calibrateBlock(
-  checkpoint: Checkpoint,
-  model: Model,
+  source: WeightSource,
   context: BlockContext,
   streams: Streams,
   settings: RunSettings,
   index: number,
   hooks: BlockHooks,
 ): Promise<BlockReport & { readonly tokenClips: Readonly<Record<string, number>> }> {
-  const started = performance.now();
-  const weights = loadBlock(checkpoint, model, index);
-  let training: Training | undefined;
-  let finished: FinishedBlock | undefined;
+  const { model } = source;
+  const clock = new PhaseClock();
+  const enter = (phase: BlockPhase): void => {
+    clock.enter(phase);
+    hooks.onPhase?.(phase);
+  };
+  clock.enter("load");
+  const weights = source.loadBlock(index);
+  const owned: (() => void)[] = [() => disposeAll(weights)];
   try {
-    hooks.onPhase?.("statistics");
-    const activationMax = passFullPrecision(
+    enter("statistics");
+    const statistics: ActivationStatistics = passFullPrecision(
       model,
       context,
       weights,
@@ -61,127 +66,102 @@ export async function calibrateBlock(
       model,
       context,
       weights,
-      activationMax,
+      statistics,
       inputs: streams.quantized,
       targets: streams.fp,
       augTargets: streams.aug,
       scheme: settings.scheme,
       recipe: settings.recipe,
       settings: settings.train,
+      rotated: source.rotation !== null,
     };
-    if (learns(settings.recipe)) hooks.onPhase?.("affine");
-    training = await trainBlock(problem, hooks);
+    if (learns(settings.recipe)) enter("affine");
+    const affine = await affinePhase(problem, hooks);
+    owned.push(() => disposeParameters(affine.parameters));
 
-    hooks.onPhase?.("fold");
-    const names = new Map(model.blockTensors(index).map(({ key, name }) => [key, name]));
-    const storedDType = (key: string): DType => weightDType(checkpoint, names.get(key) as string);
-    finished = finishBlock(problem, training, streams.sample, storedDType);
+    enter("fold");
+    const storedDType = (key: string): DType => source.storedDType(index, key);
+    const folded = foldBlock(problem, affine, source, streams.sample);
+    owned.push(() => disposeAll(folded.weights));
 
-    hooks.onPhase?.("propagate");
+    let round: PhaseResult<Rounding> | undefined;
+    if (
+      settings.recipe.rounding === "learned" &&
+      settings.train.roundEpochs > 0 &&
+      !affine.failed
+    ) {
+      enter("round");
+      const clips = affine.parameters.filter((p) => p.group === "clip");
+      round = await roundPhase(problem, folded.weights, clips, shifted(hooks, settings));
+      const rounding = round.state;
+      if (rounding) owned.push(() => disposeRounding(rounding));
+    }
+    const finished = finish(problem, folded.weights, affine, round?.state);
+    owned.push(() => disposeFinished(finished));
+
+    enter("propagate");
     const stored = storedWeights(finished, settings.scheme.groupSize, storedDType);
-    const streamError = passQuantized(problem, stored, finished.tokenClips, streams, hooks.signal);
-    disposeAll(stored);
+    let streamError: number;
+    try {
+      streamError = passQuantized(problem, stored, finished.tokenClips, streams, hooks.signal);
+    } finally {
+      disposeAll(stored);
+    }
 
-    hooks.onPhase?.("write");
+    enter("write");
     hooks.onFinished?.(finished);
     return {
       block: index,
-      lossFirst: training.losses[0] ?? null,
-      lossLast: training.losses.at(-1) ?? null,
-      equivalence: finished.equivalence,
-      equivalenceStored: finished.equivalenceStored,
-      dominanceMargin: training.margin,
+      ...report(affine, folded, round),
       streamError,
-      skippedSteps: training.skippedSteps,
-      fallback: training.fallback,
-      seconds: (performance.now() - started) / 1000,
+      ...clock.stop(),
       tokenClips: finished.tokenClips,
     };
   } finally {
-    disposeAll(weights);
-    if (training) disposeParameters(training.parameters);
-    if (finished) disposeFinished(finished);
+    for (const dispose of owned.reverse()) dispose();
   }
 }
 
-/**
- * Moves the full-precision stream past the block, gathering activation statistics on the way, and
- * computes the targets of the second loss.
- */
-function passFullPrecision(
-  model: Model,
-  context: BlockContext,
-  weights: LoadedWeights,
-  streams: Streams,
-  gather: boolean,
-  signal: AbortSignal | undefined,
-): ReadonlyMap<string, Float32Array> {
-  const statistics = new ActivationMax();
-  streams.keepSample();
-  for (let n = 0; n < streams.windows; n++) {
-    throwIfStopped(signal);
-    scope(() => {
-      const x = windowOf(streams.fp, n);
-      storeWindow(
-        streams.fp,
-        n,
-        forward(model, context, weights, x, () => (gather ? statistics : passThrough)),
-      );
-      if (streams.aug) {
-        const input = windowOf(streams.quantized, n);
-        storeWindow(
-          streams.aug,
-          n,
-          forward(model, context, weights, input, () => passThrough),
-        );
-      }
-    });
-  }
-  return statistics.max;
+function finish(
+  problem: BlockProblem,
+  folded: LoadedWeights,
+  affine: AffineResult,
+  rounding: Rounding | undefined,
+): FinishedBlock {
+  const clips = rounding?.clips ?? affine.parameters.filter((p) => p.group === "clip");
+  return quantizeBlock(problem, folded, clips, rounding?.offsets ?? new Map());
 }
 
-/** Moves the quantized stream past the finished block; returns its distance from full precision. */
-function passQuantized(
-  { model, context, scheme }: BlockProblem,
-  stored: LoadedWeights,
-  tokenClips: Readonly<Record<string, number>>,
-  streams: Streams,
-  signal: AbortSignal | undefined,
-): number {
-  let apart = 0;
-  let size = 0;
-  for (let n = 0; n < streams.windows; n++) {
-    throwIfStopped(signal);
-    scope(() => {
-      const x = windowOf(streams.quantized, n);
-      const y = forward(model, context, stored, x, (graph) => {
-        const clips = new Map<string, Var>();
-        for (const [name, logit] of Object.entries(tokenClips)) {
-          clips.set(name, graph.constant(Tensor.from(Float32Array.of(logit))));
-        }
-        return activationHook(scheme, clips);
-      });
-      const target = windowOf(streams.fp, n);
-      apart += squares(target, y);
-      size += squares(target, undefined);
-      storeWindow(streams.quantized, n, y);
-    });
-  }
-  return Math.sqrt(apart / size);
+/** Hooks of the second phase: its epochs and steps follow those of the first. */
+function shifted(hooks: BlockHooks, { train }: RunSettings): TrainHooks {
+  return {
+    ...hooks,
+    onStep: (epoch, step, steps, loss) => {
+      const before = (steps / train.roundEpochs) * train.affineEpochs;
+      hooks.onStep?.(epoch + train.affineEpochs, step + before, steps + before, loss);
+    },
+    onEpoch: (epoch, loss) => hooks.onEpoch?.(epoch + train.affineEpochs, loss, null),
+  };
 }
 
-function forward(
-  model: Model,
-  context: BlockContext,
-  weights: LoadedWeights,
-  x: Tensor,
-  hookFor: (graph: Eager) => ActivationHook,
-): Tensor {
-  const graph = new Eager();
-  const w = Object.fromEntries(Object.entries(weights).map(([key, t]) => [key, graph.constant(t)]));
-  return model.block(graph, context, w, graph.constant(x), hookFor(graph)).value.tensor;
-}
-
-function throwIfStopped(signal: AbortSignal | undefined): void {
-  if (signal?.aborted) throw new AqError("AQ_STOPPED", "the run was stopped between two windows");
+function report(
+  affine: AffineResult,
+  folded: FoldedBlock,
+  round: PhaseResult<Rounding> | undefined,
+): Omit<BlockReport, "block" | "streamError" | "seconds" | "phaseSeconds"> {
+  const losses: Record<string, readonly number[]> = {};
+  if (affine.losses.length > 0) losses["affine"] = affine.losses;
+  if (round && round.losses.length > 0) losses["round"] = round.losses;
+  const all = Object.values(losses).flat();
+  const roundFallback = round && !round.state ? "nearest" : (round?.fallback ?? null);
+  return {
+    lossFirst: all[0] ?? null,
+    lossLast: all.at(-1) ?? null,
+    losses,
+    equivalence: folded.equivalence,
+    equivalenceStored: folded.equivalenceStored,
+    dominanceMargin: affine.margin,
+    skippedSteps: affine.skippedSteps + (round?.skippedSteps ?? 0),
+    fallback: affine.failed ? "rtn" : (roundFallback ?? affine.fallback),
+  };
 }

@@ -3,19 +3,28 @@
 import { Eager, type Var } from "../autograd/graph.ts";
 import { AqError } from "../errors.ts";
 import type { BlockContext, Model } from "../models/family.ts";
-import type { LoadedWeights } from "../models/load.ts";
-import { disposeAll } from "../models/load.ts";
+import { disposeAll, type LoadedWeights, loadBlock } from "../models/load.ts";
+import type { WeightSource } from "../models/source.ts";
 import { passThrough } from "../quant/tokens.ts";
 import { dequantizeWeight, type QuantizedWeight, quantizeWeight } from "../quant/weights.ts";
 import { type DType, dtypeCode } from "../tensor/dtype.ts";
 import { invokeOne } from "../tensor/invoke.ts";
 import { keep, scope } from "../tensor/scope.ts";
 import type { Tensor } from "../tensor/tensor.ts";
-import type { Training } from "./block-trainer.ts";
+import type { Parameter } from "./parameters.ts";
+import type { AffineResult } from "./phases/affine.ts";
 import { type BlockProblem, foldedWeights, tokenClipName, weightClipName } from "./problem.ts";
 
 /** Above this the folded block is another function, and the run fails. */
 const EQUIVALENCE_LIMIT = 1e-3;
+
+/** The block's weights with the transforms folded in, f32; the caller owns them. */
+export interface FoldedBlock {
+  readonly weights: LoadedWeights;
+  /** |y - y'| / |y - x| before and after the cast to the stored dtypes; null without transforms. */
+  readonly equivalence: number | null;
+  readonly equivalenceStored: number | null;
+}
 
 /** A finished block; the caller owns the tensors. */
 export interface FinishedBlock {
@@ -25,103 +34,102 @@ export interface FinishedBlock {
   readonly others: Readonly<Record<string, Tensor>>;
   /** Clipping logits of activations, by activation; empty when nothing was learned. */
   readonly tokenClips: Readonly<Record<string, number>>;
-  readonly equivalence: number | null;
-  readonly equivalenceStored: number | null;
 }
+
+const F32 = dtypeCode("f32");
+const F64 = dtypeCode("f64");
 
 /** The value that a stored dtype holds, as f32. */
 export function throughStored(tensor: Tensor, dtype: DType): Tensor {
   if (dtype === "f32" || dtype === "f64") return tensor;
-  return invokeOne("cast", [invokeOne("cast", [tensor], { dtype: dtypeCode(dtype) })], {
-    dtype: dtypeCode("f32"),
-  });
+  const stored = invokeOne("cast", [tensor], { dtype: dtypeCode(dtype) });
+  return invokeOne("cast", [stored], { dtype: F32 });
 }
 
 /**
- * Folds and quantizes a trained block.
+ * Folds what the affine phase learned.
  *
- * `sample` is one window of the full-precision stream [1, T, C]; `storedDType` the dtype of each
- * weight in the checkpoint.
+ * `sample` is one window of the full-precision stream [1, T, C]. The comparison is with the block as
+ * the checkpoint has it, so that it covers a rotation too.
  *
  * Throws: AQ_NUMERIC if the folded block differs from the original by more than 1e-3.
  */
-export function finishBlock(
+export function foldBlock(
   problem: BlockProblem,
-  training: Training,
+  affine: AffineResult,
+  source: WeightSource,
   sample: Tensor,
-  storedDType: (key: string) => DType,
-): FinishedBlock {
+): FoldedBlock {
   return scope(() => {
-    const hasTransforms = training.parameters.some((p) => p.group === "transform");
-    const folded = hasTransforms ? foldInDouble(problem, training) : problem.weights;
-
-    let equivalence: number | null = null;
-    let equivalenceStored: number | null = null;
-    if (hasTransforms) {
-      const original = runBlock(problem.model, problem.context, problem.weights, sample);
-      const distance = (weights: LoadedWeights): number => {
-        const y = runBlock(problem.model, problem.context, weights, sample);
-        const changed = squares(original, y);
-        return Math.sqrt(changed / squares(original, sample));
-      };
-      equivalence = distance(folded);
-      const cast = Object.entries(folded).map(([key, w]) => [
-        key,
-        throughStored(w, storedDType(key)),
-      ]);
-      equivalenceStored = distance(Object.fromEntries(cast) as LoadedWeights);
-      if (!(equivalence <= EQUIVALENCE_LIMIT)) {
-        throw new AqError(
-          "AQ_NUMERIC",
-          `block ${problem.index}: after folding its output differs by ${equivalence.toExponential(1)}, at most ${EQUIVALENCE_LIMIT} is allowed; try a smaller --let-lr or --sf`,
-        );
-      }
-    }
-
-    const parameter = new Map(training.parameters.map((p) => [p.name, p.value]));
-    const quantized: Record<string, QuantizedWeight> = {};
-    const others: Record<string, Tensor> = {};
-    const linears = new Set(problem.model.linears.map(({ key }) => key));
-    for (const [key, w] of Object.entries(folded)) {
-      if (!linears.has(key)) {
-        others[key] = keep(invokeOne("cast", [w], { dtype: dtypeCode("f32") }));
-        continue;
-      }
-      const result = quantizeWeight(w, parameter.get(weightClipName(key)), problem.scheme);
-      quantized[key] = {
-        codes: keep(result.codes),
-        scale: keep(result.scale),
-        zero: keep(result.zero),
+    const transforms = affine.parameters.filter((p) => p.group === "transform");
+    if (transforms.length === 0) {
+      return {
+        weights: keepAll(copyAll(problem.weights)),
+        equivalence: null,
+        equivalenceStored: null,
       };
     }
-    const tokenClips: Record<string, number> = {};
-    for (const name of problem.model.activations) {
-      const clip = parameter.get(tokenClipName(name));
-      if (clip) tokenClips[name] = clip.item();
+    const weights = foldInDouble(problem, transforms, affine);
+    const original = runOriginal(problem, source, sample);
+    const size = squares(original, sample);
+    const distance = (other: LoadedWeights): number =>
+      Math.sqrt(squares(original, runBlock(problem.model, problem.context, other, sample)) / size);
+    const equivalence = distance(weights);
+    const cast = Object.entries(weights).map(([key, w]) => [
+      key,
+      throughStored(w, source.storedDType(problem.index, key)),
+    ]);
+    const equivalenceStored = distance(Object.fromEntries(cast) as LoadedWeights);
+    if (!(equivalence <= EQUIVALENCE_LIMIT)) {
+      throw new AqError(
+        "AQ_NUMERIC",
+        `block ${problem.index}: after folding its output differs by ${equivalence.toExponential(1)}, at most ${EQUIVALENCE_LIMIT} is allowed; try a smaller --let-lr or --sf`,
+      );
     }
-    return { quantized, others, tokenClips, equivalence, equivalenceStored };
+    return { weights: keepAll(weights), equivalence, equivalenceStored };
   });
 }
 
-/** The block's weights with the learned transforms folded in, computed in float64, as f32. */
-function foldInDouble(problem: BlockProblem, training: Training): LoadedWeights {
+/** The checkpoint's block on the sample, in the basis of the stream. */
+function runOriginal(problem: BlockProblem, source: WeightSource, sample: Tensor): Tensor {
+  const { model, context } = problem;
+  const { rotation } = source;
+  if (!rotation) return runBlock(model, context, problem.weights, sample);
+  const plain = loadBlock(source.checkpoint, model, problem.index);
+  const y = runBlock(model, context, plain, rotation.back(sample));
+  disposeAll(plain);
+  return rotation.states(y);
+}
+
+/** The weights with the transforms folded in, computed in float64, as f32. */
+function foldInDouble(
+  problem: BlockProblem,
+  transforms: readonly Parameter[],
+  { mask }: AffineResult,
+): LoadedWeights {
   const graph = new Eager();
-  const f64 = dtypeCode("f64");
-  const double = (tensor: Tensor): Tensor => invokeOne("cast", [tensor], { dtype: f64 });
+  const double = (tensor: Tensor): Tensor => invokeOne("cast", [tensor], { dtype: F64 });
   const weights = Object.fromEntries(
     Object.entries(problem.weights).map(([key, w]) => [key, double(w)]),
   );
   const parameters = new Map<string, Var>();
-  for (const p of training.parameters) {
-    if (p.group === "transform") parameters.set(p.name, graph.constant(double(p.value)));
-  }
-  const folded = foldedWeights(problem, graph, weights, parameters, training.mask);
+  for (const p of transforms) parameters.set(p.name, graph.constant(double(p.value)));
+  const folded = foldedWeights(problem, graph, weights, parameters, mask);
   return Object.fromEntries(
     Object.entries(folded).map(([key, v]) => {
-      const single = invokeOne("cast", [v.value.tensor], { dtype: dtypeCode("f32") });
+      const single = invokeOne("cast", [v.value.tensor], { dtype: F32 });
       return [key, key.endsWith(".bias") ? single.reshape([single.size]) : single];
     }),
   );
+}
+
+function copyAll(weights: LoadedWeights): LoadedWeights {
+  return Object.fromEntries(Object.entries(weights).map(([key, w]) => [key, w.view(0, w.shape)]));
+}
+
+function keepAll(weights: LoadedWeights): LoadedWeights {
+  for (const tensor of Object.values(weights)) keep(tensor);
+  return weights;
 }
 
 /** The block in full precision. */
@@ -141,9 +149,47 @@ export function squares(a: Tensor, b: Tensor | undefined): number {
   return scope(() => ({ sum: invokeOne("sq_diff", [a, b]).item() })).sum;
 }
 
+/**
+ * Codes of the folded weights, with the clipping logits and rounding offsets that were learned.
+ *
+ * Throws: AQ_NUMERIC if a scale leaves the range of float16.
+ */
+export function quantizeBlock(
+  problem: BlockProblem,
+  folded: LoadedWeights,
+  clips: readonly Parameter[],
+  offsets: ReadonlyMap<string, Tensor>,
+): FinishedBlock {
+  const parameter = new Map(clips.map((p) => [p.name, p.value]));
+  const linears = new Set(problem.model.linears.map(({ key }) => key));
+  return scope(() => {
+    const quantized: Record<string, QuantizedWeight> = {};
+    const others: Record<string, Tensor> = {};
+    for (const [key, w] of Object.entries(folded)) {
+      if (!linears.has(key)) {
+        others[key] = keep(invokeOne("cast", [w], { dtype: F32 }));
+        continue;
+      }
+      const clip = parameter.get(weightClipName(key));
+      const result = quantizeWeight(w, clip, problem.scheme, offsets.get(key));
+      quantized[key] = {
+        codes: keep(result.codes),
+        scale: keep(result.scale),
+        zero: keep(result.zero),
+      };
+    }
+    const tokenClips: Record<string, number> = {};
+    for (const name of problem.model.activations) {
+      const clip = parameter.get(tokenClipName(name));
+      if (clip) tokenClips[name] = clip.item();
+    }
+    return { quantized, others, tokenClips };
+  });
+}
+
 /** The f32 weights that a reader of the written checkpoint will see. */
 export function storedWeights(
-  finished: FinishedBlock,
+  finished: Pick<FinishedBlock, "quantized" | "others">,
   groupSize: number,
   storedDType: (key: string) => DType,
 ): LoadedWeights {
@@ -153,7 +199,7 @@ export function storedWeights(
   }
   for (const [key, tensor] of Object.entries(finished.others)) {
     weights[key] = scope(() =>
-      invokeOne("cast", [throughStored(tensor, storedDType(key))], { dtype: dtypeCode("f32") }),
+      invokeOne("cast", [throughStored(tensor, storedDType(key))], { dtype: F32 }),
     );
   }
   return weights;

@@ -76,3 +76,7 @@ function zerosLike(tensor: Tensor): Tensor {
 export function cosine(t: number, steps: number): number {
   return (1 + Math.cos((Math.PI * t) / steps)) / 2;
 }
+
+export function disposeParameters(parameters: readonly Parameter[]): void {
+  for (const parameter of parameters) parameter.dispose();
+}

@@ -1,5 +1,6 @@
 /** One block's problem: the block, its streams, and how it is to be quantized. */
 
+import type { ActivationStatistics } from "../affine/site.ts";
 import { constants, foldSites } from "../affine/sites.ts";
 import type { Graph, Var } from "../autograd/graph.ts";
 import type { Mask } from "../autograd/ops/gradual-mask.ts";
@@ -7,8 +8,8 @@ import type { BlockContext, Model } from "../models/family.ts";
 import type { LoadedWeights } from "../models/load.ts";
 import { type QuantScheme, quantizesTokens } from "../quant/scheme.ts";
 import { type ActivationHook, passThrough, TokenQuantizers } from "../quant/tokens.ts";
-import type { Tensor } from "../tensor/tensor.ts";
 import type { Recipe, TrainSettings } from "./recipe.ts";
+import type { Stream } from "./stream.ts";
 
 export interface BlockProblem {
   readonly index: number;
@@ -16,22 +17,18 @@ export interface BlockProblem {
   readonly context: BlockContext;
   /** The block's weights, f32. */
   readonly weights: LoadedWeights;
-  readonly activationMax: ReadonlyMap<string, Float32Array>;
+  readonly statistics: ActivationStatistics;
   /** Quantized stream into the block [N, T, C]. */
-  readonly inputs: Tensor;
+  readonly inputs: Stream;
   /** Full-precision block on the full-precision stream [N, T, C]. */
-  readonly targets: Tensor;
+  readonly targets: Stream;
   /** Full-precision block on the quantized stream [N, T, C], for the second loss. */
-  readonly augTargets: Tensor | undefined;
+  readonly augTargets: Stream | undefined;
   readonly scheme: QuantScheme;
   readonly recipe: Recipe;
   readonly settings: TrainSettings;
-}
-
-/** Window n of a stream [N, T, C] as [1, T, C], sharing memory. */
-export function windowOf(stream: Tensor, n: number): Tensor {
-  const [, tokens, channels] = stream.shape as [number, number, number];
-  return stream.view(n * tokens * channels, [1, tokens, channels]);
+  /** The weights come in a rotated basis. */
+  readonly rotated: boolean;
 }
 
 /** Name of the clipping logits of a weight or an activation. */

@@ -12,13 +12,27 @@ export interface Recipe {
   readonly weightClip: boolean;
   /** Learn the clipping of activations, where they are quantized. */
   readonly tokenClip: boolean;
+  /** Rotate the residual stream where activations are quantized. */
+  readonly rotate: boolean;
+  /** How the last codes are found. */
+  readonly rounding: Rounding;
 }
 
+/** Learned offsets, round to nearest, or error feedback along the columns. */
+export type Rounding = "learned" | "nearest" | "gptq";
+export const ROUNDINGS: readonly Rounding[] = ["learned", "nearest", "gptq"];
+
 const RECIPES: Readonly<Record<RecipeName, Omit<Recipe, "name">>> = {
-  default: { sites: true, weightClip: true, tokenClip: true },
-  affine: { sites: true, weightClip: true, tokenClip: true },
-  "lwc-only": { sites: false, weightClip: true, tokenClip: false },
-  rtn: { sites: false, weightClip: false, tokenClip: false },
+  default: { rotate: true, sites: true, weightClip: true, tokenClip: true, rounding: "learned" },
+  affine: { rotate: false, sites: true, weightClip: true, tokenClip: true, rounding: "nearest" },
+  "lwc-only": {
+    rotate: false,
+    sites: false,
+    weightClip: true,
+    tokenClip: false,
+    rounding: "nearest",
+  },
+  rtn: { rotate: false, sites: false, weightClip: false, tokenClip: false, rounding: "nearest" },
 };
 
 export const RECIPE_NAMES: readonly RecipeName[] = Object.keys(RECIPES) as RecipeName[];
@@ -41,7 +55,10 @@ export function learns(recipe: Recipe): boolean {
 
 /** Training settings of a run. */
 export interface TrainSettings {
-  readonly epochs: number;
+  /** Epochs of transforms and clipping. */
+  readonly affineEpochs: number;
+  /** Epochs of learned rounding, on frozen transforms. */
+  readonly roundEpochs: number;
   readonly alpha: number;
   readonly sf: number;
   /** Rate of transforms. */

@@ -1,15 +1,25 @@
 /** Options of a run, checked and completed with their defaults. */
 
 import { AqError } from "../errors.ts";
-import { checkScheme, type QuantScheme } from "../quant/scheme.ts";
+import { checkScheme, type QuantScheme, quantizesTokens } from "../quant/scheme.ts";
 import { DEVICE_NAMES } from "../tensor/device.ts";
 import type { QuantizeOptions } from "../types.ts";
-import { defaultAugLoss, type Recipe, recipeOf, type TrainSettings } from "./recipe.ts";
+import {
+  defaultAugLoss,
+  learns,
+  type Recipe,
+  ROUNDINGS,
+  type Rounding,
+  recipeOf,
+  type TrainSettings,
+} from "./recipe.ts";
 
 /** A run's settings; the model's maximum still bounds `seqlen`. */
 export interface RunSettings {
   readonly scheme: QuantScheme;
   readonly recipe: Recipe;
+  /** Rotate the residual stream first. */
+  readonly rotate: boolean;
   readonly train: TrainSettings;
   readonly nsamples: number;
   readonly seqlen: number | undefined;
@@ -27,6 +37,27 @@ function within(name: string, value: number, low: number, high: number, whole: b
   return value;
 }
 
+function oneOf(name: string, value: string, words: readonly string[]): void {
+  if (!words.includes(value)) {
+    throw new AqError(
+      "AQ_ARG",
+      `${name} must be ${words.join(" or ")}, got ${JSON.stringify(value)}`,
+    );
+  }
+}
+
+/** With learned rounding it takes the smaller half; without, or alone, one phase has all epochs. */
+function splitEpochs(
+  epochs: number,
+  recipe: Recipe,
+): Pick<TrainSettings, "affineEpochs" | "roundEpochs"> {
+  const learned: Rounding = "learned";
+  if (recipe.rounding !== learned) return { affineEpochs: epochs, roundEpochs: 0 };
+  if (!learns(recipe)) return { affineEpochs: 0, roundEpochs: epochs };
+  const affineEpochs = Math.ceil(epochs / 2);
+  return { affineEpochs, roundEpochs: epochs - affineEpochs };
+}
+
 /** Throws: AQ_ARG naming the option, its range and its value. */
 export function resolveSettings(options: QuantizeOptions): RunSettings {
   const scheme = checkScheme({
@@ -35,24 +66,19 @@ export function resolveSettings(options: QuantizeOptions): RunSettings {
     groupSize: options.groupSize ?? 0,
     symmetric: options.symmetric ?? false,
   });
-  const { sampling = "sequential", device = "auto" } = options;
-  if (sampling !== "sequential" && sampling !== "random") {
-    throw new AqError(
-      "AQ_ARG",
-      `sampling must be sequential or random, got ${JSON.stringify(sampling)}`,
-    );
-  }
-  if (!DEVICE_NAMES.includes(device)) {
-    throw new AqError(
-      "AQ_ARG",
-      `device must be ${DEVICE_NAMES.join(" or ")}, got ${JSON.stringify(device)}`,
-    );
-  }
+  const { sampling = "sequential", device = "auto", rotate = "auto" } = options;
+  const base = recipeOf(options.recipe ?? "default");
+  const recipe = { ...base, rounding: options.rounding ?? base.rounding };
+  oneOf("rounding", recipe.rounding, ROUNDINGS);
+  oneOf("rotate", rotate, ["auto", "on", "off"]);
+  oneOf("sampling", sampling, ["sequential", "random"]);
+  oneOf("device", device, DEVICE_NAMES);
   return {
     scheme,
-    recipe: recipeOf(options.recipe ?? "default"),
+    recipe,
+    rotate: rotate === "on" || (rotate === "auto" && base.rotate && quantizesTokens(scheme)),
     train: {
-      epochs: within("epochs", options.epochs ?? 20, 0, 10_000, true),
+      ...splitEpochs(within("epochs", options.epochs ?? 20, 0, 10_000, true), recipe),
       alpha: within("alpha", options.alpha ?? 0.5, 0, 1, false),
       sf: within("sf", options.sf ?? 0.1, 0, 1, false),
       letLr: within("letLr", options.letLr ?? 5e-3, 0, 1, false),

@@ -1,52 +1,74 @@
 /** The activation streams: what flows into the block at hand, for every calibration window. */
 
-import type { Checkpoint } from "../checkpoint/folder.ts";
+import * as path from "node:path";
+import { AqError } from "../errors.ts";
 import { embedWindow } from "../eval/perplexity.ts";
-import type { Model } from "../models/family.ts";
-import { disposeAll, loadOuter } from "../models/load.ts";
+import { disposeAll } from "../models/load.ts";
+import type { WeightSource } from "../models/source.ts";
 import { dtypeCode } from "../tensor/dtype.ts";
 import { invokeOne } from "../tensor/invoke.ts";
 import { scope } from "../tensor/scope.ts";
 import { Tensor } from "../tensor/tensor.ts";
-import { windowOf } from "./problem.ts";
+import { type Spill, Stream, windowBytes } from "./stream.ts";
 
-/** Copies a window's states into a stream [N, T, C]. */
-export function storeWindow(stream: Tensor, n: number, states: Tensor): void {
-  scope(() => {
-    invokeOne("cast", [states], { dtype: dtypeCode(stream.dtype) }, windowOf(stream, n));
-  });
+/** Where streams may lie. */
+export interface StreamPlace {
+  /** Bytes that all streams together may take in memory; undefined: as many as there are. */
+  readonly memory: number | undefined;
+  /** Folder for the files of what does not fit. */
+  readonly dir: string;
 }
 
-/** Full-precision and quantized stream [N, T, C], and the targets of the second loss if it is used. */
+/** Full-precision and quantized stream, and the targets of the second loss if it is used. */
 export class Streams {
-  readonly fp: Tensor;
-  readonly quantized: Tensor;
-  readonly aug: Tensor | undefined;
+  readonly fp: Stream;
+  readonly quantized: Stream;
+  readonly aug: Stream | undefined;
   /** First window of the full-precision stream before the block at hand, [1, T, C]. */
   readonly sample: Tensor;
   readonly windows: number;
 
-  /** Embeds all windows. Throws: AQ_OOM, and what reading can throw. */
+  /** Embeds all windows. Throws: AQ_OOM, AQ_FILE, and what reading can throw. */
   constructor(
-    checkpoint: Checkpoint,
-    model: Model,
+    source: WeightSource,
     windows: readonly Int32Array[],
     withAug: boolean,
+    place: StreamPlace,
   ) {
-    const tokens = windows[0]?.length ?? 0;
-    const shape = [windows.length, tokens, model.shape.hidden];
+    const shape = {
+      windows: windows.length,
+      tokens: windows[0]?.length ?? 0,
+      channels: source.model.shape.hidden,
+    };
     this.windows = windows.length;
-    this.fp = Tensor.empty(shape);
-    this.quantized = Tensor.empty(shape);
-    this.aug = withAug ? Tensor.empty(shape) : undefined;
-    this.sample = Tensor.empty([1, tokens, model.shape.hidden]);
-    const outer = loadOuter(checkpoint, model);
+    const made: Stream[] = [];
+    const resident = residentWindows(place.memory, windowBytes(shape), withAug ? 3 : 2);
+    const make = (name: string): Stream => {
+      const spill: Spill = { resident, file: path.join(place.dir, `${name}.stream`) };
+      const stream = new Stream(shape, spill);
+      made.push(stream);
+      return stream;
+    };
+    try {
+      this.fp = make("full-precision");
+      this.quantized = make("quantized");
+      this.aug = withAug ? make("second-loss") : undefined;
+      this.#embed(source, windows);
+      this.sample = Tensor.empty([1, shape.tokens, shape.channels]);
+    } catch (error) {
+      for (const stream of made) stream.dispose();
+      throw error;
+    }
+  }
+
+  #embed(source: WeightSource, windows: readonly Int32Array[]): void {
+    const outer = source.loadOuter();
     try {
       for (const [n, ids] of windows.entries()) {
         scope(() => {
-          const states = embedWindow(model, outer, ids);
-          storeWindow(this.fp, n, states);
-          storeWindow(this.quantized, n, states);
+          const states = embedWindow(source.model, outer, ids);
+          this.fp.store(n, states);
+          this.quantized.store(n, states);
         });
       }
     } finally {
@@ -57,7 +79,7 @@ export class Streams {
   /** Keeps the first window of the full-precision stream, which the block is about to replace. */
   keepSample(): void {
     scope(() => {
-      invokeOne("cast", [windowOf(this.fp, 0)], { dtype: dtypeCode("f32") }, this.sample);
+      invokeOne("cast", [this.fp.window(0)], { dtype: dtypeCode("f32") }, this.sample);
     });
   }
 
@@ -67,4 +89,21 @@ export class Streams {
     this.aug?.dispose();
     this.sample.dispose();
   }
+}
+
+/** Checks the limit on memory. Throws: AQ_ARG. */
+export function streamBudget(bytes: number | undefined): number | undefined {
+  if (bytes !== undefined && !(Number.isSafeInteger(bytes) && bytes >= 0)) {
+    throw new AqError("AQ_ARG", `streamMemory must be a whole number of bytes, got ${bytes}`);
+  }
+  return bytes;
+}
+
+/** Windows of each stream that stay in memory. */
+export function residentWindows(
+  memory: number | undefined,
+  bytes: number,
+  streams: number,
+): number {
+  return memory === undefined ? Number.POSITIVE_INFINITY : Math.floor(memory / (bytes * streams));
 }

@@ -25,7 +25,7 @@ export interface CalibrationText {
  */
 export function loadCalibration(
   file: string | undefined,
-  tokenizer: TextTokenizer,
+  tokenizer: Pick<TextTokenizer, "encode">,
   seqlen: number,
   { nsamples, sampling, seed }: Pick<RunSettings, "nsamples" | "sampling" | "seed">,
 ): CalibrationText {

@@ -14,6 +14,7 @@ import { createFileAtomic, fileError, syncFolder, writeFileAtomic } from "../uti
 import { formatLike, isJsonObject, type JsonObject } from "../util/json.ts";
 import { type Checkpoint, type CheckpointTensor, INDEX_NAME, type Shard } from "./folder.ts";
 import { SafetensorsWriter } from "./safetensors.ts";
+import { type TensorSpec, tensorBytes } from "./safetensors-header.ts";
 import { hasFile, sourceFile } from "./source-files.ts";
 
 /** Files that travel unchanged with the weights. */
@@ -36,11 +37,18 @@ export interface OutputContent {
    * tensor, in the order of writing; only one result is held at a time.
    */
   readonly tensorBytes: (
-    tensor: CheckpointTensor,
+    tensor: TensorSpec,
   ) => Uint8Array | undefined | Promise<Uint8Array | undefined>;
+  /** Tensors that the source does not have; they go at the end of its last shard. */
+  readonly extraTensors?: readonly TensorSpec[];
   /** Further JSON files, by name. */
   readonly extraJson?: Readonly<Record<string, JsonObject>>;
   readonly signal?: AbortSignal;
+}
+
+/** Is this the name of a folder in which an unfinished checkpoint is being written, by any process? */
+export function isStagingName(name: string): boolean {
+  return STAGING.test(name);
 }
 
 /** A folder that is going to hold a checkpoint. */
@@ -67,7 +75,7 @@ export class OutputFolder {
       if (isSameFolder(dir, options.source)) {
         throw new AqError("AQ_ARG", `The output ${dir} is the model's own folder; name another.`);
       }
-      const names = fs.readdirSync(dir).filter((n) => !keep.has(n) && !STAGING.test(n));
+      const names = fs.readdirSync(dir).filter((n) => !keep.has(n) && !isStagingName(n));
       if (names.length > 0 && !options.overwrite) {
         throw new AqError(
           "AQ_ARG",
@@ -92,9 +100,13 @@ export class OutputFolder {
     const staging = path.join(this.dir, `.staging-${process.pid}`);
     try {
       fs.mkdirSync(staging);
-      for (const shard of content.source.shards) await writeShard(staging, shard, content);
+      const { shards } = content.source;
+      for (const [i, shard] of shards.entries()) {
+        const extra = i === shards.length - 1 ? (content.extraTensors ?? []) : [];
+        await writeShard(staging, shard, extra, content);
+      }
       if (content.source.index) {
-        writeFileAtomic(path.join(staging, INDEX_NAME), indexText(content.source));
+        writeFileAtomic(path.join(staging, INDEX_NAME), indexText(content));
       }
       for (const name of companions(content.source.dir)) {
         copyFile(sourceFile(content.source.dir, name), path.join(staging, name));
@@ -134,7 +146,7 @@ export class OutputFolder {
   /** Removes what a killed run of the same output left. */
   #removeStagings(): void {
     try {
-      for (const name of fs.readdirSync(this.dir).filter((n) => STAGING.test(n))) {
+      for (const name of fs.readdirSync(this.dir).filter(isStagingName)) {
         fs.rmSync(path.join(this.dir, name), { recursive: true, force: true });
       }
     } catch (error) {
@@ -143,15 +155,31 @@ export class OutputFolder {
   }
 }
 
-async function writeShard(staging: string, shard: Shard, content: OutputContent): Promise<void> {
+async function writeShard(
+  staging: string,
+  shard: Shard,
+  extra: readonly TensorSpec[],
+  content: OutputContent,
+): Promise<void> {
   const metadata = { format: "pt", ...shard.metadata };
-  const writer = new SafetensorsWriter(path.join(staging, shard.file), shard.tensors, metadata);
+  const specs = [...shard.tensors, ...extra];
+  const writer = new SafetensorsWriter(path.join(staging, shard.file), specs, metadata);
   try {
+    for (const spec of extra) {
+      if (content.source.has(spec.name)) {
+        throw new AqError("AQ_INTERNAL", `The source already has the extra tensor "${spec.name}".`);
+      }
+    }
     for (const tensor of shard.tensors) {
       throwIfStopped(content.signal);
       const bytes = await content.tensorBytes(tensor);
       if (bytes) writer.append(tensor.name, bytes);
       else copyTensor(content.source, tensor, writer);
+    }
+    for (const spec of extra) {
+      const bytes = await content.tensorBytes(spec);
+      if (!bytes) throw new AqError("AQ_INTERNAL", `Nothing to write for "${spec.name}".`);
+      writer.append(spec.name, bytes);
     }
     writer.finish();
   } catch (error) {
@@ -169,13 +197,24 @@ function copyTensor(source: Checkpoint, tensor: CheckpointTensor, writer: Safete
   }
 }
 
-/** The source's index; its sizes still hold, since no tensor changes its dtype or shape. */
-function indexText(source: Checkpoint): string {
+/** The source's index with the extra tensors; the others keep their sizes. */
+function indexText({ source, extraTensors = [] }: OutputContent): string {
   let bytes = 0;
   for (const tensor of source.tensors.values()) bytes += tensor.bytes;
+  const last = source.shards.at(-1)?.file ?? "";
+  const map: JsonObject = {};
+  for (const spec of extraTensors) {
+    bytes += tensorBytes(spec.dtype, spec.shape, spec.name);
+    map[spec.name] = last;
+  }
   const old = source.index?.["metadata"];
-  const metadata = { ...(isJsonObject(old) ? old : {}), total_size: bytes };
-  return `${JSON.stringify({ ...source.index, metadata }, null, 2)}\n`;
+  const known = source.index?.["weight_map"];
+  const index = {
+    ...source.index,
+    metadata: { ...(isJsonObject(old) ? old : {}), total_size: bytes },
+    weight_map: { ...(isJsonObject(known) ? known : {}), ...map },
+  };
+  return `${JSON.stringify(index, null, 2)}\n`;
 }
 
 function isSameFolder(a: string, b: string): boolean {

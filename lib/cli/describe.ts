@@ -1,5 +1,5 @@
 /** The words for the events of a run. Blocks, epochs, steps and windows count from 0 in events, from 1 here. */
-import type { BlockReport, QuantizeEvent } from "../types.ts";
+import type { BlockReport, QuantizeEvent, RunStage } from "../types.ts";
 import { bar, duration, percent, perplexity, plural, significant } from "./format.ts";
 import type { Segment } from "./screen.ts";
 
@@ -7,15 +7,23 @@ type Event<N extends QuantizeEvent["event"]> = Extract<QuantizeEvent, { event: N
 
 const BAR_CELLS = 16;
 const PHASES: Readonly<Record<Event<"phase">["phase"], string>> = {
+  replay: "passing through a stored block",
   statistics: "taking statistics",
   affine: "learning transforms and clipping",
   fold: "folding and checking",
+  round: "learning to round",
   propagate: "propagating",
   write: "writing",
+};
+const STAGES: Readonly<Record<RunStage, string>> = {
+  rotate: "rotating the weights",
+  polish: "polishing all blocks",
+  export: "writing the checkpoint",
 };
 const FALLBACKS: Readonly<Record<NonNullable<BlockReport["fallback"]>, string>> = {
   "half-rate": "trained at half the rate",
   "quarter-rate": "trained at a quarter of the rate",
+  nearest: "learned rounding failed: rounded to nearest",
   rtn: "training failed: rounded to nearest",
 };
 /** A folded block that differs by more than this from the original is worth a warning. */
@@ -38,6 +46,19 @@ export function phaseStatus(event: Event<"phase">, blocks: number): Segment[] {
     { text: place("block", event.block, blocks), tone: "strong" },
     { text: `  ${PHASES[event.phase]}` },
   ];
+}
+
+/** What an earlier session left to this one. */
+export function resumeLine({ blocksDone, blocks, finished }: Event<"resume">): Segment[] {
+  if (finished) return [{ text: "this run is finished already; --overwrite starts it anew" }];
+  if (blocksDone === blocks) return [{ text: "going on with a run: all blocks are stored" }];
+  return [
+    { text: `going on with a run: ${plural(blocksDone, "block")} of ${blocks} stored already` },
+  ];
+}
+
+export function stageStatus({ stage }: Event<"stage">): Segment[] {
+  return [{ text: STAGES[stage], tone: "strong" }];
 }
 
 /** Block, epoch, a bar over the whole run, loss and time left. */

@@ -1,7 +1,7 @@
 /** `aq-native inspect`. */
-import type { InspectOptions, InspectResult } from "../types.ts";
+import type { InspectOptions, InspectResult, RunProgress } from "../types.ts";
 import type { ApiLoader } from "./api.ts";
-import { byteSize, grouped, plural, table } from "./format.ts";
+import { byteSize, duration, grouped, perplexity, plural, table } from "./format.ts";
 import type { Io } from "./io.ts";
 import { JsonLines } from "./json-lines.ts";
 import type { OutputOptions } from "./options.ts";
@@ -43,7 +43,8 @@ export function describe(result: InspectResult): string[] {
     ["stored as", `${result.dtype}, ${byteSize(result.bytes)} in ${plural(result.shards, "file")}`],
     ["quantized", quantization(result)],
   ]);
-  if (result.sites.length === 0) return facts;
+  const run = result.run ? ["", ...table(runFacts(result.run))] : [];
+  if (result.sites.length === 0) return [...facts, ...run];
   const sites = table(
     [
       ["site", "map", "parameters", "folds into"],
@@ -56,7 +57,26 @@ export function describe(result: InspectResult): string[] {
     ],
     [false, false, true, false],
   );
-  return [...facts, "", ...sites];
+  return [...facts, "", ...sites, ...run];
+}
+
+function runFacts(run: RunProgress): string[][] {
+  const { pplBefore, pplAfter, secondsLeft } = run;
+  const state = run.status === "done" ? "done" : "unfinished; the command that began it goes on";
+  const facts = [
+    ["run", `${state} (${run.writtenBy})`],
+    ["source", run.source],
+    ["blocks", `${run.blocksDone} of ${run.blocks} stored, ${duration(run.seconds)} so far`],
+  ];
+  if (pplBefore !== null) {
+    const after = pplAfter === null ? "" : ` -> ${perplexity(pplAfter)}`;
+    facts.push(["perplexity", `${perplexity(pplBefore)}${after}`]);
+  }
+  if (run.left.length > 0) {
+    const about = secondsLeft ? ` (about ${duration(secondsLeft)} for the blocks)` : "";
+    facts.push(["left", `${run.left.join(", ")}${about}`]);
+  }
+  return facts;
 }
 
 function attention({ heads, kvHeads, headDim, attentionBias }: InspectResult): string {

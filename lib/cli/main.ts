@@ -2,9 +2,10 @@
  * The command line: which commands there are, and what each outcome means to the shell. Errors of use
  * are answered in one line with the nearest name; what a command does lives in the file of its name.
  */
-import { Command, CommanderError } from "commander";
+import { Argument, Command, CommanderError } from "commander";
 import { packageVersion } from "../util/package.ts";
 import { type ApiLoader, loadApi } from "./api.ts";
+import { COMPLETION_EXAMPLES, runCompletion, SHELLS, type Shell } from "./completion.ts";
 import { EVALUATE_EXAMPLES, runEvaluate } from "./evaluate.ts";
 import { EXIT, endSentence, reportError, UseError } from "./exit.ts";
 import { INSPECT_EXAMPLES, runInspect } from "./inspect.ts";
@@ -19,6 +20,7 @@ import {
 } from "./options.ts";
 import { QUANTIZE_EXAMPLES, runQuantize } from "./quantize.ts";
 import { nearest } from "./suggest.ts";
+import { choice } from "./values.ts";
 
 const FOOTER = `
 Exit codes: 0 done, 1 failed, 2 wrong use, 75 stopped on request.
@@ -79,6 +81,15 @@ export function buildProgram(io: Io, load: ApiLoader): Command {
     .description("Show family, sizes and dtypes of a checkpoint, and the sites of its blocks.");
   finish(addInspectOptions(inspect), io, INSPECT_EXAMPLES).action(async () => {
     await runInspect(...inspectOptions(inspect), io, load);
+  });
+
+  const completion = program
+    .command("completion")
+    .summary("print a script that completes commands and options in a shell")
+    .description("Print a completion script for a shell; it follows the commands of this version.")
+    .addArgument(new Argument("<shell>", SHELLS.join(", ")).argParser(choice(SHELLS)));
+  finish(completion, io, COMPLETION_EXAMPLES).action((shell: Shell) => {
+    runCompletion(shell, program, io);
   });
   addHelpCommand(program, io);
   return program;

@@ -4,10 +4,17 @@
  * named in the help are those of the API.
  */
 import { type Command, Option } from "commander";
-import type { EvaluateOptions, InspectOptions, QuantizeOptions, RecipeName } from "../types.ts";
-import { choice, decimal, integer, path } from "./values.ts";
+import type {
+  EvaluateOptions,
+  InspectOptions,
+  QuantizeOptions,
+  RecipeName,
+  ResumeMode,
+} from "../types.ts";
+import { byteCount, choice, decimal, integer, path } from "./values.ts";
 
 const RECIPES = ["default", "affine", "lwc-only", "rtn"] as const satisfies readonly RecipeName[];
+const RESUMES = ["auto", "required", "never"] as const satisfies readonly ResumeMode[];
 const SAMPLINGS = ["sequential", "random"] as const;
 const DEVICES = ["auto", "cpu"] as const;
 const MAX_SEED = 2 ** 32 - 1;
@@ -27,6 +34,13 @@ export function addQuantizeOptions(command: Command): Command {
     .addOption(required("--model <dir>", "folder of a Hugging Face checkpoint", path))
     .addOption(required("--out <dir>", "folder to write", path))
     .addOption(flag("--overwrite", "replace what is in --out"))
+    .addOption(
+      valued(
+        "--resume <how>",
+        "a run in --out: auto goes on with it, required refuses to start one, never refuses to go on (default: auto)",
+        choice(RESUMES),
+      ),
+    )
     .optionsGroup("Quantization:")
     .addOption(valued("--wbits <n>", "bits of a weight, 2..8 (default: 4)", bits))
     .addOption(
@@ -101,6 +115,13 @@ export function addQuantizeOptions(command: Command): Command {
     .optionsGroup("Run:")
     .addOption(
       valued("--seed <n>", "of everything that is random (default: 0)", integer(0, MAX_SEED)),
+    )
+    .addOption(
+      valued(
+        "--stream-memory <size>",
+        "memory for activations, like 512MB; more goes to a file (default: no limit)",
+        byteCount,
+      ),
     )
     .addOption(threads())
     .addOption(device())

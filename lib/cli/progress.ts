@@ -3,7 +3,15 @@
  * not shown here: the command prints the result that the call returns, so that it always comes last.
  */
 import type { EvaluateEvent, QuantizeEvent } from "../types.ts";
-import { blockLine, evalStatus, phaseStatus, startLine, stepStatus } from "./describe.ts";
+import {
+  blockLine,
+  evalStatus,
+  phaseStatus,
+  resumeLine,
+  stageStatus,
+  startLine,
+  stepStatus,
+} from "./describe.ts";
 import type { Io } from "./io.ts";
 import { JsonLines } from "./json-lines.ts";
 import { Screen } from "./screen.ts";
@@ -55,6 +63,12 @@ function quantizeText(io: Io): Progress<QuantizeEvent> {
           break;
         case "note":
           screen.print([{ text: "note: ", tone: "strong" }, { text: event.text }]);
+          break;
+        case "resume":
+          screen.print(resumeLine(event));
+          break;
+        case "stage":
+          screen.status(stageStatus(event), true);
           break;
         case "phase":
           screen.status(phaseStatus(event, blocks), true);

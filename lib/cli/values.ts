@@ -2,7 +2,8 @@
 import { InvalidArgumentError } from "commander";
 import { nearest } from "./suggest.ts";
 
-export type ValueReader<T> = (text: string) => T;
+/** `words`: all that it takes, where they can be listed; shells complete them. */
+export type ValueReader<T> = ((text: string) => T) & { readonly words?: readonly string[] };
 
 /** A whole number from `min` to `max`, or one of `also`. */
 export function integer(
@@ -31,9 +32,34 @@ export function decimal(min: number, max: number = Number.POSITIVE_INFINITY): Va
   };
 }
 
+const UNITS: Readonly<Record<string, number>> = {
+  "": 1,
+  B: 1,
+  KB: 1e3,
+  MB: 1e6,
+  GB: 1e9,
+  TB: 1e12,
+  KIB: 2 ** 10,
+  MIB: 2 ** 20,
+  GIB: 2 ** 30,
+  TIB: 2 ** 40,
+};
+
+/** A number of bytes with an optional unit: "64MB", "1.5 GiB", "100000000". */
+export function byteCount(text: string): number {
+  const [, digits = "", unit = ""] = /^(\d+\.?\d*|\.\d+)\s*([a-z]*)$/i.exec(text.trim()) ?? [];
+  const bytes = Math.floor(
+    Number(digits || Number.NaN) * (UNITS[unit.toUpperCase()] ?? Number.NaN),
+  );
+  if (Number.isSafeInteger(bytes)) return bytes;
+  throw new InvalidArgumentError(
+    "Expected a size like 64MB or 2GB (units: KB, MB, GB, TB, or KiB to TiB in powers of two).",
+  );
+}
+
 /** One of a few words; a misspelt one is answered with the nearest. */
 export function choice<const W extends string>(words: readonly W[]): ValueReader<W> {
-  return (text) => {
+  const read = (text: string): W => {
     const found = words.find((word) => word === text);
     if (found !== undefined) return found;
     const near = nearest(text, words);
@@ -41,6 +67,7 @@ export function choice<const W extends string>(words: readonly W[]): ValueReader
       `Expected one of: ${words.join(", ")}.${near ? ` Did you mean ${near}?` : ""}`,
     );
   };
+  return Object.assign(read, { words });
 }
 
 /** A path of a file or folder. Only what cannot be meant is refused: nothing, or the next option. */

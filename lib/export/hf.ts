@@ -1,32 +1,41 @@
 /**
  * The Hugging Face folder: the source's tensors with the blocks' weights replaced by the values that
  * their codes stand for, in the source's dtypes. Stock loaders read it unchanged.
+ *
+ * A rotated run replaces embeddings, last norm and head as well; a head that was tied to the embedding
+ * is then a tensor of its own, and config.json says so.
  */
 
-import type { Checkpoint } from "../checkpoint/folder.ts";
 import type { OutputFolder } from "../checkpoint/output-folder.ts";
-import type { Model } from "../models/family.ts";
-import { weightDType } from "../models/load.ts";
+import type { TensorSpec as FileTensor } from "../checkpoint/safetensors-header.ts";
+import { disposeAll, weightDType } from "../models/load.ts";
+import type { WeightSource } from "../models/source.ts";
 import { dtypeCode } from "../tensor/dtype.ts";
 import { invokeOne } from "../tensor/invoke.ts";
 import { scope } from "../tensor/scope.ts";
+import type { Tensor } from "../tensor/tensor.ts";
 import { AQ_CONFIG_NAME, type AqConfig, aqConfigJson } from "./aq-config.ts";
-import type { RunState, StoredBlock } from "./run-state.ts";
+import type { RunState } from "./run-state.ts";
+import type { StoredBlock } from "./stored-block.ts";
 
 /** Writes the folder from the run's stored blocks. Throws: AQ_FILE, AQ_STOPPED. */
 export async function writeHuggingFace(
   folder: OutputFolder,
-  source: Checkpoint,
-  model: Model,
+  source: WeightSource,
   run: RunState,
   config: AqConfig,
   version: string,
   signal?: AbortSignal,
 ): Promise<void> {
+  const { checkpoint, model } = source;
   const blockOf = new Map<string, number>();
   for (let i = 0; i < model.shape.blocks; i++) {
     for (const { name } of model.blockTensors(i)) blockOf.set(name, i);
   }
+  const outer = outerNames(source);
+  const untied = source.rotation !== null && model.traits.tiedHead;
+  // The rotated outer weights, while the shards are written.
+  const rotated = source.rotation ? source.loadOuter() : {};
   // One block is open at a time: sources keep a block's tensors together.
   let open: { index: number; block: StoredBlock } | undefined;
   const stored = (index: number): StoredBlock => {
@@ -38,24 +47,47 @@ export async function writeHuggingFace(
   };
   try {
     await folder.assemble({
-      source,
-      config: source.config,
-      tensorBytes: (tensor) => {
-        const index = blockOf.get(tensor.name);
-        if (index === undefined) return undefined;
-        return scope(() => {
-          const weight = stored(index).weight(tensor.name, config.scheme.groupSize);
-          const cast = invokeOne("cast", [weight], {
-            dtype: dtypeCode(weightDType(source, tensor.name)),
-          });
-          const data = cast.read();
-          return new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
-        });
+      source: checkpoint,
+      config: untied ? { ...checkpoint.config, tie_word_embeddings: false } : checkpoint.config,
+      tensorBytes: ({ name }) => {
+        const index = blockOf.get(name);
+        const like = checkpoint.has(name) ? name : outer.embedding;
+        if (index !== undefined) {
+          return scope(() =>
+            bytesOf(stored(index).weight(name, config.scheme.groupSize), source, like),
+          );
+        }
+        const own = rotated[outer.keys.get(name) ?? ""];
+        return own && scope(() => bytesOf(own, source, like));
       },
+      extraTensors: untied ? [headTensor(source, outer.embedding)] : [],
       extraJson: { [AQ_CONFIG_NAME]: aqConfigJson(config, version) },
       ...(signal ? { signal } : {}),
     });
   } finally {
     open?.block.close();
+    disposeAll(rotated);
   }
+}
+
+/** Keys of the outer tensors by name in the checkpoint, the head's included where it is tied. */
+function outerNames({ model }: WeightSource): { keys: Map<string, string>; embedding: string } {
+  const specs = model.outerTensors();
+  const keys = new Map(specs.map(({ key, name }) => [name, key]));
+  keys.set(model.headName(), "head");
+  const embedding = specs.find(({ key }) => key === "embedding");
+  if (!embedding) throw new TypeError("a model has an embedding");
+  return { keys, embedding: embedding.name };
+}
+
+function headTensor({ checkpoint, model }: WeightSource, embedding: string): FileTensor {
+  const { dtype, shape } = checkpoint.info(embedding);
+  return { name: model.headName(), dtype, shape };
+}
+
+/** The tensor in the stored dtype of the checkpoint's tensor `like`. */
+function bytesOf(tensor: Tensor, { checkpoint }: WeightSource, like: string): Uint8Array {
+  const cast = invokeOne("cast", [tensor], { dtype: dtypeCode(weightDType(checkpoint, like)) });
+  const data = cast.read();
+  return new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
 }

@@ -1,25 +1,32 @@
 /**
  * The run folder, `<out>/aq/`: job.json, and for each finished block the codes, scales and zeros of
  * its linears with the folded gains and biases. Exports are written from it without rounding again.
+ *
+ * A block counts as finished once job.json names its hash; files that a killed process left half
+ * written have names of their own and are removed by the next run.
  */
 
 import * as fs from "node:fs";
 import * as path from "node:path";
-import { readSafetensorsHeader, SafetensorsWriter } from "../checkpoint/safetensors.ts";
-import type { TensorSpec as FileTensor, TensorEntry } from "../checkpoint/safetensors-header.ts";
-import { AqError } from "../errors.ts";
+import { SafetensorsWriter } from "../checkpoint/safetensors.ts";
+import type { TensorSpec as FileTensor } from "../checkpoint/safetensors-header.ts";
 import type { Model } from "../models/family.ts";
-import { groupsPerRow } from "../quant/weights.ts";
 import { dtypeCode } from "../tensor/dtype.ts";
 import { invokeOne } from "../tensor/invoke.ts";
 import { scope } from "../tensor/scope.ts";
-import { Tensor } from "../tensor/tensor.ts";
-import { fileError, openForReading, readFully, writeFileAtomic } from "../util/fs.ts";
-import type { JsonObject } from "../util/json.ts";
+import type { Tensor } from "../tensor/tensor.ts";
+import { fileError, isTemporaryName, syncFolder, writeFileAtomic } from "../util/fs.ts";
+import { sha256File } from "../util/hash.ts";
+import { readJsonFile } from "../util/json.ts";
+import { checkJob, type Job } from "./job.ts";
+import { LOCK_NAME } from "./run-lock.ts";
+import { StoredBlock } from "./stored-block.ts";
 import type { FinishedWeights, QuantizedByKey } from "./weights.ts";
 
 /** Folder of the run state under the output. */
 export const RUN_FOLDER = "aq";
+const BLOCKS_FOLDER = "blocks";
+const JOB_NAME = "job.json";
 
 /** Files of one run. */
 export class RunState {
@@ -29,22 +36,68 @@ export class RunState {
     this.dir = path.join(out, RUN_FOLDER);
   }
 
-  /** Starts with an empty folder. Throws: AQ_FILE. */
+  /** Starts with an empty folder, but for the lock. Throws: AQ_FILE. */
   reset(): void {
     try {
-      fs.rmSync(this.dir, { recursive: true, force: true });
-      fs.mkdirSync(path.join(this.dir, "blocks"), { recursive: true });
+      // First of all, so that a process killed in the middle leaves no job without its blocks.
+      fs.rmSync(this.#job, { force: true });
+      fs.mkdirSync(this.dir, { recursive: true });
+      for (const name of fs.readdirSync(this.dir).filter((name) => name !== LOCK_NAME)) {
+        fs.rmSync(path.join(this.dir, name), { recursive: true, force: true });
+      }
+      fs.mkdirSync(this.#blocks, { recursive: true });
+      syncFolder(this.dir);
+      syncFolder(path.dirname(this.dir));
     } catch (error) {
       throw fileError("create", this.dir, error);
     }
   }
 
-  writeJob(job: JsonObject): void {
-    writeFileAtomic(path.join(this.dir, "job.json"), `${JSON.stringify(job, null, 2)}\n`);
+  /** Removes what killed processes left half written. Throws: AQ_FILE. */
+  clean(): void {
+    try {
+      fs.mkdirSync(this.#blocks, { recursive: true });
+      for (const dir of [this.dir, this.#blocks]) {
+        for (const name of fs.readdirSync(dir).filter(isTemporaryName)) {
+          fs.rmSync(path.join(dir, name), { force: true });
+        }
+      }
+    } catch (error) {
+      throw fileError("clean", this.dir, error);
+    }
+  }
+
+  /** True when there is nothing in the folder that a run could have finished. */
+  get isBlank(): boolean {
+    const names = (dir: string): string[] => {
+      try {
+        return fs.readdirSync(dir).filter((name) => !isTemporaryName(name));
+      } catch {
+        return [];
+      }
+    };
+    const isOwn = (name: string): boolean => name === BLOCKS_FOLDER || name === LOCK_NAME;
+    return names(this.#blocks).length === 0 && names(this.dir).every(isOwn);
+  }
+
+  /** The job, or null when there is none. Throws: AQ_FILE, AQ_FORMAT when it is damaged. */
+  readJob(): Job | null {
+    if (!fs.existsSync(this.#job)) return null;
+    return checkJob(readJsonFile(this.#job), this.#job);
+  }
+
+  writeJob(job: Job): void {
+    writeFileAtomic(this.#job, `${JSON.stringify(job, null, 2)}\n`);
   }
 
   blockFile(block: number): string {
-    return path.join(this.dir, "blocks", `block-${String(block).padStart(4, "0")}.safetensors`);
+    return path.join(this.#blocks, `block-${String(block).padStart(4, "0")}.safetensors`);
+  }
+
+  /** Hash of a stored block, or null when there is none. Throws: AQ_FILE. */
+  blockHash(block: number): string | null {
+    const file = this.blockFile(block);
+    return fs.existsSync(file) ? sha256File(file) : null;
   }
 
   /** Stores a finished block under the names of the checkpoint. Throws: AQ_FILE. */
@@ -96,65 +149,13 @@ export class RunState {
   openBlock(block: number): StoredBlock {
     return new StoredBlock(this.blockFile(block));
   }
-}
 
-/** A finished block on disk; close it after use. */
-export class StoredBlock {
-  readonly #fd: number;
-  readonly #file: string;
-  readonly #tensors: ReadonlyMap<string, TensorEntry>;
-
-  constructor(file: string) {
-    this.#file = file;
-    this.#fd = openForReading(file);
-    try {
-      this.#tensors = readSafetensorsHeader(this.#fd, file).tensors;
-    } catch (error) {
-      fs.closeSync(this.#fd);
-      throw error;
-    }
+  get #job(): string {
+    return path.join(this.dir, JOB_NAME);
   }
 
-  #read(name: string): { entry: TensorEntry; bytes: Uint8Array } {
-    const entry = this.#tensors.get(name);
-    if (!entry)
-      throw new AqError(
-        "AQ_FORMAT",
-        `${this.#file} has no "${name}"; the run folder is damaged, start the run anew`,
-      );
-    const bytes = new Uint8Array(entry.bytes);
-    readFully(this.#fd, bytes, entry.offset, this.#file);
-    return { entry, bytes };
-  }
-
-  /** The weight of a tensor of the checkpoint, f32: dequantized, or the folded gain or bias. */
-  weight(name: string, groupSize: number): Tensor {
-    const f32 = dtypeCode("f32");
-    return scope(() => {
-      if (!this.#tensors.has(`${name}.codes`)) {
-        const { entry, bytes } = this.#read(name);
-        return Tensor.from(bytes, entry.shape, "f32");
-      }
-      const codes = this.#read(`${name}.codes`);
-      const scale = this.#read(`${name}.scale`);
-      const zero = this.#read(`${name}.zero`);
-      const rows = codes.entry.shape[0] as number;
-      const groups = groupsPerRow(codes.entry.shape[1] as number, groupSize);
-      const grid = [rows, groups];
-      return invokeOne(
-        "dequantize",
-        [
-          Tensor.from(codes.bytes, codes.entry.shape, "u8"),
-          invokeOne("cast", [Tensor.from(scale.bytes, grid, "f16")], { dtype: f32 }),
-          invokeOne("cast", [Tensor.from(zero.bytes, grid, "u8")], { dtype: f32 }),
-        ],
-        { group: groupSize },
-      );
-    });
-  }
-
-  close(): void {
-    fs.closeSync(this.#fd);
+  get #blocks(): string {
+    return path.join(this.dir, BLOCKS_FOLDER);
   }
 }
 

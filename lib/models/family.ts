@@ -56,7 +56,20 @@ export type SiteSpec =
       readonly activation: string;
     }
   | { readonly kind: "vo"; readonly v: string; readonly o: string; readonly activation: string }
-  | { readonly kind: "qk-pairs"; readonly q: string; readonly k: string };
+  | { readonly kind: "qk-pairs"; readonly q: string; readonly k: string }
+  | { readonly kind: "qk-matrix"; readonly q: string; readonly k: string };
+
+/** How the block meets the residual stream: what an orthogonal change of its basis has to turn. */
+export interface ResidualSpec {
+  /** Norms that read the stream, and the linears behind each. */
+  readonly reads: readonly { readonly norm: string; readonly consumers: readonly string[] }[];
+  /** Linears that add to the stream. */
+  readonly writes: readonly string[];
+  /** Outer tensors whose rows enter the stream. */
+  readonly embeddings: readonly string[];
+  /** The norms subtract the mean (LayerNorm), so the ones vector must keep its place. */
+  readonly centred: boolean;
+}
 
 /** Named values of a block: weights by key. */
 export type Weights = Readonly<Record<string, Var>>;
@@ -84,10 +97,13 @@ export interface Model {
   readonly activations: readonly string[];
   /** Where transforms may sit, in the order of folding. */
   readonly sites: readonly SiteSpec[];
+  readonly residual: ResidualSpec;
   /** Weights of block i. */
   blockTensors(i: number): readonly TensorSpec[];
   /** Weights outside the blocks: embeddings, last norm, head. */
   outerTensors(): readonly TensorSpec[];
+  /** Name of the head's weight in a checkpoint, also where it is tied and absent. */
+  headName(): string;
   context(tokens: number, dtype: "f32" | "f64"): BlockContext;
   /** ids i32 [B, T] -> [B, T, C]. */
   embed(outer: Readonly<Record<string, Tensor>>, ids: Tensor): Tensor;

@@ -17,6 +17,7 @@ import type {
   LinearSpec,
   Model,
   ModelFamily,
+  ResidualSpec,
   SiteSpec,
   TensorSpec,
   Weights,
@@ -48,6 +49,15 @@ class Llama implements Model {
   readonly linears: readonly LinearSpec[];
   readonly activations = ["norm1", "q", "k", "v", "o", "norm2", "down"];
   readonly sites = SITES;
+  readonly residual: ResidualSpec = {
+    reads: [
+      { norm: "norm1", consumers: ["q", "k", "v"] },
+      { norm: "norm2", consumers: ["gate", "up"] },
+    ],
+    writes: ["o", "down"],
+    embeddings: ["embedding"],
+    centred: false,
+  };
   readonly #config: LlamaConfig;
   readonly #prefix: string;
 
@@ -104,8 +114,12 @@ class Llama implements Model {
       { key: "embedding", name: `${this.#prefix}embed_tokens.weight`, shape: [v, c] },
       { key: "norm", name: `${this.#prefix}norm.weight`, shape: [c] },
     ];
-    if (!tiedHead) specs.push({ key: "head", name: "lm_head.weight", shape: [v, c] });
+    if (!tiedHead) specs.push({ key: "head", name: this.headName(), shape: [v, c] });
     return specs;
+  }
+
+  headName(): string {
+    return "lm_head.weight";
   }
 
   context(tokens: number, dtype: "f32" | "f64"): BlockContext {

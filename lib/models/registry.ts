@@ -3,8 +3,9 @@
 import { AqError } from "../errors.ts";
 import type { Model, ModelFamily } from "./family.ts";
 import { llama } from "./llama.ts";
+import { opt } from "./opt.ts";
 
-export const families: readonly ModelFamily[] = [llama];
+export const families: readonly ModelFamily[] = [llama, opt];
 
 /** The model of a config.json. Throws: AQ_MODEL for an unknown model_type, with the known ones. */
 export function openModel(config: unknown, has: (name: string) => boolean): Model {

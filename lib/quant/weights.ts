@@ -30,32 +30,35 @@ export function startClip(
   return { data: new Float32Array(2 * rows * groups).fill(CLIP_START), shape: [2, rows, groups] };
 }
 
-/** W as training sees it: lazily fake-quantized, with gradients to W and to the clipping logits. */
+/**
+ * W as training sees it: lazily fake-quantized, with gradients to W, to the clipping logits and to
+ * the rounding offsets (the shape of W), as far as each is given and wants one.
+ */
 export function fakeQuantWeight(
   graph: Graph,
   w: Var,
   clip: Var | undefined,
   scheme: QuantScheme,
+  offset?: Var,
 ): Var {
-  return fakeQuant(graph, w, clip, {
+  const params = {
     bits: scheme.wbits,
     group: scheme.groupSize,
     symmetric: scheme.symmetric,
     floor: WEIGHT_FLOOR,
-  });
+  };
+  return fakeQuant(graph, w, clip, params, offset);
 }
 
 /**
- * Final codes of W [O, I]. Scales are rounded to float16 first, then zeros and codes are taken from
+ * Grid of the final codes. Scales are rounded to float16 first, then zeros and codes are taken from
  * the rounded scale, so that no export rounds a second time.
- *
- * Throws: AQ_NUMERIC if a scale leaves the range of float16.
  */
-export function quantizeWeight(
+function finalGrid(
   w: Tensor,
   clip: Tensor | undefined,
   scheme: QuantScheme,
-): QuantizedWeight {
+): { scale: Tensor; zero: Tensor } {
   const [scale, zero] = invoke("quant_grid", [w, clip], {
     bits: scheme.wbits,
     group: scheme.groupSize,
@@ -71,11 +74,54 @@ export function quantizeWeight(
       "a weight scale is above 65504, the largest float16: the weights are too large to quantize",
     );
   }
-  const codes = invokeOne("quantize", [w, scale, zero], {
+  return { scale, zero };
+}
+
+/**
+ * Final codes of W [O, I]: the nearest ones, or, with learned rounding offsets (the shape of W), the
+ * nearest to W / scale + offset.
+ *
+ * Throws: AQ_NUMERIC if a scale leaves the range of float16.
+ */
+export function quantizeWeight(
+  w: Tensor,
+  clip: Tensor | undefined,
+  scheme: QuantScheme,
+  offset?: Tensor,
+): QuantizedWeight {
+  const { scale, zero } = finalGrid(w, clip, scheme);
+  const codes = invokeOne("quantize", [w, scale, zero, offset], {
     bits: scheme.wbits,
     group: scheme.groupSize,
   });
   return { codes, scale, zero };
+}
+
+/** Damping of GPTQ, in parts of the mean diagonal of H, and the columns of a block. Source: GPTQ. */
+const GPTQ = { damping: 0.01, block: 128 } as const;
+
+/**
+ * Final codes of W [O, I] by GPTQ on the same grid that `quantizeWeight` takes: each column makes up
+ * for the errors of those before it, weighed by the second moments H = XtX / N [I, I] of the input.
+ *
+ * Throws: AQ_NUMERIC if a scale leaves the range of float16, or if H is not positive definite even
+ * after damping.
+ */
+export function gptqWeight(
+  w: Tensor,
+  h: Tensor,
+  clip: Tensor | undefined,
+  scheme: QuantScheme,
+): QuantizedWeight {
+  const { scale, zero } = finalGrid(w, clip, scheme);
+  try {
+    const params = { ...GPTQ, bits: scheme.wbits, group: scheme.groupSize };
+    return { codes: invokeOne("gptq", [w, h, scale, zero], params), scale, zero };
+  } catch (error) {
+    scale.dispose();
+    zero.dispose();
+    throw error;
+  }
 }
 
 /** The weight that the codes stand for, f32 [O, I]. */

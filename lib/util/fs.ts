@@ -74,12 +74,18 @@ export function readFully(fd: number, target: Uint8Array, position: number, file
   }
 }
 
-/** Appends all of `bytes` to an open file. Throws: AQ_FILE. */
-export function writeFully(fd: number, bytes: Uint8Array, file: string): void {
+/** Writes all of `bytes` to an open file: at `position`, or without one at its end. Throws: AQ_FILE. */
+export function writeFully(
+  fd: number,
+  bytes: Uint8Array,
+  file: string,
+  position: number | null = null,
+): void {
   let done = 0;
   while (done < bytes.byteLength) {
     try {
-      done += fs.writeSync(fd, bytes, done, Math.min(bytes.byteLength - done, 1 << 30));
+      const at = position === null ? null : position + done;
+      done += fs.writeSync(fd, bytes, done, Math.min(bytes.byteLength - done, 1 << 30), at);
     } catch (error) {
       throw fileError("write", file, error);
     }
@@ -144,4 +150,9 @@ export function writeFileAtomic(file: string, content: string | Uint8Array): voi
 /** Name of the unfinished twin of a file: beside it, so that the rename stays on one file system. */
 export function temporaryName(file: string): string {
   return `${file}.tmp-${process.pid}`;
+}
+
+/** Is this the name of an unfinished twin, of any process? */
+export function isTemporaryName(name: string): boolean {
+  return /\.tmp-\d+$/.test(name);
 }

@@ -12,6 +12,8 @@ export interface Random {
   bits(): number;
   /** Next integer of [0, n), without bias; n of 1 .. 2^32. */
   below(n: number): number;
+  /** Next number of [0, 1), with 53 random bits. */
+  unit(): number;
 }
 
 /** Starts the sequence of a seed (any safe integer). */
@@ -41,7 +43,8 @@ export function createRandom(seed: number): Random {
     while (x >= limit) x = bits();
     return x % n;
   };
-  return { bits, below };
+  const unit = (): number => ((bits() >>> 5) * 2 ** 26 + (bits() >>> 6)) / 2 ** 53;
+  return { bits, below, unit };
 }
 
 function splitmix32(seed: number): () => number {

@@ -19,8 +19,8 @@ extern "C" {
 typedef struct { double value; } aq_fill_params;
 // cast(x any) -> (y dtype)                 numeric conversion, round to nearest even; also plain copy
 typedef struct { int32_t dtype; int32_t pad; } aq_cast_params;
-// add(a T, b T) -> (y)                     y = a + b, same shape
-typedef struct { int32_t pad[2]; } aq_add_params;
+// add(a T, b T) -> (y)                     y = a + alpha b, same shape
+typedef struct { double alpha; } aq_add_params;
 // axpy(y! T, x T) -> ()                    y += alpha x, same numel
 typedef struct { double alpha; } aq_axpy_params;
 // mul(a T, b T) -> (y)                     y = alpha a b, same shape
@@ -54,6 +54,11 @@ typedef struct { double sf; int32_t band; int32_t pad; } aq_gradual_mask_params;
 typedef struct { int32_t pivot; int32_t pad; } aq_inverse_params;
 // matmul(a T[B,M,K], b T[B,K,N]) -> (y T[B,M,N])    stored transposed where trans_*; y = alpha a b
 typedef struct { double alpha; int32_t trans_a, trans_b; } aq_matmul_params;
+// hadamard(x T[..., n F], signs T[F], odd T[m,m]?) -> (y like x)    each run of F = 2^k m values, m odd:
+//   y = (x o signs) (H_{2^k} (x) odd) / sqrt(2^k), with Sylvester's H and (x) the Kronecker product;
+//   inverse: its transpose, y = (x (H_{2^k} (x) odd)^T) o signs / sqrt(2^k) (also the gradient).
+//   odd is given exactly where m > 1; signs are 1 or -1, and odd is orthogonal (not checked).
+typedef struct { int32_t inverse, pad; } aq_hadamard_params;
 // masked_adam(p! T[B,D,D], g T, m! T, v! T) -> (margin T[B])   AdamW on the entries with |i-j| <= band
 //   only (cost follows the band), then the dominance projection of a = p o mask(band, sf): where a
 //   row's sum of |off-diagonal a| exceeds limit |a_ii|, its off-diagonal p shrink to meet it.
@@ -65,6 +70,8 @@ typedef struct {
 } aq_masked_adam_params;
 // adam(p! T, g T, m! T, v! T) -> ()        AdamW on every entry, any shape
 typedef struct { double lr, beta1, beta2, eps, weight_decay; int32_t step, pad; } aq_adam_params;
+// sign_step(v! T, g T) -> ()               v = clamp(v - lr sign(g), -limit, limit), sign(0) = 0
+typedef struct { double lr, limit; } aq_sign_step_params;
 
 // ---------------------------------------------------------------- quantization (quality.md, section 0)
 // quant_grid(x T[M,K], clip T?) -> (scale T[M,G], zero T[M,G])
@@ -78,27 +85,36 @@ typedef struct {
   double floor;
   int32_t bits, group, symmetric, round_f16;
 } aq_quant_grid_params;
-// fake_quant(x T[M,K], scale T[M,G], zero T[M,G]) -> (y)
-//   y = (clamp(round(x/s) + z, 0, 2^bits-1) - z) s
+// fake_quant(x T[M,K], scale T[M,G], zero T[M,G], v T[M,K]?) -> (y)
+//   y = (clamp(round(x/s + v) + z, 0, 2^bits-1) - z) s;  v: learned rounding offsets, absent = 0
 typedef struct { int32_t bits, group; } aq_fake_quant_params;
-// fake_quant_grad(x T[M,K], scale, zero, g T[M,K], clip T?) -> (gx T[M,K], gclip T like clip, else [0])
+// fake_quant_grad(x T[M,K], scale, zero, g T[M,K], clip T?, v T[M,K]?)
+//     -> (gx T[M,K], or [0] where need_gx is 0, gclip T like clip, else [0], gv T like v, else [0])
 //   straight through every round (z's too), clamp passes inside and at its bounds, max and min pass
 //   to the extreme elements (ties share equally). See docs/method.md for the formulas.
 typedef struct {
   double floor;
-  int32_t bits, group, symmetric, pad;
+  int32_t bits, group, symmetric, need_gx;
 } aq_fake_quant_grad_params;
-// fake_quant_gemm(a T, b T, a_scale?, a_zero?, b_scale?, b_zero?, bias T[N]?) -> (c T[M,N])
+// fake_quant_gemm(a T, b T, a_scale?, a_zero?, b_scale?, b_zero?, bias T[N]?, b_v T like b?) -> (c T[M,N])
 //   c = op(A^) op(B^) + bias;  a is stored [M,K] (trans_a 0) or [K,M] (1); b [K,N] (0) or [N,K] (1);
 //   A^ = fake_quant(a) on the stored matrix where its grid is given (bits, group along stored rows),
+//   B^ = fake_quant(b), with the offsets b_v if given (b then has a grid),
 //   applied while panels are packed: the quantized operand never exists in memory.
 //   accumulate: c (then given by the caller) += ... instead of =.
 //   A leading batch is flattened into stored rows.
 typedef struct {
   int32_t trans_a, trans_b, a_bits, a_group, b_bits, b_group, accumulate, pad;
 } aq_fake_quant_gemm_params;
-// quantize(x T[M,K], scale T[M,G], zero T[M,G]) -> (codes U8[M,K])   clamp(round(x/s) + z, 0, 2^bits-1)
+// quantize(x T[M,K], scale T[M,G], zero T[M,G], v T[M,K]?) -> (codes U8[M,K])
+//   clamp(round(x/s + v) + z, 0, 2^bits-1)
 typedef struct { int32_t bits, group; } aq_quantize_params;
+// gptq(w T[O,I], h T[I,I], scale T[O,G], zero T[O,G]) -> (codes U8[O,I])
+//   columns from left to right: code of w_j as in quantize, e = (w_j - (code - z) s) / U_jj, then
+//   w_k -= e U_jk for k > j, in blocks of `block` columns; Ut U = (h + damping mean(diag h) I)^-1 in f64.
+//   h = XtX / N of the layer's input. All of h zero: as quantize. AQ_NUMERIC if the damped h is not
+//   positive definite (names the column).
+typedef struct { double damping; int32_t bits, group, block, pad; } aq_gptq_params;
 // dequantize(codes U8[M,K], scale T[M,G], zero T[M,G]) -> (x T[M,K])  (code - z) s
 typedef struct { int32_t group, pad; } aq_dequantize_params;
 
@@ -107,6 +123,11 @@ typedef struct { int32_t group, pad; } aq_dequantize_params;
 typedef struct { double eps; } aq_rms_norm_params;
 // rms_norm_grad(x, w, rstd, g T[M,C]) -> (gx T[M,C], gw T[C])
 typedef struct { int32_t pad[2]; } aq_rms_norm_grad_params;
+// layer_norm(x T[M,C], w T[C], b T[C]) -> (y T[M,C], mean T[M], rstd T[M])
+//   rstd = 1/sqrt(mean (x - mean)^2 + eps), y = (x - mean) rstd w + b
+typedef struct { double eps; } aq_layer_norm_params;
+// layer_norm_grad(x, w, mean, rstd, g T[M,C]) -> (gx T[M,C], gw T[C], gb T[C])
+typedef struct { int32_t pad[2]; } aq_layer_norm_grad_params;
 // rope(x T[M, heads*D], cos T[T, D/2], sin T[T, D/2]) -> (y)   row m is position m mod T
 //   y_i = x_i c - x_{i+D/2} s, y_{i+D/2} = x_{i+D/2} c + x_i s; inverse: s -> -s (also the gradient)
 typedef struct { int32_t heads, inverse; } aq_rope_params;
@@ -122,12 +143,22 @@ typedef struct { double scale; int32_t heads, kv_heads, bits, pad; } aq_attentio
 typedef struct { int32_t pad[2]; } aq_silu_mul_params;
 // silu_mul_grad(gate T, up T, g T) -> (ggate, gup)
 typedef struct { int32_t pad[2]; } aq_silu_mul_grad_params;
+// relu(x T) -> (y)                         y = max(x, 0)
+typedef struct { int32_t pad[2]; } aq_relu_params;
+// relu_grad(y T (the forward output), g T) -> (gx)          gx = g where y > 0, else 0
+typedef struct { int32_t pad[2]; } aq_relu_grad_params;
 
 // ---------------------------------------------------------------- loss and evaluation
 // mse(y T, t T) -> (loss T[1])             mean (y - t)^2, summed in f64 over fixed chunks
 typedef struct { int32_t pad[2]; } aq_mse_params;
 // mse_grad(y T, t T, g T[1]) -> (gy T)     2 (y - t) g / numel
 typedef struct { int32_t pad[2]; } aq_mse_grad_params;
+// kl_div(logits T[M,V], targets T[M,V]) -> (loss T[1])
+//   mean over rows of KL(softmax(targets) || softmax(logits)); targets are the teacher's logits
+typedef struct { int32_t pad[2]; } aq_kl_div_params;
+// kl_div_grad(logits T[M,V], targets T[M,V], g T[1]) -> (glogits T[M,V])
+//   (softmax(logits) - softmax(targets)) g / M
+typedef struct { int32_t pad[2]; } aq_kl_div_grad_params;
 // sq_diff(a T, b T?) -> (y F64[1])         sum (a - b)^2 in f64; absent b counts as zero
 typedef struct { int32_t pad[2]; } aq_sq_diff_params;
 // cross_entropy(logits T[M,V], ids I32[M]) -> (loss T[M])   -log softmax at ids; AQ_ARG if an id >= V

@@ -1,11 +1,24 @@
-// Cases of rms_norm, rope, silu_mul and their gradients.
+// Cases of rms_norm, layer_norm, rope, silu_mul, relu and their gradients.
 import {
+  layerNorm as layerNormReference,
+  reluGradient,
+  relu as reluReference,
   rmsNorm as rmsNormReference,
   rope as ropeReference,
   siluMul as siluMulReference,
 } from "../reference/block.ts";
 import { differences } from "../reference/finite-differences.ts";
-import { CLOSE, DIFFERENCES, type Dims, dim, input, type OpCase, param, SUMMED } from "./case.ts";
+import {
+  CLOSE,
+  DIFFERENCES,
+  type Dims,
+  dim,
+  EXACT,
+  input,
+  type OpCase,
+  param,
+  SUMMED,
+} from "./case.ts";
 
 // ---------------------------------------------------------------- rms_norm
 
@@ -65,6 +78,63 @@ const rmsNormGrad: OpCase = {
   tolerance: DIFFERENCES,
   bytes: (dims, size) => 3 * normElements(dims) * size,
   flops: (dims) => 9 * normElements(dims),
+  bound: "memory",
+};
+
+// ---------------------------------------------------------------- layer_norm
+
+const layerNorm: OpCase = {
+  op: "layer_norm",
+  sets: NORM_SETS,
+  real: NORM_REAL,
+  make: (draw, dims) => {
+    const C = dim(dims, "C");
+    // A mean away from zero: a variance taken as a difference of sums would lose digits.
+    return {
+      inputs: [
+        draw.normal([dim(dims, "M"), C], 2, 3),
+        draw.normal([C], 0.2, 1),
+        draw.normal([C], 0.5),
+      ],
+      params: { eps: EPS },
+    };
+  },
+  reference: (call) => {
+    const [x, w, b] = [input(call, 0).data, input(call, 1).data, input(call, 2).data];
+    const { y, mean, rstd } = layerNormReference(x, w, b, EPS);
+    return [y, mean, rstd];
+  },
+  tolerance: SUMMED,
+  bytes: (dims, size) => 2 * normElements(dims) * size,
+  flops: (dims) => 8 * normElements(dims),
+  bound: "memory",
+};
+
+const layerNormGrad: OpCase = {
+  op: "layer_norm_grad",
+  gradient: { forward: "layer_norm", kind: "smooth" },
+  // A single channel has no variance: its rstd is 1 / sqrt(eps), and differences see only noise.
+  sets: [...NORM_SETS.filter(({ C }) => C !== 1), { M: 4, C: 2 }],
+  real: NORM_REAL,
+  make: (draw, dims) => {
+    const [x, w, b] = layerNorm.make(draw, dims).inputs;
+    if (!x || !w || !b) throw new Error("layer_norm has three inputs");
+    const rows = [dim(dims, "M")];
+    const mean = draw.derive(rows, () => layerNormReference(x.data, w.data, b.data, EPS).mean);
+    const rstd = draw.derive(rows, () => layerNormReference(x.data, w.data, b.data, EPS).rstd);
+    return { inputs: [x, w, mean, rstd, draw.normal(x.shape)], params: {} };
+  },
+  reference: (call) => {
+    const [x, w, g] = [input(call, 0).data, input(call, 1).data, input(call, 4).data];
+    const b = new Float64Array(w.length);
+    const forward = ([xs, ws, bs]: readonly Float64Array[]) => [
+      layerNormReference(xs ?? x, ws ?? w, bs ?? b, EPS).y,
+    ];
+    return [0, 1, 2].map((which) => differences(forward, [x, w, b], which, [g]));
+  },
+  tolerance: DIFFERENCES,
+  bytes: (dims, size) => 3 * normElements(dims) * size,
+  flops: (dims) => 14 * normElements(dims),
   bound: "memory",
 };
 
@@ -168,4 +238,52 @@ const siluMulGrad: OpCase = {
   bound: "memory",
 };
 
-export const CASES: readonly OpCase[] = [rmsNorm, rmsNormGrad, rope, siluMul, siluMulGrad];
+// ---------------------------------------------------------------- relu
+
+const relu: OpCase = {
+  op: "relu",
+  sets: SILU_SETS,
+  real: SILU_REAL,
+  make: (draw, dims) => ({
+    inputs: [draw.normal([dim(dims, "M"), dim(dims, "F")])],
+    params: {},
+  }),
+  reference: (call) => [reluReference(input(call, 0).data)],
+  tolerance: EXACT,
+  bytes: (dims, size) => 2 * siluElements(dims) * size,
+  flops: () => 0,
+  bound: "memory",
+};
+
+const reluGrad: OpCase = {
+  op: "relu_grad",
+  // By the written rule: differences mean nothing at the zeros, which are half of the elements.
+  gradient: { forward: "relu", kind: "rule" },
+  sets: SILU_SETS,
+  real: SILU_REAL,
+  make: (draw, dims) => {
+    const [x] = relu.make(draw, dims).inputs;
+    if (!x) throw new Error("relu has one input");
+    return {
+      inputs: [draw.value(reluReference(x.data), x.shape), draw.normal(x.shape)],
+      params: {},
+    };
+  },
+  reference: (call) => [reluGradient(input(call, 0).data, input(call, 1).data)],
+  tolerance: EXACT,
+  bytes: (dims, size) => 3 * siluElements(dims) * size,
+  flops: () => 0,
+  bound: "memory",
+};
+
+export const CASES: readonly OpCase[] = [
+  rmsNorm,
+  rmsNormGrad,
+  layerNorm,
+  layerNormGrad,
+  rope,
+  siluMul,
+  siluMulGrad,
+  relu,
+  reluGrad,
+];

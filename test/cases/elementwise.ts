@@ -109,12 +109,14 @@ const add: OpCase = {
   real: N_REAL,
   make: (draw, dims) => {
     const shape = [dim(dims, "N")];
-    return { inputs: [draw.normal(shape), draw.normal(shape)], params: {} };
+    return { inputs: [draw.normal(shape), draw.normal(shape)], params: { alpha: -0.75 } };
   },
-  reference: (call) => [reference.add(input(call, 0).data, input(call, 1).data)],
+  reference: (call) => [
+    reference.add(input(call, 0).data, input(call, 1).data, param(call, "alpha")),
+  ],
   tolerance: CLOSE,
   bytes: (dims, size) => 3 * dim(dims, "N") * size,
-  flops: (dims) => dim(dims, "N"),
+  flops: (dims) => 2 * dim(dims, "N"),
   bound: "memory",
 };
 

@@ -5,9 +5,12 @@ import { add } from "../reference/elementwise.ts";
 import { matmul } from "../reference/linalg.ts";
 import { fakeQuant } from "../reference/quantize.ts";
 import { type Call, type Dims, dim, input, type OpCase, param, SUMMED } from "./case.ts";
-import { drawGrid, WEIGHT_FLOOR } from "./quantize.ts";
+import { drawGrid, drawOffset, WEIGHT_FLOOR } from "./quantize.ts";
 
-/** a, b: bits of the operand's grid, 0 without one; ag, bg: its groups along stored rows. */
+/**
+ * a, b: bits of the operand's grid, 0 without one; ag, bg: its groups along stored rows; v 1: b has
+ * rounding offsets.
+ */
 const SETS: readonly Dims[] = [
   { M: 1, N: 1, K: 1, ta: 0, tb: 0, a: 0, b: 0, ag: 0, bg: 0, bias: 1, acc: 0 },
   { M: 5, N: 7, K: 3, ta: 0, tb: 1, a: 0, b: 0, ag: 0, bg: 0, bias: 0, acc: 0 },
@@ -18,8 +21,12 @@ const SETS: readonly Dims[] = [
   { M: 8, N: 16, K: 21, ta: 1, tb: 1, a: 8, b: 4, ag: 0, bg: 0, bias: 1, acc: 0 },
   { M: 1, N: 130, K: 70, ta: 0, tb: 1, a: 0, b: 4, ag: 0, bg: 0, bias: 0, acc: 0 },
   { M: 130, N: 1, K: 70, ta: 0, tb: 0, a: 3, b: 0, ag: 10, bg: 0, bias: 1, acc: 0 },
+  { M: 11, N: 20, K: 33, ta: 0, tb: 1, a: 4, b: 3, ag: 0, bg: 7, bias: 1, acc: 0, v: 1 },
+  { M: 9, N: 37, K: 18, ta: 0, tb: 0, a: 0, b: 2, ag: 0, bg: 0, bias: 0, acc: 1, v: 1 },
+  { M: 6, N: 50, K: 150, ta: 1, tb: 0, a: 0, b: 4, ag: 0, bg: 16, bias: 0, acc: 0, v: 1 },
   // Beyond one block of every dimension.
   { M: 150, N: 140, K: 600, ta: 0, tb: 1, a: 4, b: 3, ag: 0, bg: 64, bias: 1, acc: 0 },
+  { M: 30, N: 600, K: 140, ta: 0, tb: 0, a: 0, b: 3, ag: 0, bg: 64, bias: 0, acc: 0, v: 1 },
 ];
 
 /** The forward product of a linear, and the two products of its gradient. */
@@ -35,6 +42,9 @@ function linear(M: number, N: number, K: number, a: number, b: number, bg: numbe
 const REAL: readonly Dims[] = [
   ...linear(2048, 1376, 512, 4, 4, 0),
   ...linear(2048, 512, 1376, 0, 2, 32),
+  ...linear(2048, 1376, 512, 4, 4, 0)
+    .slice(0, 2)
+    .map((dims) => ({ ...dims, v: 1 })),
   ...linear(2048, 512, 512, 0, 0, 0),
   ...linear(2048, 4096, 4096, 4, 4, 0).slice(0, 1),
 ];
@@ -54,7 +64,9 @@ function used(call: Call, side: 0 | 1): Float64Array {
   const [M, K] = x.shape as [number, number];
   const bits = param(call, side === 0 ? "a_bits" : "b_bits");
   const group = param(call, side === 0 ? "a_group" : "b_group");
-  return fakeQuant(x.data, { scale: scale.data, zero: zero.data }, bits, { M, K, group });
+  const grid = { scale: scale.data, zero: zero.data };
+  const offset = side === 1 ? call.inputs[7]?.data : undefined;
+  return fakeQuant(x.data, grid, bits, { M, K, group }, offset);
 }
 
 const fakeQuantGemm: OpCase = {
@@ -73,6 +85,7 @@ const fakeQuantGemm: OpCase = {
         ...gridOf(draw, a, dim(dims, "a"), dim(dims, "ag")),
         ...gridOf(draw, b, dim(dims, "b"), dim(dims, "bg")),
         dim(dims, "bias") ? draw.normal([N]) : undefined,
+        drawOffset(draw, dims, b),
       ],
       params: {
         trans_a: ta,
@@ -98,14 +111,15 @@ const fakeQuantGemm: OpCase = {
       c = add(
         c,
         Float64Array.from({ length: M * N }, (_, i) => bias[i % N] ?? 0),
+        1,
       );
     const before = call.outs?.[0]?.data;
-    return [before ? add(before, c) : c];
+    return [before ? add(before, c, 1) : c];
   },
   tolerance: { f32: { rtol: 2e-5, atol: 5e-5 }, f64: SUMMED.f64 },
   bytes: (dims, size) => {
     const [M, N, K] = [dim(dims, "M"), dim(dims, "N"), dim(dims, "K")];
-    return (M * K + N * K + M * N) * size;
+    return (M * K + N * K * (1 + (dims["v"] ?? 0)) + M * N) * size;
   },
   flops: (dims) => 2 * dim(dims, "M") * dim(dims, "N") * dim(dims, "K"),
   bound: "flops",

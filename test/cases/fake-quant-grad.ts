@@ -2,7 +2,14 @@
 import { sizeOf } from "../helpers/value.ts";
 import { fakeQuantGradient } from "../reference/straight-through.ts";
 import { type Dims, dim, input, type OpCase, param } from "./case.ts";
-import { drawClip, drawGrid, GRID_REAL, GRID_SETS, gridOptions } from "./quantize.ts";
+import {
+  drawClip,
+  drawGrid,
+  drawOffset,
+  gridOptions,
+  OFFSET_REAL,
+  OFFSET_SETS,
+} from "./quantize.ts";
 
 /** Data that random numbers do not give; the number is the set's `data`. */
 const SPECIAL: readonly ((i: number, K: number) => number)[] = [
@@ -37,8 +44,14 @@ const elements = (dims: Dims) => dim(dims, "M") * dim(dims, "K");
 const fakeQuantGrad: OpCase = {
   op: "fake_quant_grad",
   gradient: { forward: "fake_quant", kind: "rule" },
-  sets: [...GRID_SETS, ...SPECIAL_SETS],
-  real: GRID_REAL,
+  // x 0: x is a constant and wants no gradient, as while rounding is learned.
+  sets: [
+    ...OFFSET_SETS,
+    ...OFFSET_SETS.map((dims) => ({ ...dims, x: 0 })),
+    ...SPECIAL_SETS,
+    ...SPECIAL_SETS.filter(({ clip }) => clip === 2).map((dims) => ({ ...dims, v: 1, x: 0 })),
+  ],
+  real: OFFSET_REAL.map((dims) => (dims["v"] === 1 ? { ...dims, x: 0 } : dims)),
   make: (draw, dims) => {
     const options = gridOptions(dims);
     const shape = [options.M, options.K];
@@ -51,19 +64,26 @@ const fakeQuantGrad: OpCase = {
       : draw.normal(shape);
     const clip = drawClip(draw, dims);
     return {
-      inputs: [x, ...drawGrid(draw, x, clip, options), draw.normal(shape), clip],
+      inputs: [
+        x,
+        ...drawGrid(draw, x, clip, options),
+        draw.normal(shape),
+        clip,
+        drawOffset(draw, dims, x),
+      ],
       params: {
         bits: options.bits,
         group: options.group,
         symmetric: dim(dims, "symmetric"),
         floor: options.floor,
+        need_gx: dims["x"] ?? 1,
       },
     };
   },
   reference: (call) => {
     const [x, g, clip] = [input(call, 0), input(call, 3), call.inputs[4]];
     const [M, K] = x.shape as [number, number];
-    const { gx, gclip } = fakeQuantGradient(x.data, clip?.data, g.data, {
+    const options = {
       M,
       K,
       group: param(call, "group"),
@@ -71,11 +91,13 @@ const fakeQuantGrad: OpCase = {
       symmetric: param(call, "symmetric") === 1,
       floor: param(call, "floor"),
       roundF16: false,
-    });
-    return [gx, gclip];
+    };
+    const offset = call.inputs[5]?.data;
+    const { gx, gclip, gv } = fakeQuantGradient(x.data, clip?.data, g.data, options, offset);
+    return [param(call, "need_gx") === 1 ? gx : new Float64Array(0), gclip, gv];
   },
   tolerance: { f32: { rtol: 1e-4, atol: 5e-5 }, f64: { rtol: 1e-10, atol: 1e-11 } },
-  bytes: (dims, size) => 3 * elements(dims) * size,
+  bytes: (dims, size) => (2 + (dims["x"] ?? 1) + 2 * (dims["v"] ?? 0)) * elements(dims) * size,
   flops: (dims) => 14 * elements(dims),
   bound: "memory",
 };

@@ -6,16 +6,21 @@ import { attention } from "../../lib/autograd/ops/attention.ts";
 import { exp } from "../../lib/autograd/ops/exp.ts";
 import { type FakeQuantParams, fakeQuant } from "../../lib/autograd/ops/fake-quant.ts";
 import { gradualMask } from "../../lib/autograd/ops/gradual-mask.ts";
+import { hadamard } from "../../lib/autograd/ops/hadamard.ts";
 import { headMatmul } from "../../lib/autograd/ops/head-matmul.ts";
 import { inverse } from "../../lib/autograd/ops/inverse.ts";
+import { klDiv } from "../../lib/autograd/ops/kl-div.ts";
+import { layerNorm } from "../../lib/autograd/ops/layer-norm.ts";
 import { linear } from "../../lib/autograd/ops/linear.ts";
 import { mse } from "../../lib/autograd/ops/mse.ts";
 import { mul } from "../../lib/autograd/ops/mul.ts";
+import { relu } from "../../lib/autograd/ops/relu.ts";
 import { rmsNorm } from "../../lib/autograd/ops/rms-norm.ts";
 import { rope } from "../../lib/autograd/ops/rope.ts";
 import { rotatePairs } from "../../lib/autograd/ops/rotate-pairs.ts";
 import { scaleWeight } from "../../lib/autograd/ops/scale-weight.ts";
 import { siluMul } from "../../lib/autograd/ops/silu-mul.ts";
+import { sub } from "../../lib/autograd/ops/sub.ts";
 import { Tensor } from "../../lib/tensor/tensor.ts";
 import { Draw } from "../helpers/random.ts";
 import type { Value } from "../helpers/value.ts";
@@ -73,12 +78,36 @@ const table = (T: number, half: number, f: (angle: number) => number): Value =>
     [T, half],
   );
 
+/** The divergence of a student from a teacher, which is a loss itself. */
+function divergence(): GraphCase {
+  const teacher = draw.normal([3, 9], 2);
+  return {
+    pairs: ["kl-div"],
+    title: "the divergence from a teacher's logits",
+    inputs: [draw.normal([3, 9], 2)],
+    loss: (graph, vars) => klDiv(graph, at(vars, 0), constant(graph, teacher)),
+  };
+}
+
 const SMOOTH: readonly GraphCase[] = [
   smooth(["add"], "a sum", [draw.normal([3, 5]), draw.normal([3, 5])], [3, 5], (g, x) =>
     add(g, at(x, 0), at(x, 1)),
   ),
   smooth(["add"], "a value added to itself", [draw.normal([7])], [7], (g, x) =>
     add(g, at(x, 0), at(x, 0)),
+  ),
+  smooth(["sub"], "a difference", [draw.normal([3, 5]), draw.normal([3, 5])], [3, 5], (g, x) =>
+    sub(g, at(x, 0), at(x, 1)),
+  ),
+  smooth(
+    ["sub", "mul"],
+    "a difference of values that have gradients already",
+    [draw.normal([5]), draw.normal([5])],
+    [5],
+    (g, x) => mul(g, sub(g, at(x, 0), at(x, 1)), sub(g, at(x, 1), mul(g, at(x, 0), at(x, 1)))),
+  ),
+  smooth(["sub", "mul"], "a value taken from itself", [draw.normal([4])], [4], (g, x) =>
+    sub(g, mul(g, at(x, 0), at(x, 0)), sub(g, at(x, 0), at(x, 0))),
   ),
   smooth(["mul"], "a product", [draw.normal([3, 5]), draw.normal([3, 5])], [3, 5], (g, x) =>
     mul(g, at(x, 0), at(x, 1)),
@@ -134,6 +163,27 @@ const SMOOTH: readonly GraphCase[] = [
     [3, 7],
     (g, x) => rmsNorm(g, at(x, 0), at(x, 1), 1e-5),
   ),
+  smooth(
+    ["layer-norm"],
+    "a centred norm, its gain and its bias",
+    [draw.normal([3, 7], 1, 2), draw.normal([7]), draw.normal([7])],
+    [3, 7],
+    (g, x) => layerNorm(g, at(x, 0), at(x, 1), at(x, 2), 1e-5),
+  ),
+  ...([false, true] as const).map((inverse) => {
+    const tensor = ({ data, shape }: Value) => Tensor.from(data, shape);
+    const signs = draw.value([1, -1, -1, 1, -1, 1, 1, 1, -1, 1, -1, -1], [12]);
+    const odd = draw.normal([3, 3]);
+    return smooth(
+      ["hadamard"],
+      `${inverse ? "an inverse" : "a"} Hadamard transform of two runs in a row`,
+      [draw.normal([2, 24])],
+      [2, 24],
+      (g, x) => hadamard(g, at(x, 0), { signs: tensor(signs), odd: tensor(odd) }, inverse),
+    );
+  }),
+  divergence(),
+  smooth(["relu"], "a rectifier", [draw.normal([5, 6])], [5, 6], (g, x) => relu(g, at(x, 0))),
   smooth(["rope"], "positions of two sequences", [draw.normal([2, 3, 8])], [2, 3, 8], (g, x) =>
     rope(g, at(x, 0), constant(g, table(3, 2, Math.cos)), constant(g, table(3, 2, Math.sin)), 2),
   ),
@@ -171,12 +221,18 @@ const SMOOTH: readonly GraphCase[] = [
 ];
 
 /** A quantized operand: its values on the grid, and how a gradient passes through them. */
-function onGrid(x: Value, clip: Value, sizes: { M: number; K: number }, params: FakeQuantParams) {
+function onGrid(
+  x: Value,
+  clip: Value,
+  sizes: { M: number; K: number },
+  params: FakeQuantParams,
+  offset?: Value,
+) {
   const options = { ...sizes, ...params, roundF16: false };
   const grid = quantGrid(x.data, clip.data, options);
   return {
-    used: fakeQuantReference(x.data, grid, params.bits, options),
-    pass: (g: Float64Array) => fakeQuantGradient(x.data, clip.data, g, options),
+    used: fakeQuantReference(x.data, grid, params.bits, options, offset?.data),
+    pass: (g: Float64Array) => fakeQuantGradient(x.data, clip.data, g, options, offset?.data),
   };
 }
 
@@ -185,25 +241,27 @@ function errorGradient(y: Float64Array, target: Value): Float64Array {
   return y.map((value, i) => (2 * (value - (target.data[i] ?? 0))) / y.length);
 }
 
-function quantizedLinear(): GraphCase {
+/** With `rounding`, the weight's rounding is learned too. */
+function quantizedLinear(rounding: boolean): GraphCase {
   const [M, N, K] = [6, 5, 9];
   const token: FakeQuantParams = { bits: 4, group: 0, symmetric: false, floor: 1e-6 };
   const weight: FakeQuantParams = { bits: 3, group: 4, symmetric: false, floor: 2 ** -14 };
   const [x, w] = [draw.normal([M, K]), draw.normal([N, K])];
   const [xClip, wClip] = [draw.normal([1], 0.1, 2), draw.normal([2, N, 3], 0.5, 2)];
+  const offset = rounding ? draw.uniform([N, K], -0.5, 0.5) : undefined;
   const target = draw.normal([M, N]);
   return {
     pairs: ["fake-quant", "linear", "mse"],
-    title: "a linear of quantized tokens and weights",
-    inputs: [x, xClip, w, wClip],
+    title: `a linear of quantized tokens and ${rounding ? "learnedly rounded " : ""}weights`,
+    inputs: [x, xClip, w, wClip, ...(offset ? [offset] : [])],
     loss: (graph, vars) => {
       const tokens = fakeQuant(graph, at(vars, 0), at(vars, 1), token);
-      const weights = fakeQuant(graph, at(vars, 2), at(vars, 3), weight);
+      const weights = fakeQuant(graph, at(vars, 2), at(vars, 3), weight, vars[4]);
       return mse(graph, linear(graph, tokens, weights), constant(graph, target));
     },
     rule: () => {
       const tokens = onGrid(x, xClip, { M, K }, token);
-      const weights = onGrid(w, wClip, { M: N, K }, weight);
+      const weights = onGrid(w, wClip, { M: N, K }, weight, offset);
       const product = (
         a: Float64Array,
         b: Float64Array,
@@ -218,7 +276,7 @@ function quantizedLinear(): GraphCase {
       const g = errorGradient(y, target);
       const gx = tokens.pass(product(g, weights.used, [M, K, N], false, false));
       const gw = weights.pass(product(g, tokens.used, [N, K, M], true, false));
-      return [gx.gx, gx.gclip, gw.gx, gw.gclip];
+      return [gx.gx, gx.gclip, gw.gx, gw.gclip, ...(offset ? [gw.gv] : [])];
     },
   };
 }
@@ -259,6 +317,7 @@ function quantizedAttention(): GraphCase {
 /** Every graph case. */
 export const GRAPH_CASES: readonly GraphCase[] = [
   ...SMOOTH,
-  quantizedLinear(),
+  quantizedLinear(false),
+  quantizedLinear(true),
   quantizedAttention(),
 ];

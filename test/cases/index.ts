@@ -6,6 +6,7 @@ import * as elementwise from "./elementwise.ts";
 import * as fakeQuantGemm from "./fake-quant-gemm.ts";
 import * as fakeQuantGrad from "./fake-quant-grad.ts";
 import * as fold from "./fold.ts";
+import * as gptq from "./gptq.ts";
 import * as linalg from "./linalg.ts";
 import * as loss from "./loss.ts";
 import * as optimizer from "./optimizer.ts";
@@ -20,6 +21,7 @@ export const CASES: readonly OpCase[] = [
   quantize,
   fakeQuantGrad,
   fakeQuantGemm,
+  gptq,
   block,
   attention,
   loss,

@@ -1,5 +1,9 @@
-// Cases of inverse and matmul.
-import { inverse as inverseReference, matmul as matmulReference } from "../reference/linalg.ts";
+// Cases of inverse, matmul and hadamard.
+import {
+  hadamardMatrix,
+  inverse as inverseReference,
+  matmul as matmulReference,
+} from "../reference/linalg.ts";
 import { type Dims, dim, input, type OpCase, param, SUMMED } from "./case.ts";
 
 const inverse: OpCase = {
@@ -84,4 +88,61 @@ const matmul: OpCase = {
   bound: "flops",
 };
 
-export const CASES: readonly OpCase[] = [inverse, matmul];
+/** What is left of F after all factors of two. */
+function oddPart(F: number): number {
+  return F % 2 === 0 ? oddPart(F / 2) : F;
+}
+
+const hadamard: OpCase = {
+  op: "hadamard",
+  // Less than a vector, powers of two, odd numbers, both; rows of one and of several runs.
+  sets: [
+    { M: 1, runs: 1, F: 1, inverse: 0 },
+    { M: 3, runs: 1, F: 8, inverse: 0 },
+    { M: 2, runs: 3, F: 64, inverse: 0 },
+    { M: 2, runs: 1, F: 512, inverse: 1 },
+    { M: 4, runs: 1, F: 7, inverse: 0 },
+    { M: 3, runs: 2, F: 12, inverse: 1 },
+    { M: 2, runs: 1, F: 43, inverse: 1 },
+    { M: 5, runs: 1, F: 176, inverse: 0 },
+    { M: 2, runs: 1, F: 640, inverse: 0 },
+    { M: 1, runs: 1, F: 1376, inverse: 1 },
+  ],
+  real: [
+    { M: 2048, runs: 1, F: 1376, inverse: 0 },
+    { M: 2048, runs: 1, F: 4096, inverse: 0 },
+    { M: 2048, runs: 32, F: 128, inverse: 0 },
+    { M: 2048, runs: 1, F: 11008, inverse: 0 },
+    { M: 2048, runs: 1, F: 14336, inverse: 1 },
+  ],
+  make: (draw, dims) => {
+    const F = dim(dims, "F");
+    const m = oddPart(F);
+    // The formula holds for any matrix: one that is not orthogonal shows a wrong transpose.
+    const odd = m > 1 ? draw.normal([m, m], 1 / Math.sqrt(m)) : undefined;
+    const signs = draw.integers([F], 2, "i32").data.map((bit) => 2 * bit - 1);
+    return {
+      inputs: [draw.normal([dim(dims, "M"), dim(dims, "runs") * F]), draw.value(signs, [F]), odd],
+      params: { inverse: dim(dims, "inverse") },
+    };
+  },
+  reference: (call) => {
+    const [x, signs] = [input(call, 0).data, input(call, 1).data];
+    const F = signs.length;
+    const matrix = hadamardMatrix(signs, call.inputs[2]?.data ?? Float64Array.of(1));
+    const sizes = { B: 1, M: x.length / F, N: F, K: F };
+    const transB = param(call, "inverse") !== 0;
+    return [matmulReference(x, matrix, sizes, { alpha: 1, transA: false, transB })];
+  },
+  tolerance: SUMMED,
+  bytes: (dims, size) => 2 * dim(dims, "M") * dim(dims, "runs") * dim(dims, "F") * size,
+  flops: (dims) => {
+    const F = dim(dims, "F");
+    const m = oddPart(F);
+    const odd = m > 1 ? 2 * m : 0;
+    return dim(dims, "M") * dim(dims, "runs") * F * (Math.log2(F / m) + odd + 1);
+  },
+  bound: "memory",
+};
+
+export const CASES: readonly OpCase[] = [inverse, matmul, hadamard];

@@ -1,4 +1,4 @@
-// Cases of mse and its gradient, sq_diff, cross_entropy, gather_rows, channel_stats, all_finite.
+// Cases of mse, kl_div and their gradients, sq_diff, cross_entropy, gather_rows, channel_stats, all_finite.
 import { DTYPE_BYTES, DTYPES, type DType, dtypeCode } from "../../lib/tensor/dtype.ts";
 import { roundTo, type Value } from "../helpers/value.ts";
 import { cast } from "../reference/elementwise.ts";
@@ -42,6 +42,66 @@ const mseGrad: OpCase = {
   tolerance: DIFFERENCES,
   bytes: (dims, size) => 3 * dim(dims, "N") * size,
   flops: (dims) => 2 * dim(dims, "N"),
+  bound: "memory",
+};
+
+const klDiv: OpCase = {
+  op: "kl_div",
+  // far 0: a student that is almost its teacher, whose divergence is small beside its terms.
+  sets: [
+    { M: 1, V: 1, far: 1 },
+    { M: 3, V: 7, far: 1 },
+    { M: 9, V: 1001, far: 1 },
+    { M: 5, V: 3000, far: 0 },
+  ],
+  real: [
+    { M: 2048, V: 8192, far: 1 },
+    { M: 512, V: 32000, far: 1 },
+  ],
+  make: (draw, dims) => {
+    const shape = [dim(dims, "M"), dim(dims, "V")];
+    const targets = draw.normal(shape, 4);
+    const error = draw.normal(shape, dim(dims, "far") ? 3 : 0.05).data;
+    const logits = draw.value(
+      targets.data.map((value, i) => value + (error[i] ?? 0)),
+      shape,
+    );
+    return { inputs: [logits, targets], params: {} };
+  },
+  reference: (call) => {
+    const { data, shape } = input(call, 0);
+    return [Float64Array.of(reference.klDivergence(data, input(call, 1).data, shape[1] ?? 0))];
+  },
+  tolerance: { f32: { rtol: 2e-5, atol: 3e-7 }, f64: { rtol: 1e-11, atol: 1e-14 } },
+  bytes: (dims, size) => 2 * dim(dims, "M") * dim(dims, "V") * size,
+  flops: (dims) => 48 * dim(dims, "M") * dim(dims, "V"),
+  bound: "memory",
+};
+
+const klDivGrad: OpCase = {
+  op: "kl_div_grad",
+  gradient: { forward: "kl_div", kind: "smooth" },
+  sets: [
+    { M: 1, V: 1, far: 1 },
+    { M: 3, V: 7, far: 1 },
+    { M: 2, V: 131, far: 1 },
+    { M: 2, V: 60, far: 0 },
+  ],
+  real: klDiv.real,
+  make: (draw, dims) => {
+    const forward = klDiv.make(draw, dims);
+    return { inputs: [...forward.inputs, draw.normal([1])], params: {} };
+  },
+  reference: (call) => {
+    const [x, t, g] = [input(call, 0), input(call, 1).data, input(call, 2).data];
+    const forward = ([xs]: readonly Float64Array[]) => [
+      Float64Array.of(reference.klDivergence(xs ?? x.data, t, x.shape[1] ?? 0)),
+    ];
+    return [differences(forward, [x.data], 0, [g])];
+  },
+  tolerance: DIFFERENCES,
+  bytes: (dims, size) => 3 * dim(dims, "M") * dim(dims, "V") * size,
+  flops: (dims) => 47 * dim(dims, "M") * dim(dims, "V"),
   bound: "memory",
 };
 
@@ -188,6 +248,8 @@ const allFinite: OpCase = {
 export const CASES: readonly OpCase[] = [
   mse,
   mseGrad,
+  klDiv,
+  klDivGrad,
   sqDiff,
   crossEntropy,
   gatherRows,

@@ -1,12 +1,13 @@
-// Cases of adam and masked_adam.
+// Cases of adam, masked_adam and sign_step.
 import type { Draw } from "../helpers/random.ts";
 import type { Value } from "../helpers/value.ts";
 import {
   type AdamOptions,
   adam as adamReference,
   maskedAdam as maskedAdamReference,
+  signStep as signStepReference,
 } from "../reference/linalg.ts";
-import { type Call, type Dims, dim, input, type OpCase, param } from "./case.ts";
+import { type Call, CLOSE, type Dims, dim, input, type OpCase, param } from "./case.ts";
 
 const RATES = { lr: 5e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 };
 
@@ -113,4 +114,38 @@ const maskedAdam: OpCase = {
   bound: "memory",
 };
 
-export const CASES: readonly OpCase[] = [adam, maskedAdam];
+const signStep: OpCase = {
+  op: "sign_step",
+  // Offsets start anywhere within a limit of 0.5, so that some reach it; every third has no gradient.
+  sets: [
+    { N: 1, lr: 0.01 },
+    { N: 37, lr: 0.3 },
+    { N: 1001, lr: 0.004 },
+    { N: 33000, lr: 0.1 },
+  ],
+  real: [
+    { N: 1376 * 512, lr: 0.01 },
+    { N: 4096 * 4096, lr: 0.01 },
+  ],
+  make: (draw, dims) => {
+    const shape = [dim(dims, "N")];
+    const g = draw.normal(shape).data.map((value, i) => (i % 3 === 2 ? 0 : value));
+    return {
+      inputs: [draw.uniform(shape, -0.5, 0.5), draw.value(g, shape)],
+      params: { lr: dim(dims, "lr"), limit: 0.5 },
+    };
+  },
+  reference: (call) => [
+    signStepReference(input(call, 0).data, input(call, 1).data, {
+      lr: param(call, "lr"),
+      limit: param(call, "limit"),
+    }),
+  ],
+  writes: [0],
+  tolerance: CLOSE,
+  bytes: (dims, size) => 3 * dim(dims, "N") * size,
+  flops: (dims) => 4 * dim(dims, "N"),
+  bound: "memory",
+};
+
+export const CASES: readonly OpCase[] = [adam, maskedAdam, signStep];

@@ -72,6 +72,24 @@ export function drawGrid(
   return [draw.value(scale, shape), draw.value(zero, shape)];
 }
 
+/** Rounding offsets of x for sets that say v: 1. */
+export function drawOffset(draw: Draw, dims: Dims, x: Value): Value | undefined {
+  return dims["v"] === 1 ? draw.uniform(x.shape, -0.5, 0.5) : undefined;
+}
+
+/** The sets of grids, some of them again with rounding offsets. */
+export const OFFSET_SETS: readonly Dims[] = [
+  ...GRID_SETS,
+  ...GRID_SETS.filter(({ bits }) => bits !== 8).map((dims) => ({ ...dims, v: 1 })),
+];
+const [channels, groups] = GRID_REAL as readonly [Dims, Dims];
+/** The real sets, weights also with rounding offsets. */
+export const OFFSET_REAL: readonly Dims[] = [
+  ...GRID_REAL,
+  { ...channels, v: 1 },
+  { ...groups, v: 1 },
+];
+
 const elements = (dims: Dims) => dim(dims, "M") * dim(dims, "K");
 
 const quantGrid: OpCase = {
@@ -114,12 +132,15 @@ const quantGrid: OpCase = {
   bound: "memory",
 };
 
-/** Inputs x, scale, zero and the parameters bits and group of a set. */
+/** Inputs x, scale, zero, v and the parameters bits and group of a set. */
 function makeOnGrid(draw: Draw, dims: Dims): Call {
   const options = gridOptions(dims);
   const x = draw.normal([options.M, options.K]);
   const grid = drawGrid(draw, x, drawClip(draw, dims), options);
-  return { inputs: [x, ...grid], params: { bits: options.bits, group: options.group } };
+  return {
+    inputs: [x, ...grid, drawOffset(draw, dims, x)],
+    params: { bits: options.bits, group: options.group },
+  };
 }
 
 function gridOf(call: Call): reference.Grid {
@@ -133,28 +154,40 @@ function groupsOf(call: Call): reference.Groups {
 
 const fakeQuant: OpCase = {
   op: "fake_quant",
-  sets: GRID_SETS,
-  real: GRID_REAL,
+  sets: OFFSET_SETS,
+  real: OFFSET_REAL,
   make: makeOnGrid,
   reference: (call) => [
-    reference.fakeQuant(input(call, 0).data, gridOf(call), param(call, "bits"), groupsOf(call)),
+    reference.fakeQuant(
+      input(call, 0).data,
+      gridOf(call),
+      param(call, "bits"),
+      groupsOf(call),
+      call.inputs[3]?.data,
+    ),
   ],
   tolerance: CLOSE,
-  bytes: (dims, size) => 2 * elements(dims) * size,
+  bytes: (dims, size) => (2 + (dims["v"] ?? 0)) * elements(dims) * size,
   flops: (dims) => 7 * elements(dims),
   bound: "memory",
 };
 
 const quantize: OpCase = {
   op: "quantize",
-  sets: GRID_SETS,
-  real: GRID_REAL,
+  sets: OFFSET_SETS,
+  real: OFFSET_REAL,
   make: makeOnGrid,
   reference: (call) => [
-    reference.quantize(input(call, 0).data, gridOf(call), param(call, "bits"), groupsOf(call)),
+    reference.quantize(
+      input(call, 0).data,
+      gridOf(call),
+      param(call, "bits"),
+      groupsOf(call),
+      call.inputs[3]?.data,
+    ),
   ],
   tolerance: EXACT,
-  bytes: (dims, size) => elements(dims) * (size + 1),
+  bytes: (dims, size) => elements(dims) * (size + 1 + (dims["v"] ?? 0) * size),
   flops: (dims) => 5 * elements(dims),
   bound: "memory",
 };
@@ -166,7 +199,7 @@ const dequantize: OpCase = {
   make: (draw, dims) => {
     const { inputs, params } = makeOnGrid(draw, dims);
     const codes = draw.integers([dim(dims, "M"), dim(dims, "K")], 2 ** dim(dims, "bits"), "u8");
-    return { inputs: [codes, ...inputs.slice(1)], params: { group: params["group"] ?? 0 } };
+    return { inputs: [codes, ...inputs.slice(1, 3)], params: { group: params["group"] ?? 0 } };
   },
   reference: (call) => [reference.dequantize(input(call, 0).data, gridOf(call), groupsOf(call))],
   tolerance: CLOSE,

@@ -56,7 +56,7 @@ export function copyFixture(source: string, target: string, changes: Changes): s
     unknown
   >;
   const text = JSON.stringify(changes.config?.(config) ?? config, null, 2);
-  fs.writeFileSync(path.join(target, "config.json"), text);
+  fs.writeFileSync(path.join(target, "config.json"), `${text}\n`);
   const tensors = readTensors(path.join(source, "model.safetensors"));
   changes.tensors?.(tensors);
   writeTensors(path.join(target, "model.safetensors"), tensors);

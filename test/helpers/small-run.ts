@@ -7,7 +7,14 @@ import type { QuantizeEvent, QuantizeOptions, QuantizeResult } from "../../lib/t
 import { BOOKS, TRAINED } from "./fixture.ts";
 
 /** Three windows of 64 tokens, two epochs: about a second. */
-export const SMALL = { model: TRAINED, calib: BOOKS, nsamples: 3, seqlen: 64, epochs: 2 } as const;
+export const SMALL = {
+  model: TRAINED,
+  calib: BOOKS,
+  nsamples: 3,
+  seqlen: 64,
+  epochs: 2,
+  recipe: "affine",
+} as const;
 /** Optimizer steps of each block. */
 export const SMALL_STEPS: number = SMALL.nsamples * SMALL.epochs;
 

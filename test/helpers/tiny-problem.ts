@@ -1,13 +1,12 @@
 /** A block's calibration problem with made-up weights and streams, for tests of the training loop. */
 import { Eager } from "../../lib/autograd/graph.ts";
 import { runBlock } from "../../lib/calibration/finish-block.ts";
-import { type BlockProblem, windowOf } from "../../lib/calibration/problem.ts";
+import type { BlockProblem } from "../../lib/calibration/problem.ts";
 import { recipeOf } from "../../lib/calibration/recipe.ts";
 import { resolveSettings } from "../../lib/calibration/settings.ts";
-import { ActivationMax } from "../../lib/calibration/statistics.ts";
-import { storeWindow } from "../../lib/calibration/streams.ts";
-import { keep, scope } from "../../lib/tensor/scope.ts";
-import { Tensor } from "../../lib/tensor/tensor.ts";
+import { StatisticsHook } from "../../lib/calibration/statistics.ts";
+import { Stream } from "../../lib/calibration/stream.ts";
+import { scope } from "../../lib/tensor/scope.ts";
 import type { QuantizeOptions } from "../../lib/types.ts";
 import { Draw } from "./random.ts";
 import { toTensor } from "./run-op.ts";
@@ -25,39 +24,42 @@ export async function withTinyProblem<T>(
   body: (problem: BlockProblem) => T | Promise<T>,
 ): Promise<T> {
   const model = tinyModel();
-  const settings = resolveSettings({ model: "", out: "", ...options });
+  const settings = resolveSettings({ model: "", out: "", recipe: "affine", ...options });
   const draw = new Draw(61, "f32");
   const weights = tensorsOf(tinyWeights(model, draw), "f32");
-  const inputs = toTensor(draw.normal([windows, TOKENS, model.shape.hidden]), {
-    device: "cpu",
-    dtype: "f32",
-  });
+  const shape = { windows, tokens: TOKENS, channels: model.shape.hidden };
+  const inputs = new Stream(shape);
+  const targets = new Stream(shape);
+  const start = draw.normal([windows, TOKENS, model.shape.hidden]);
   const context = model.context(TOKENS, "f32");
-  const statistics = new ActivationMax();
-  const targets = Tensor.empty(inputs.shape);
+  const statistics = new StatisticsHook();
   scope(() => {
+    const states = toTensor(start, { device: "cpu", dtype: "f32" });
+    const size = TOKENS * model.shape.hidden;
     for (let n = 0; n < windows; n++) {
-      const x = windowOf(inputs, n);
-      storeWindow(targets, n, runBlock(model, context, weights, x));
+      inputs.store(n, states.view(n * size, [1, TOKENS, model.shape.hidden]));
+      const x = inputs.window(n);
+      targets.store(n, runBlock(model, context, weights, x));
       const graph = new Eager();
       const constants = Object.entries(weights).map(([key, w]) => [key, graph.constant(w)]);
       model.block(graph, context, Object.fromEntries(constants), graph.constant(x), statistics);
     }
   });
-  const owned = [...Object.values(weights), inputs, targets].map((tensor) => keep(tensor));
+  const owned = [...Object.values(weights), inputs, targets];
   try {
     return await body({
       index: 0,
       model,
       context,
       weights,
-      activationMax: statistics.max,
+      statistics,
       inputs,
       targets,
       augTargets: undefined,
       scheme: settings.scheme,
-      recipe: recipeOf(options.recipe ?? "default"),
+      recipe: recipeOf(options.recipe ?? "affine"),
       settings: settings.train,
+      rotated: false,
     });
   } finally {
     context.dispose();

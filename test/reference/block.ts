@@ -21,6 +21,31 @@ export function rmsNorm(
   return { y, rstd };
 }
 
+/** (x - mean) / sqrt(variance + eps) * w + b per row, the mean, and 1 / sqrt(variance + eps). */
+export function layerNorm(
+  x: Float64Array,
+  w: Float64Array,
+  b: Float64Array,
+  eps: number,
+): { readonly y: Float64Array; readonly mean: Float64Array; readonly rstd: Float64Array } {
+  const C = w.length;
+  const mean = new Float64Array(x.length / C);
+  const rstd = new Float64Array(x.length / C);
+  const y = new Float64Array(x.length);
+  for (let row = 0; row < rstd.length; row++) {
+    const values = x.subarray(row * C, (row + 1) * C);
+    const center = values.reduce((sum, value) => sum + value, 0) / C;
+    const variance = values.reduce((sum, value) => sum + (value - center) ** 2, 0) / C;
+    const factor = 1 / Math.sqrt(variance + eps);
+    mean[row] = center;
+    rstd[row] = factor;
+    values.forEach((value, c) => {
+      y[row * C + c] = (value - center) * factor * at(w, c) + at(b, c);
+    });
+  }
+  return { y, mean, rstd };
+}
+
 /** Rotary positions on [M, heads D]; row m is position m mod T. */
 export function rope(
   x: Float64Array,
@@ -104,4 +129,14 @@ export function attention(
 /** gate sigmoid(gate) up */
 export function siluMul(gate: Float64Array, up: Float64Array): Float64Array {
   return gate.map((value, i) => value * sigmoid(value) * at(up, i));
+}
+
+/** max(x, 0) */
+export function relu(x: Float64Array): Float64Array {
+  return x.map((value) => Math.max(value, 0));
+}
+
+/** g where y, the output of relu, is positive; 0 elsewhere. */
+export function reluGradient(y: Float64Array, g: Float64Array): Float64Array {
+  return y.map((value, i) => (value > 0 ? at(g, i) : 0));
 }

@@ -8,9 +8,9 @@ export function cast(x: Float64Array, dtype: DType): Float64Array {
   return x.map((value) => roundTo(value, dtype));
 }
 
-/** a + b */
-export function add(a: Float64Array, b: Float64Array): Float64Array {
-  return a.map((value, i) => value + at(b, i));
+/** a + alpha b */
+export function add(a: Float64Array, b: Float64Array, alpha: number): Float64Array {
+  return a.map((value, i) => value + alpha * at(b, i));
 }
 
 /** y + alpha x */

@@ -137,3 +137,35 @@ export function maskedAdam(
   }
   return { ...next, margin };
 }
+
+/** Offsets after a step of `lr` against the sign of each gradient, kept within the limit. */
+export function signStep(
+  v: Float64Array,
+  g: Float64Array,
+  { lr, limit }: { readonly lr: number; readonly limit: number },
+): Float64Array {
+  return v.map((value, i) => {
+    const next = value - lr * Math.sign(at(g, i));
+    return Math.min(Math.max(next, -limit), limit);
+  });
+}
+
+/** diag(signs) (Sylvester's Hadamard matrix (x) odd) / sqrt(2^k) as a dense matrix [F, F]. */
+export function hadamardMatrix(signs: Float64Array, odd: Float64Array): Float64Array {
+  const F = signs.length;
+  const m = Math.round(Math.sqrt(odd.length));
+  // Doubling: H_2n = [H_n, H_n; H_n, -H_n].
+  let hadamard = [[1]];
+  while (hadamard.length * m < F) {
+    hadamard = [
+      ...hadamard.map((row) => [...row, ...row]),
+      ...hadamard.map((row) => [...row, ...row.map((value) => -value)]),
+    ];
+  }
+  const norm = Math.sqrt(hadamard.length);
+  return Float64Array.from({ length: F * F }, (_, index) => {
+    const [i, j] = [Math.floor(index / F), index % F];
+    const sign = hadamard[Math.floor(i / m)]?.[Math.floor(j / m)] ?? 0;
+    return (at(signs, i) * sign * at(odd, (i % m) * m + (j % m))) / norm;
+  });
+}

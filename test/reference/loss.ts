@@ -23,6 +23,24 @@ export function crossEntropy(logits: Float64Array, ids: Float64Array, V: number)
   });
 }
 
+/** Mean over rows of KL(softmax(targets) || softmax(logits)). */
+export function klDivergence(logits: Float64Array, targets: Float64Array, V: number): number {
+  const M = logits.length / V;
+  let sum = 0;
+  for (let row = 0; row < M; row++) {
+    const [student, teacher] = [logits, targets].map((all) => {
+      const values = all.subarray(row * V, (row + 1) * V);
+      const top = values.reduce((a, b) => Math.max(a, b));
+      const total = values.reduce((acc, value) => acc + Math.exp(value - top), 0);
+      return values.map((value) => value - top - Math.log(total));
+    }) as [Float64Array, Float64Array];
+    teacher.forEach((log, v) => {
+      sum += Math.exp(log) * (log - at(student, v));
+    });
+  }
+  return sum / M;
+}
+
 /** Rows of a table [V, C] by id. */
 export function gatherRows(table: Float64Array, ids: Float64Array, C: number): Float64Array {
   const y = new Float64Array(ids.length * C);

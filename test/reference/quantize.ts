@@ -84,16 +84,18 @@ export function quantGrid(
   return { scale, zero };
 }
 
-/** Codes 0 .. 2^bits - 1 of the elements on a given grid. */
+/** Codes 0 .. 2^bits - 1 of the elements on a given grid; `offset` is added before the rounding. */
 export function quantize(
   x: Float64Array,
   { scale, zero }: Grid,
   bits: number,
   groups: Groups,
+  offset?: Float64Array,
 ): Float64Array {
   return x.map((value, i) => {
     const group = groupOf(i, groups);
-    const code = roundEven(value / at(scale, group)) + at(zero, group);
+    const shift = offset ? at(offset, i) : 0;
+    const code = roundEven(value / at(scale, group) + shift) + at(zero, group);
     return Math.min(Math.max(code, 0), 2 ** bits - 1);
   });
 }
@@ -111,6 +113,12 @@ export function dequantize(
 }
 
 /** The values that remain after quantizing on a given grid. */
-export function fakeQuant(x: Float64Array, grid: Grid, bits: number, groups: Groups): Float64Array {
-  return dequantize(quantize(x, grid, bits, groups), grid, groups);
+export function fakeQuant(
+  x: Float64Array,
+  grid: Grid,
+  bits: number,
+  groups: Groups,
+  offset?: Float64Array,
+): Float64Array {
+  return dequantize(quantize(x, grid, bits, groups, offset), grid, groups);
 }

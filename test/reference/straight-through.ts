@@ -18,17 +18,26 @@ import {
 import { at } from "./numbers.ts";
 import { type GridOptions, groupElements } from "./quantize.ts";
 
-/** Gradients of sum(g y) for y = fakeQuant(x, quantGrid(x, clip)). */
+/** Gradients of x, the clipping logits and the rounding offsets; empty where there are none. */
+export interface FakeQuantGradients {
+  readonly gx: Float64Array;
+  readonly gclip: Float64Array;
+  readonly gv: Float64Array;
+}
+
+/** Gradients of sum(g y) for y = fakeQuant(x, quantGrid(x, clip), offset). */
 export function fakeQuantGradient(
   x: Float64Array,
   clip: Float64Array | undefined,
   g: Float64Array,
   options: GridOptions,
-): { readonly gx: Float64Array; readonly gclip: Float64Array } {
+  offset?: Float64Array,
+): FakeQuantGradients {
   const { bits, symmetric, floor } = options;
   const codes = 2 ** bits - 1;
   const xs = Array.from(x, leaf);
   const logits = Array.from(clip ?? [], leaf);
+  const offsets = Array.from(offset ?? [], leaf);
   const lists = groupElements(options);
   const outputs: { node: Node; seed: number }[] = [];
 
@@ -49,7 +58,10 @@ export function fakeQuantGradient(
       ? leaf(2 ** (bits - 1))
       : clampTo(roundThrough(over(negate(low), s)), 0, codes);
     for (const i of elements) {
-      const code = clampTo(plus(roundThrough(over(xs[i] as Node, s)), z), 0, codes);
+      const steps = over(xs[i] as Node, s);
+      const shift = offsets[i];
+      const whole = roundThrough(shift ? plus(steps, shift) : steps);
+      const code = clampTo(plus(whole, z), 0, codes);
       outputs.push({ node: times(minus(code, z), s), seed: at(g, i) });
     }
   });
@@ -57,5 +69,6 @@ export function fakeQuantGradient(
   return {
     gx: Float64Array.from(xs, (node) => node.gradient),
     gclip: Float64Array.from(logits, (node) => node.gradient),
+    gv: Float64Array.from(offsets, (node) => node.gradient),
   };
 }

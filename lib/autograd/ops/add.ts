@@ -3,7 +3,7 @@ import { type Graph, type OpPair, tensorOf, type Var } from "../graph.ts";
 
 const pair: OpPair<null> = {
   name: "add",
-  forward: (x) => ({ tensor: invokeOne("add", [tensorOf(x, 0), tensorOf(x, 1)]) }),
+  forward: (x) => ({ tensor: invokeOne("add", [tensorOf(x, 0), tensorOf(x, 1)], { alpha: 1 }) }),
   backward: ({ g }) => [g, g],
 };
 

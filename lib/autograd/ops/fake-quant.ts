@@ -1,5 +1,5 @@
 import { invoke } from "../../tensor/invoke.ts";
-import { type Graph, type OpPair, tensorOf, type Var } from "../graph.ts";
+import { type Graph, type Grid, type OpPair, tensorOf, type Var } from "../graph.ts";
 
 /** Quantizer of a matrix [M, K] along its rows. */
 export interface FakeQuantParams {
@@ -23,29 +23,41 @@ const pair: OpPair<FakeQuantParams> = {
       round_f16: 0,
     });
     if (!scale || !zero) throw new TypeError("quant_grid gives two outputs");
+    const offset = inputs[2]?.tensor;
     // The value shares x's memory: whoever multiplies it applies the grid on load.
-    return { tensor: x.view(0, x.shape), grid: { scale, zero, bits: p.bits, group: p.group } };
+    return {
+      tensor: x.view(0, x.shape),
+      grid: { scale, zero, offset, bits: p.bits, group: p.group },
+    };
   },
-  backward: ({ g, inputs, output, params: p }) =>
-    invoke(
-      "fake_quant_grad",
-      [tensorOf(inputs, 0), output.grid?.scale, output.grid?.zero, g, inputs[1]?.tensor],
-      { bits: p.bits, group: p.group, symmetric: p.symmetric ? 1 : 0, floor: p.floor },
-    ),
+  backward: ({ g, inputs, output, params: p, needs }) => {
+    const { scale, zero } = output.grid as Grid;
+    const given = [tensorOf(inputs, 0), scale, zero, g, inputs[1]?.tensor, inputs[2]?.tensor];
+    return invoke("fake_quant_grad", given, {
+      bits: p.bits,
+      group: p.group,
+      symmetric: p.symmetric ? 1 : 0,
+      floor: p.floor,
+      need_gx: needs[0] ? 1 : 0,
+    });
+  },
 };
 
 /**
  * Fake quantization with a learned clip: one logit for all tokens, or logits [2, M, G] for the
- * upper and lower end of each weight group, or none.
+ * upper and lower end of each weight group, or none; and with learned rounding: offsets of x's
+ * shape, added to x / scale before it is rounded, or none.
  *
- * The result is lazy (see Value): linear and attention apply the grid while they load operands.
- * Gradient: straight through the rounds; see docs/method.md.
+ * The result is lazy (see Value): linear applies the grid while it loads operands, and so does
+ * attention, which takes no offsets. Gradient: straight through the rounds; see docs/method.md. It
+ * is cheaper where x itself wants none.
  */
 export function fakeQuant(
   graph: Graph,
   x: Var,
   clip: Var | undefined,
   params: FakeQuantParams,
+  offset?: Var,
 ): Var {
-  return graph.apply(pair, [x, clip], params);
+  return graph.apply(pair, [x, clip, offset], params);
 }

@@ -10,6 +10,7 @@ interface Operand {
 }
 
 function product(a: Operand, b: Operand, bias?: Tensor, addTo?: Tensor): Tensor {
+  if (a.grid?.offset) throw new TypeError("linear: only the weight may have rounding offsets");
   const inputs = [
     a.tensor,
     b.tensor,
@@ -18,6 +19,7 @@ function product(a: Operand, b: Operand, bias?: Tensor, addTo?: Tensor): Tensor 
     b.grid?.scale,
     b.grid?.zero,
     bias,
+    b.grid?.offset,
   ];
   const params = {
     trans_a: a.transpose ? 1 : 0,

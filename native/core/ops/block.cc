@@ -1,4 +1,5 @@
-// Shape rules of the decoder block: rms_norm, rope, attention, silu_mul and their gradients.
+// Shape rules of the decoder block: rms_norm, layer_norm, rope, attention, silu_mul, relu and their
+// gradients.
 #include "native/core/op.h"
 
 namespace aq {
@@ -19,6 +20,27 @@ void inferRmsNormGrad(Infer& in) {
   in.elements(2, in.rows(0), "one per row of x");
   in.elements(3, in.numel(0), "as many as x");
   in.outputLike(0);
+  in.outputLike(1);
+}
+
+void inferLayerNorm(Infer& in) {
+  const int32_t dtype = in.compute({0, 1, 2});
+  in.elements(1, in.cols(0), "one per channel of x");
+  in.elements(2, in.cols(0), "one per channel of x");
+  in.range("eps", in.params<aq_layer_norm_params>().eps, 0, 1);
+  in.outputLike(0);
+  in.output(dtype, {in.rows(0)});
+  in.output(dtype, {in.rows(0)});
+}
+
+void inferLayerNormGrad(Infer& in) {
+  in.compute({0, 1, 2, 3, 4});
+  in.elements(1, in.cols(0), "one per channel of x");
+  in.elements(2, in.rows(0), "one per row of x");
+  in.elements(3, in.rows(0), "one per row of x");
+  in.elements(4, in.numel(0), "as many as x");
+  in.outputLike(0);
+  in.outputLike(1);
   in.outputLike(1);
 }
 
@@ -109,6 +131,17 @@ void inferSiluMulGrad(Infer& in) {
   in.outputLike(1);
 }
 
+void inferRelu(Infer& in) {
+  in.compute({0});
+  in.outputLike(0);
+}
+
+void inferReluGrad(Infer& in) {
+  in.compute({0, 1});
+  in.elements(1, in.numel(0), "as many as y");
+  in.outputLike(0);
+}
+
 }  // namespace
 
 void addBlockOps(std::vector<OpSpec>& ops) {
@@ -127,6 +160,11 @@ void addBlockOps(std::vector<OpSpec>& ops) {
                  sizeof(aq_rms_norm_params), inferRmsNorm});
   ops.push_back({"rms_norm_grad", {{"x"}, {"w"}, {"rstd"}, {"g"}}, {"gx", "gw"}, {},
                  sizeof(aq_rms_norm_grad_params), inferRmsNormGrad});
+  ops.push_back({"layer_norm", {{"x"}, {"w"}, {"b"}}, {"y", "mean", "rstd"},
+                 {AQ_FLOAT(aq_layer_norm_params, eps)}, sizeof(aq_layer_norm_params),
+                 inferLayerNorm});
+  ops.push_back({"layer_norm_grad", {{"x"}, {"w"}, {"mean"}, {"rstd"}, {"g"}}, {"gx", "gw", "gb"},
+                 {}, sizeof(aq_layer_norm_grad_params), inferLayerNormGrad});
   ops.push_back({"rope", {{"x"}, {"cos"}, {"sin"}}, {"y"},
                  {AQ_INT(aq_rope_params, heads), AQ_INT(aq_rope_params, inverse)},
                  sizeof(aq_rope_params), inferRope});
@@ -141,6 +179,9 @@ void addBlockOps(std::vector<OpSpec>& ops) {
                  inferSiluMul});
   ops.push_back({"silu_mul_grad", {{"gate"}, {"up"}, {"g"}}, {"ggate", "gup"}, {},
                  sizeof(aq_silu_mul_grad_params), inferSiluMulGrad});
+  ops.push_back({"relu", {{"x"}}, {"y"}, {}, sizeof(aq_relu_params), inferRelu});
+  ops.push_back({"relu_grad", {{"y"}, {"g"}}, {"gx"}, {}, sizeof(aq_relu_grad_params),
+                 inferReluGrad});
 }
 
 }  // namespace aq

@@ -18,6 +18,23 @@ void inferMseGrad(Infer& in) {
   in.outputLike(0);
 }
 
+void inferKlDiv(Infer& in) {
+  const int32_t dtype = in.compute({0, 1});
+  in.same(0, 1);
+  if (in.numel(0) == 0) {
+    in.fail(AQ_SHAPE, "logits %s are empty: there is no mean over no rows",
+            toString(in.shape(0)).c_str());
+  }
+  in.output(dtype, {1});
+}
+
+void inferKlDivGrad(Infer& in) {
+  in.compute({0, 1, 2});
+  in.same(0, 1);
+  in.elements(2, 1, "the gradient of the loss");
+  in.outputLike(0);
+}
+
 void inferSqDiff(Infer& in) {
   in.compute({0, 1});
   if (in.has(1)) in.elements(1, in.numel(0), "as many as a");
@@ -64,6 +81,10 @@ void addEvaluationOps(std::vector<OpSpec>& ops) {
   ops.push_back({"mse", {{"y"}, {"t"}}, {"loss"}, {}, sizeof(aq_mse_params), inferMse});
   ops.push_back({"mse_grad", {{"y"}, {"t"}, {"g"}}, {"gy"}, {}, sizeof(aq_mse_grad_params),
                  inferMseGrad});
+  ops.push_back({"kl_div", {{"logits"}, {"targets"}}, {"loss"}, {}, sizeof(aq_kl_div_params),
+                 inferKlDiv});
+  ops.push_back({"kl_div_grad", {{"logits"}, {"targets"}, {"g"}}, {"glogits"}, {},
+                 sizeof(aq_kl_div_grad_params), inferKlDivGrad});
   ops.push_back({"sq_diff", {{"a"}, {"b", kOptional}}, {"sum"}, {}, sizeof(aq_sq_diff_params),
                  inferSqDiff});
   ops.push_back({"cross_entropy", {{"logits"}, {"ids"}}, {"loss"}, {},

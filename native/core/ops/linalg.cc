@@ -1,4 +1,4 @@
-// Shape rules: inverse (batched LU), matmul (batched product).
+// Shape rules: inverse (batched LU), matmul (batched product), hadamard (fast orthogonal transform).
 #include "native/core/op.h"
 
 namespace aq {
@@ -32,6 +32,29 @@ void inferMatmul(Infer& in) {
   }
   in.output(dtype, {a[0], m, n});
 }
+
+void inferHadamard(Infer& in) {
+  in.compute({0, 1, 2});
+  in.range("inverse", in.params<aq_hadamard_params>().inverse, 0, 1);
+  const int64_t size = in.numel(1);
+  if (size < 1 || in.cols(0) % size != 0) {
+    in.fail(AQ_SHAPE, "x %s has rows of %lld, which are not whole runs of the %lld signs",
+            toString(in.shape(0)).c_str(), static_cast<long long>(in.cols(0)),
+            static_cast<long long>(size));
+  }
+  int64_t odd = size;
+  while (odd % 2 == 0) odd /= 2;
+  if (odd == 1 && in.has(2)) {
+    in.fail(AQ_ARG, "%lld is a power of two and takes no odd part, got %s: leave it out",
+            static_cast<long long>(size), toString(in.shape(2)).c_str());
+  }
+  if (odd > 1 && (!in.has(2) || in.shape(2) != Shape{odd, odd})) {
+    in.fail(AQ_SHAPE, "%lld is a power of two times %lld: odd must be an orthogonal [%lld, %lld], got %s",
+            static_cast<long long>(size), static_cast<long long>(odd), static_cast<long long>(odd),
+            static_cast<long long>(odd), in.has(2) ? toString(in.shape(2)).c_str() : "nothing");
+  }
+  in.outputLike(0);
+}
 }  // namespace
 
 void addLinalgOps(std::vector<OpSpec>& ops) {
@@ -41,6 +64,8 @@ void addLinalgOps(std::vector<OpSpec>& ops) {
   ops.push_back({"matmul", {{"a"}, {"b"}}, {"y"},
                  {AQ_INT(P, trans_a), AQ_INT(P, trans_b), AQ_FLOAT(P, alpha)}, sizeof(P),
                  inferMatmul});
+  ops.push_back({"hadamard", {{"x"}, {"signs"}, {"odd", kOptional}}, {"y"},
+                 {AQ_INT(aq_hadamard_params, inverse)}, sizeof(aq_hadamard_params), inferHadamard});
 }
 
 }  // namespace aq

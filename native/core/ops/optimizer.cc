@@ -1,4 +1,5 @@
-// Shape rules: adam (any shape) and masked_adam (banded matrices with the dominance projection).
+// Shape rules: adam (any shape), masked_adam (banded matrices with the dominance projection) and
+// sign_step (learned rounding).
 #include "native/core/op.h"
 
 namespace aq {
@@ -31,21 +32,39 @@ void inferMaskedAdam(Infer& in) {
   in.output(dtype, {s[0]});
 }
 
+void inferSignStep(Infer& in) {
+  in.compute({0, 1});
+  in.same(0, 1);
+  in.range("limit", in.params<aq_sign_step_params>().limit, 0, 1e30);
+}
+
 const std::vector<InputSpec> kInputs = {{"p", kMutable}, {"g"}, {"m", kMutable}, {"v", kMutable}};
 }  // namespace
 
 void addOptimizerOps(std::vector<OpSpec>& ops) {
   using A = aq_adam_params;
   using M = aq_masked_adam_params;
-  ops.push_back({"adam", kInputs, {},
+  ops.push_back({"adam",
+                 kInputs,
+                 {},
                  {AQ_FLOAT(A, lr), AQ_FLOAT(A, beta1), AQ_FLOAT(A, beta2), AQ_FLOAT(A, eps),
                   AQ_FLOAT(A, weight_decay), AQ_INT(A, step)},
-                 sizeof(A), inferAdam});
-  ops.push_back({"masked_adam", kInputs, {"margin"},
+                 sizeof(A),
+                 inferAdam});
+  ops.push_back({"masked_adam",
+                 kInputs,
+                 {"margin"},
                  {AQ_FLOAT(M, lr), AQ_FLOAT(M, beta1), AQ_FLOAT(M, beta2), AQ_FLOAT(M, eps),
                   AQ_FLOAT(M, weight_decay), AQ_FLOAT(M, sf), AQ_FLOAT(M, limit), AQ_INT(M, step),
                   AQ_INT(M, band)},
-                 sizeof(M), inferMaskedAdam});
+                 sizeof(M),
+                 inferMaskedAdam});
+  ops.push_back({"sign_step",
+                 {{"v", kMutable}, {"g"}},
+                 {},
+                 {AQ_FLOAT(aq_sign_step_params, lr), AQ_FLOAT(aq_sign_step_params, limit)},
+                 sizeof(aq_sign_step_params),
+                 inferSignStep});
 }
 
 }  // namespace aq

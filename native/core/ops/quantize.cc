@@ -1,4 +1,5 @@
-// Shape rules of quantization: grids, fake quantization and its gradient, the fused product, codes.
+// Shape rules of quantization: grids, fake quantization and its gradient, the fused product, codes,
+// and GPTQ.
 #include "native/core/op.h"
 
 namespace aq {
@@ -19,6 +20,11 @@ void checkGrid(const Infer& in, int x, int s, int32_t bits, int32_t group) {
   in.elements(s + 1, in.rows(x) * groups, "one per row and group");
 }
 
+// The rounding offsets in input v, if given, are one per element of the matrix in input x.
+void checkOffset(const Infer& in, int x, int v) {
+  if (in.has(v)) in.elements(v, in.numel(x), "one rounding offset per element");
+}
+
 void checkClip(const Infer& in, int clip, int64_t grids) {
   if (!in.has(clip) || in.numel(clip) == 1) return;
   in.elements(clip, 2 * grids, "1, or 2 per row and group");
@@ -36,24 +42,28 @@ void inferQuantGrid(Infer& in) {
 }
 
 void inferFakeQuant(Infer& in) {
-  in.compute({0, 1, 2});
+  in.compute({0, 1, 2, 3});
   const auto& p = in.params<aq_fake_quant_params>();
   checkGrid(in, 0, 1, p.bits, p.group);
+  checkOffset(in, 0, 3);
   in.outputLike(0);
 }
 
 void inferFakeQuantGrad(Infer& in) {
-  const int32_t dtype = in.compute({0, 1, 2, 3, 4});
+  const int32_t dtype = in.compute({0, 1, 2, 3, 4, 5});
   const auto& p = in.params<aq_fake_quant_grad_params>();
   checkGrid(in, 0, 1, p.bits, p.group);
   in.elements(3, in.numel(0), "as many as x");
   checkClip(in, 4, in.numel(1));
-  in.outputLike(0);
+  checkOffset(in, 0, 5);
+  in.range("need_gx", p.need_gx, 0, 1);
+  in.output(dtype, p.need_gx ? in.shape(0) : Shape{0});
   in.output(dtype, in.has(4) ? in.shape(4) : Shape{0});
+  in.output(dtype, in.has(5) ? in.shape(5) : Shape{0});
 }
 
 void inferFakeQuantGemm(Infer& in) {
-  const int32_t dtype = in.compute({0, 1, 2, 3, 4, 5, 6});
+  const int32_t dtype = in.compute({0, 1, 2, 3, 4, 5, 6, 7});
   const auto& p = in.params<aq_fake_quant_gemm_params>();
   const int64_t m = p.trans_a ? in.cols(0) : in.rows(0);
   const int64_t ka = p.trans_a ? in.rows(0) : in.cols(0);
@@ -75,6 +85,11 @@ void inferFakeQuantGemm(Infer& in) {
     }
   }
   if (in.has(6)) in.elements(6, n, "one per column of the product");
+  if (in.has(7) && !in.has(4)) {
+    in.fail(AQ_ARG,
+            "b_v needs b's grid: rounding offsets mean nothing to a b without scale and zero");
+  }
+  checkOffset(in, 1, 7);
   // Leading dimensions of a survive where a is not transposed: [B, T, K] x W -> [B, T, N].
   Shape shape = p.trans_a ? Shape{m, n} : in.shape(0);
   if (!p.trans_a) {
@@ -85,9 +100,25 @@ void inferFakeQuantGemm(Infer& in) {
 }
 
 void inferQuantize(Infer& in) {
-  in.compute({0, 1, 2});
+  in.compute({0, 1, 2, 3});
   const auto& p = in.params<aq_quantize_params>();
   checkGrid(in, 0, 1, p.bits, p.group);
+  checkOffset(in, 0, 3);
+  in.output(AQ_U8, in.shape(0));
+}
+
+void inferGptq(Infer& in) {
+  in.compute({0, 1, 2, 3});
+  const auto& p = in.params<aq_gptq_params>();
+  const int64_t n = in.cols(0);
+  if (in.shape(1) != Shape{n, n}) {
+    in.fail(AQ_SHAPE, "h must be [%lld, %lld] for w %s, got %s", static_cast<long long>(n),
+            static_cast<long long>(n), toString(in.shape(0)).c_str(),
+            toString(in.shape(1)).c_str());
+  }
+  checkGrid(in, 0, 2, p.bits, p.group);
+  in.range("damping", p.damping, 0, 1e6);
+  in.range("block", p.block, 1, 65536);
   in.output(AQ_U8, in.shape(0));
 }
 
@@ -105,35 +136,60 @@ void addQuantizeOps(std::vector<OpSpec>& ops) {
   using Fake = aq_fake_quant_params;
   using Grad = aq_fake_quant_grad_params;
   using Gemm = aq_fake_quant_gemm_params;
-  ops.push_back({"quant_grid", {{"x"}, {"clip", kOptional}}, {"scale", "zero"},
+  ops.push_back({"quant_grid",
+                 {{"x"}, {"clip", kOptional}},
+                 {"scale", "zero"},
                  {AQ_INT(Grid, bits), AQ_INT(Grid, group), AQ_INT(Grid, symmetric),
                   AQ_INT(Grid, round_f16), AQ_FLOAT(Grid, floor)},
-                 sizeof(Grid), inferQuantGrid});
-  ops.push_back({"fake_quant", {{"x"}, {"scale"}, {"zero"}}, {"y"},
-                 {AQ_INT(Fake, bits), AQ_INT(Fake, group)}, sizeof(Fake), inferFakeQuant});
-  ops.push_back({"fake_quant_grad", {{"x"}, {"scale"}, {"zero"}, {"g"}, {"clip", kOptional}},
-                 {"gx", "gclip"},
+                 sizeof(Grid),
+                 inferQuantGrid});
+  ops.push_back({"fake_quant",
+                 {{"x"}, {"scale"}, {"zero"}, {"v", kOptional}},
+                 {"y"},
+                 {AQ_INT(Fake, bits), AQ_INT(Fake, group)},
+                 sizeof(Fake),
+                 inferFakeQuant});
+  ops.push_back({"fake_quant_grad",
+                 {{"x"}, {"scale"}, {"zero"}, {"g"}, {"clip", kOptional}, {"v", kOptional}},
+                 {"gx", "gclip", "gv"},
                  {AQ_INT(Grad, bits), AQ_INT(Grad, group), AQ_INT(Grad, symmetric),
-                  AQ_FLOAT(Grad, floor)},
-                 sizeof(Grad), inferFakeQuantGrad});
-  ops.push_back({"fake_quant_gemm",
-                 {{"a"},
-                  {"b"},
-                  {"a_scale", kOptional},
-                  {"a_zero", kOptional},
-                  {"b_scale", kOptional},
-                  {"b_zero", kOptional},
-                  {"bias", kOptional}},
-                 {"c"},
-                 {AQ_INT(Gemm, trans_a), AQ_INT(Gemm, trans_b), AQ_INT(Gemm, a_bits),
-                  AQ_INT(Gemm, a_group), AQ_INT(Gemm, b_bits), AQ_INT(Gemm, b_group),
-                  AQ_INT(Gemm, accumulate)},
-                 sizeof(Gemm), inferFakeQuantGemm});
-  ops.push_back({"quantize", {{"x"}, {"scale"}, {"zero"}}, {"codes"},
+                  AQ_FLOAT(Grad, floor), AQ_INT(Grad, need_gx)},
+                 sizeof(Grad),
+                 inferFakeQuantGrad});
+  ops.push_back(
+      {"fake_quant_gemm",
+       {{"a"},
+        {"b"},
+        {"a_scale", kOptional},
+        {"a_zero", kOptional},
+        {"b_scale", kOptional},
+        {"b_zero", kOptional},
+        {"bias", kOptional},
+        {"b_v", kOptional}},
+       {"c"},
+       {AQ_INT(Gemm, trans_a), AQ_INT(Gemm, trans_b), AQ_INT(Gemm, a_bits), AQ_INT(Gemm, a_group),
+        AQ_INT(Gemm, b_bits), AQ_INT(Gemm, b_group), AQ_INT(Gemm, accumulate)},
+       sizeof(Gemm),
+       inferFakeQuantGemm});
+  ops.push_back({"quantize",
+                 {{"x"}, {"scale"}, {"zero"}, {"v", kOptional}},
+                 {"codes"},
                  {AQ_INT(aq_quantize_params, bits), AQ_INT(aq_quantize_params, group)},
-                 sizeof(aq_quantize_params), inferQuantize});
-  ops.push_back({"dequantize", {{"codes"}, {"scale"}, {"zero"}}, {"x"},
-                 {AQ_INT(aq_dequantize_params, group)}, sizeof(aq_dequantize_params),
+                 sizeof(aq_quantize_params),
+                 inferQuantize});
+  using Gptq = aq_gptq_params;
+  ops.push_back(
+      {"gptq",
+       {{"w"}, {"h"}, {"scale"}, {"zero"}},
+       {"codes"},
+       {AQ_INT(Gptq, bits), AQ_INT(Gptq, group), AQ_FLOAT(Gptq, damping), AQ_INT(Gptq, block)},
+       sizeof(Gptq),
+       inferGptq});
+  ops.push_back({"dequantize",
+                 {{"codes"}, {"scale"}, {"zero"}},
+                 {"x"},
+                 {AQ_INT(aq_dequantize_params, group)},
+                 sizeof(aq_dequantize_params),
                  inferDequantize});
 }
 

@@ -192,16 +192,17 @@ static int32_t fill(aq_queue*, const aq_view* in, int32_t, const aq_view*, int32
 // ---------------------------------------------------------------- arithmetic
 
 template <class T>
-inline void addRange(const T* a, const T* b, T* __restrict y, int64_t n) {
-  for (int64_t i = 0; i < n; i++) y[i] = a[i] + b[i];
+inline void addRange(T alpha, const T* a, const T* b, T* __restrict y, int64_t n) {
+  for (int64_t i = 0; i < n; i++) y[i] = a[i] + alpha * b[i];
 }
 
-static int32_t add(aq_queue*, const aq_view* in, int32_t, const aq_view* out, int32_t, const void*,
-                   aq_error*) {
+static int32_t add(aq_queue*, const aq_view* in, int32_t, const aq_view* out, int32_t,
+                   const void* params, aq_error*) {
+  const double alpha = static_cast<const aq_add_params*>(params)->alpha;
   return visitFloat(in[0].dtype, [&](auto zero) {
     using T = decltype(zero);
     forChunks(numel(in[0]), [&](int64_t i, int64_t end) {
-      addRange(ptr<T>(in[0]) + i, ptr<T>(in[1]) + i, mut<T>(out[0]) + i, end - i);
+      addRange(T(alpha), ptr<T>(in[0]) + i, ptr<T>(in[1]) + i, mut<T>(out[0]) + i, end - i);
     });
     return int32_t(AQ_OK);
   });

@@ -5,12 +5,14 @@
 // the stored rows.
 template <class T>
 inline Operand<T> gridOperand(const aq_view& view, bool rowsAreK, const aq_view& scale,
-                              const aq_view& zero, int32_t bits, int32_t group) {
+                              const aq_view& zero, int32_t bits, int32_t group,
+                              const T* offset = nullptr) {
   const int64_t cols = lastDim(view);
   Operand<T> operand(ptr<T>(view), cols, rowsAreK);
   if (!present(scale)) return operand;
   operand.scale = ptr<T>(scale);
   operand.zero = ptr<T>(zero);
+  operand.offset = offset;
   operand.group = groupSize(group, cols);
   operand.gridLd = ceilDiv(cols, operand.group);
   operand.top = T((int64_t(1) << bits) - 1);
@@ -25,7 +27,8 @@ static void fakeQuantGemm(const aq_view* in, const aq_view& out,
   const int64_t m = p.trans_a ? aCols : aRows, k = p.trans_a ? aRows : aCols;
   const int64_t n = p.trans_b ? bRows : bCols;
   const Operand<T> a = gridOperand<T>(in[0], p.trans_a != 0, in[2], in[3], p.a_bits, p.a_group);
-  const Operand<T> b = gridOperand<T>(in[1], p.trans_b == 0, in[4], in[5], p.b_bits, p.b_group);
+  const Operand<T> b =
+      gridOperand<T>(in[1], p.trans_b == 0, in[4], in[5], p.b_bits, p.b_group, ptr<T>(in[7]));
   gemm<T>(m, n, k, a, b, mut<T>(out), n, p.accumulate != 0,
           present(in[6]) ? ptr<T>(in[6]) : nullptr);
 }

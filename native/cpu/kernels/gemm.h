@@ -14,6 +14,7 @@ struct Operand {
   // Grid: row r, column c has scale[r gridLd + c / group]. Null: values as they are.
   const T* scale;
   const T* zero;
+  const T* offset;  // rounding offsets, stored like data, or null
   int64_t gridLd, group;
   T top;  // 2^bits - 1
 
@@ -23,35 +24,31 @@ struct Operand {
         rowsAreK(rowsAreK),
         scale(nullptr),
         zero(nullptr),
+        offset(nullptr),
         gridLd(0),
         group(1),
         top(0) {}
-
-  // y = (clamp(round(x/s) + z, 0, top) - z) s, the same operations in the same order as fake_quant.
-  static void quantizeRun(const T* x, int64_t n, T s, T z, T top, T* y) {
-    for (int64_t i = 0; i < n; i++) {
-      T code = roundEven(x[i] / s) + z;
-      code = code < T(0) ? T(0) : code;
-      code = code > top ? top : code;
-      y[i] = (code - z) * s;
-    }
-  }
 
   // Stored rows lie on pages of their own, where the processor does not look ahead by itself.
   void prefetch(int64_t r, int64_t c0, int64_t n) const {
     const T* x = data + r * ld + c0;
     for (int64_t i = 0; i < n; i += kLanes<T>) __builtin_prefetch(x + i);
+    if (!offset) return;
+    const T* v = offset + r * ld + c0;
+    for (int64_t i = 0; i < n; i += kLanes<T>) __builtin_prefetch(v + i);
   }
 
   // n values of stored row r from column c0 on: in place where there is no grid, else in `buffer`.
   const T* read(int64_t r, int64_t c0, int64_t n, T* buffer) const {
     const T* x = data + r * ld + c0;
     if (!scale) return x;
+    const T* v = offset ? offset + r * ld + c0 : nullptr;
     for (int64_t i = 0; i < n;) {
       const int64_t g = (c0 + i) / group;
       const int64_t end = (g + 1) * group - c0;
       const int64_t run = (end < n ? end : n) - i;
-      quantizeRun(x + i, run, scale[r * gridLd + g], zero[r * gridLd + g], top, buffer + i);
+      fakeQuantRange(x + i, v ? v + i : nullptr, scale[r * gridLd + g], zero[r * gridLd + g], top,
+                     buffer + i, run);
       i += run;
     }
     return buffer;
@@ -131,10 +128,9 @@ inline void turnRows(const T* const* rows, int live, int64_t depth, T* to) {
   }
 }
 
-// Packs positions p0 .. p0 + count and k0 .. k0 + depth of x into panels [ceil(count /
-// R)][depth][R], with zeros or copies where a panel reaches beyond `count`. `to` needs kPackSlack
-// bytes more. To pack a part of deeper panels, `to` is its place in the first one and `panelDepth`
-// the whole depth.
+// Packs positions p0 .. p0 + count and k0 .. k0 + depth of x into panels [depth][R], with zeros or
+// copies where the last one reaches beyond `count`. `to` needs kPackSlack bytes more. To pack a
+// part of deeper panels, `to` is its place in the first one and `panelDepth` the whole depth.
 template <class T, int R>
 static void packPanels(const Operand<T>& x, int64_t p0, int64_t count, int64_t k0, int64_t depth,
                        T* to, int64_t panelDepth = 0) {

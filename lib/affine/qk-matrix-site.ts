@@ -1,0 +1,41 @@
+/**
+ * qk-matrix: one D x D matrix A = S o M for each kv head, between q and k, where no rotary positions
+ * stand in between. Wk <- At Wk, bk <- bk A, Wq <- A^-1 Wq, bq <- A^-1 bq. Exact: q kT cancels it.
+ * Parameter: S [Hkv, D, D] from the identity, under the gradual mask.
+ */
+
+import { gradualMask } from "../autograd/ops/gradual-mask.ts";
+import { headMatmul } from "../autograd/ops/head-matmul.ts";
+import { inverse } from "../autograd/ops/inverse.ts";
+import type { SiteSpec } from "../models/family.ts";
+import { mapRows, type SiteKind } from "./site.ts";
+
+type Spec = Extract<SiteSpec, { kind: "qk-matrix" }>;
+
+export const qkMatrixSite: SiteKind<Spec> = {
+  start(_spec, { shape: { kvHeads, headDim: d } }) {
+    const data = new Float32Array(kvHeads * d * d);
+    for (let at = 0; at < kvHeads * d; at++) {
+      data[Math.floor(at / d) * d * d + (at % d) * (d + 1)] = 1;
+    }
+    return { S: { data, shape: [kvHeads, d, d], masked: true } };
+  },
+
+  fold(spec, { graph, weights, shape, mask }, { S }) {
+    if (!S) throw new TypeError("qk-matrix needs S");
+    const a = gradualMask(graph, S, mask);
+    const inverted = inverse(graph, a);
+    mapRows(weights, spec.k, (w) =>
+      headMatmul(graph, w, a, { side: "rows", transpose: true, heads: shape.kvHeads }),
+    );
+    mapRows(weights, spec.q, (w) =>
+      headMatmul(graph, w, inverted, { side: "rows", transpose: false, heads: shape.heads }),
+    );
+  },
+
+  describe: (spec, { kvHeads, headDim }) => ({
+    map: `matrices [${kvHeads}, ${headDim}, ${headDim}], gradual mask`,
+    parameters: kvHeads * headDim * headDim,
+    foldsInto: [`rows of ${spec.q}`, `rows of ${spec.k}`],
+  }),
+};

@@ -1,0 +1,139 @@
+/** All blocks, front to back: those of earlier sessions passed, the others calibrated and stored. */
+
+import { setImmediate } from "node:timers/promises";
+import { AqError } from "../errors.ts";
+import type { RunState } from "../export/run-state.ts";
+import type { BlockContext } from "../models/family.ts";
+import type { WeightSource } from "../models/source.ts";
+import type { QuantizeEvent, RunHooks } from "../types.ts";
+
+import { type BlockHooks, calibrateBlock } from "./calibrate-block.ts";
+import { disposeFinished } from "./finish-block.ts";
+import { replayBlock } from "./replay.ts";
+import type { RunRecord } from "./run-record.ts";
+import type { RunSettings } from "./settings.ts";
+import { Streams } from "./streams.ts";
+import { TimeLeft } from "./time-left.ts";
+import type { GradientWatcher } from "./train-step.ts";
+
+/** How to follow and stop a run, and see its gradients. */
+export type QuantizeHooks = RunHooks<QuantizeEvent> & { readonly watch?: GradientWatcher };
+
+/** What a run works on. */
+export interface RunParts {
+  readonly source: WeightSource;
+  readonly settings: RunSettings;
+  readonly windows: readonly Int32Array[];
+  /** Bytes for the streams in memory; undefined: no limit. */
+  readonly streamMemory: number | undefined;
+  readonly run: RunState;
+  readonly record: RunRecord;
+  readonly hooks: QuantizeHooks;
+}
+
+/**
+ * Afterwards the record lists every block.
+ *
+ * Throws: AQ_STOPPED when the signal fires; what was finished before stays stored.
+ */
+export async function calibrateAll(parts: RunParts): Promise<void> {
+  const { source, settings, windows, record, hooks } = parts;
+  const { blocks } = source.model.shape;
+  const done = record.job.finished.length;
+  if (done === blocks) return;
+  const context = source.model.context(windows[0]?.length ?? 0, "f32");
+  let streams: Streams | undefined;
+  try {
+    const withAug = settings.train.augLoss && settings.recipe.name !== "rtn";
+    streams = new Streams(source, windows, withAug, {
+      memory: parts.streamMemory,
+      dir: parts.run.dir,
+    });
+    for (let block = 0; block < done; block++) {
+      await pauseForSignals(hooks.signal, block);
+      replay(parts, context, streams, block);
+    }
+    const left = new TimeLeft(blocks - done);
+    for (let block = done; block < blocks; block++) {
+      await pauseForSignals(hooks.signal, block);
+      const { tokenClips, ...report } = await calibrateBlock(
+        source,
+        context,
+        streams,
+        settings,
+        block,
+        blockHooks(parts, block, (share) => left.estimate(block - done, share)),
+      );
+      record.addBlock({ report, tokenClips });
+      hooks.onEvent?.({ event: "block", blocks, ...report });
+    }
+  } finally {
+    context.dispose();
+    streams?.dispose();
+  }
+}
+
+/** Passes a stored block, and says so if the streams do not come out as they were. */
+function replay(
+  { source, settings, run, record, hooks }: RunParts,
+  context: BlockContext,
+  streams: Streams,
+  block: number,
+): void {
+  const stored = record.job.finished[block];
+  if (!stored) throw new TypeError(`block ${block} is not recorded`);
+  hooks.onEvent?.({ event: "phase", block, phase: "replay" });
+  const file = run.openBlock(block);
+  try {
+    const finished = file.load(block, source.model, settings.scheme.groupSize);
+    const { tokenClips, report } = stored;
+    let error: number;
+    try {
+      const { signal } = hooks;
+      error = replayBlock(source, context, streams, settings, block, finished, tokenClips, signal);
+    } finally {
+      disposeFinished({ ...finished, tokenClips });
+    }
+    if (error !== report.streamError) {
+      const text = `block ${block + 1} of the earlier session gives a stream error of ${error} on this machine, ${report.streamError} when it was made: the result will be as good, but not the same to the last bit`;
+      record.note(text);
+      hooks.onEvent?.({ event: "note", text });
+    }
+  } finally {
+    file.close();
+  }
+}
+
+function blockHooks(
+  { source, settings, run, hooks }: RunParts,
+  block: number,
+  estimate: (share: number) => number | null,
+): BlockHooks {
+  const emit = (event: QuantizeEvent): void => hooks.onEvent?.(event);
+  const { blocks } = source.model.shape;
+  const epochs = settings.train.affineEpochs + settings.train.roundEpochs;
+  return {
+    onPhase: (phase) => emit({ event: "phase", block, phase }),
+    onStep: (epoch, step, steps, loss) => {
+      const secondsLeft = estimate(step / steps);
+      emit({ event: "step", block, blocks, epoch, epochs, step, steps, loss, secondsLeft });
+    },
+    onEpoch: (epoch, loss, dominanceMargin) => {
+      const secondsLeft = estimate((epoch + 1) / epochs);
+      emit({ event: "epoch", block, blocks, epoch, epochs, loss, dominanceMargin, secondsLeft });
+    },
+    onNote: (text) => emit({ event: "note", text }),
+    onFinished: (finished) => {
+      const clips = JSON.stringify(finished.tokenClips);
+      run.writeBlock(block, source.model, finished, { block: String(block), token_clips: clips });
+    },
+    watch: hooks.watch,
+    signal: hooks.signal,
+  };
+}
+
+/** Lets a signal arrive between two blocks. Throws: AQ_STOPPED. */
+async function pauseForSignals(signal: AbortSignal | undefined, block: number): Promise<void> {
+  await setImmediate();
+  if (signal?.aborted) throw new AqError("AQ_STOPPED", `stopped before block ${block + 1}`);
+}

@@ -1,0 +1,92 @@
+/** A finished block in the run folder, read back. */
+
+import * as fs from "node:fs";
+import { readSafetensorsHeader } from "../checkpoint/safetensors.ts";
+import type { TensorEntry } from "../checkpoint/safetensors-header.ts";
+import { AqError } from "../errors.ts";
+import type { Model } from "../models/family.ts";
+import { dequantizeWeight, groupsPerRow, type QuantizedWeight } from "../quant/weights.ts";
+import { dtypeCode } from "../tensor/dtype.ts";
+import { invokeOne } from "../tensor/invoke.ts";
+import { scope } from "../tensor/scope.ts";
+import { Tensor } from "../tensor/tensor.ts";
+import { openForReading, readFully } from "../util/fs.ts";
+import type { FinishedWeights } from "./weights.ts";
+
+/** An open file of the run folder; close it after use. */
+export class StoredBlock {
+  readonly #fd: number;
+  readonly #file: string;
+  readonly #tensors: ReadonlyMap<string, TensorEntry>;
+
+  /** Throws: AQ_FILE, AQ_FORMAT. */
+  constructor(file: string) {
+    this.#file = file;
+    this.#fd = openForReading(file);
+    try {
+      this.#tensors = readSafetensorsHeader(this.#fd, file).tensors;
+    } catch (error) {
+      fs.closeSync(this.#fd);
+      throw error;
+    }
+  }
+
+  /** The weight of a tensor of the checkpoint, f32: dequantized, or the folded gain or bias. */
+  weight(name: string, groupSize: number): Tensor {
+    return scope(() =>
+      this.#tensors.has(`${name}.codes`)
+        ? dequantizeWeight(this.#quantized(name, groupSize), groupSize)
+        : this.#plain(name),
+    );
+  }
+
+  /** The block as it was when it was finished; the caller owns the tensors. */
+  load(block: number, model: Model, groupSize: number): FinishedWeights {
+    const quantized: Record<string, QuantizedWeight> = {};
+    const others: Record<string, Tensor> = {};
+    const linears = new Set(model.linears.map(({ key }) => key));
+    for (const { key, name } of model.blockTensors(block)) {
+      if (linears.has(key)) quantized[key] = this.#quantized(name, groupSize);
+      else others[key] = this.#plain(name);
+    }
+    return { quantized, others };
+  }
+
+  close(): void {
+    fs.closeSync(this.#fd);
+  }
+
+  #read(name: string): { shape: readonly number[]; bytes: Uint8Array } {
+    const entry = this.#tensors.get(name);
+    if (!entry) {
+      throw new AqError(
+        "AQ_FORMAT",
+        `${this.#file} has no "${name}"; the run folder is damaged, start the run anew`,
+      );
+    }
+    const bytes = new Uint8Array(entry.bytes);
+    readFully(this.#fd, bytes, entry.offset, this.#file);
+    return { shape: entry.shape, bytes };
+  }
+
+  #plain(name: string): Tensor {
+    const { shape, bytes } = this.#read(name);
+    return Tensor.from(bytes, shape, "f32");
+  }
+
+  #quantized(name: string, groupSize: number): QuantizedWeight {
+    const { shape, bytes } = this.#read(`${name}.codes`);
+    const grid = [shape[0] as number, groupsPerRow(shape[1] as number, groupSize)];
+    const single = (part: "scale" | "zero", dtype: "f16" | "u8"): Tensor =>
+      scope(() =>
+        invokeOne("cast", [Tensor.from(this.#read(`${name}.${part}`).bytes, grid, dtype)], {
+          dtype: dtypeCode("f32"),
+        }),
+      );
+    return {
+      codes: Tensor.from(bytes, shape, "u8"),
+      scale: single("scale", "f16"),
+      zero: single("zero", "u8"),
+    };
+  }
+}

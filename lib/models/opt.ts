@@ -1,0 +1,195 @@
+/** OPT: LayerNorm before each half, learned positions, biases everywhere, a relu MLP. */
+
+import type { Graph, Var } from "../autograd/graph.ts";
+import { add } from "../autograd/ops/add.ts";
+import { attention } from "../autograd/ops/attention.ts";
+import { layerNorm } from "../autograd/ops/layer-norm.ts";
+import { linear } from "../autograd/ops/linear.ts";
+import { relu } from "../autograd/ops/relu.ts";
+import type { ActivationHook } from "../quant/tokens.ts";
+import { dtypeCode } from "../tensor/dtype.ts";
+import { invoke, invokeOne } from "../tensor/invoke.ts";
+import { Tensor } from "../tensor/tensor.ts";
+import type {
+  BlockContext,
+  LinearSpec,
+  Model,
+  ModelFamily,
+  ResidualSpec,
+  SiteSpec,
+  TensorSpec,
+  Weights,
+} from "./family.ts";
+import { type OptConfig, readOptConfig } from "./opt-config.ts";
+
+const LINEARS = {
+  q: "self_attn.q_proj",
+  k: "self_attn.k_proj",
+  v: "self_attn.v_proj",
+  o: "self_attn.out_proj",
+  up: "fc1",
+  down: "fc2",
+} as const;
+
+const NORMS = { norm1: "self_attn_layer_norm", norm2: "final_layer_norm" } as const;
+
+const SITES: readonly SiteSpec[] = [
+  { kind: "updown", up: "up", down: "down", activation: "down" },
+  { kind: "norm", norm: "norm1", consumers: ["q", "k", "v"], activation: "norm1" },
+  { kind: "norm", norm: "norm2", consumers: ["up"], activation: "norm2" },
+  { kind: "vo", v: "v", o: "o", activation: "o" },
+  { kind: "qk-matrix", q: "q", k: "k" },
+];
+
+/** The positions table starts with two rows that no token uses. */
+const POSITION_OFFSET = 2;
+const EPS = 1e-5;
+
+class Opt implements Model {
+  readonly family = "opt";
+  readonly shape: Model["shape"];
+  readonly traits: Model["traits"];
+  readonly linears: readonly LinearSpec[];
+  readonly activations = ["norm1", "q", "k", "v", "o", "norm2", "down"];
+  readonly sites = SITES;
+  readonly residual: ResidualSpec = {
+    reads: [
+      { norm: "norm1", consumers: ["q", "k", "v"] },
+      { norm: "norm2", consumers: ["up"] },
+    ],
+    writes: ["o", "down"],
+    embeddings: ["embedding", "positions"],
+    centred: true,
+  };
+  readonly #config: OptConfig;
+  readonly #prefix: string;
+
+  constructor(config: OptConfig, prefix: string) {
+    this.#config = config;
+    this.#prefix = prefix;
+    const { hidden: c, heads, mlp: f } = config;
+    this.shape = {
+      hidden: c,
+      blocks: config.layers,
+      heads,
+      kvHeads: heads,
+      headDim: c / heads,
+      mlp: f,
+      vocabulary: config.vocab,
+      maxTokens: config.maxTokens,
+    };
+    this.traits = {
+      tiedHead: config.tiedHead,
+      attentionBias: config.bias,
+      mlpBias: config.bias,
+      rope: "none, learned positions",
+    };
+    this.linears = [
+      { key: "q", out: c, in: c, activation: "norm1" },
+      { key: "k", out: c, in: c, activation: "norm1" },
+      { key: "v", out: c, in: c, activation: "norm1" },
+      { key: "o", out: c, in: c, activation: "o" },
+      { key: "up", out: f, in: c, activation: "norm2" },
+      { key: "down", out: c, in: f, activation: "down" },
+    ];
+  }
+
+  blockTensors(i: number): readonly TensorSpec[] {
+    const at = `${this.#prefix}layers.${i}.`;
+    const c = this.#config.hidden;
+    const specs: TensorSpec[] = Object.entries(NORMS).flatMap(([key, name]) => [
+      { key, name: `${at}${name}.weight`, shape: [c] },
+      { key: `${key}.beta`, name: `${at}${name}.bias`, shape: [c] },
+    ]);
+    for (const { key, out, in: columns } of this.linears) {
+      const name = `${at}${LINEARS[key as keyof typeof LINEARS]}`;
+      specs.push({ key, name: `${name}.weight`, shape: [out, columns] });
+      if (this.#config.bias) specs.push({ key: `${key}.bias`, name: `${name}.bias`, shape: [out] });
+    }
+    return specs;
+  }
+
+  outerTensors(): readonly TensorSpec[] {
+    const { hidden: c, vocab: v, maxTokens, tiedHead } = this.#config;
+    const specs: TensorSpec[] = [
+      { key: "embedding", name: `${this.#prefix}embed_tokens.weight`, shape: [v, c] },
+      {
+        key: "positions",
+        name: `${this.#prefix}embed_positions.weight`,
+        shape: [maxTokens + POSITION_OFFSET, c],
+      },
+      { key: "norm", name: `${this.#prefix}final_layer_norm.weight`, shape: [c] },
+      { key: "norm.beta", name: `${this.#prefix}final_layer_norm.bias`, shape: [c] },
+    ];
+    if (!tiedHead) specs.push({ key: "head", name: this.headName(), shape: [v, c] });
+    return specs;
+  }
+
+  headName(): string {
+    return "lm_head.weight";
+  }
+
+  context(): BlockContext {
+    return { tensors: {}, dispose: () => {} };
+  }
+
+  embed(outer: Readonly<Record<string, Tensor>>, ids: Tensor): Tensor {
+    const f32 = dtypeCode("f32");
+    const tokens = ids.shape.at(-1) as number;
+    const positions = Int32Array.from(
+      { length: ids.size },
+      (_, i) => (i % tokens) + POSITION_OFFSET,
+    );
+    const states = invokeOne("gather_rows", [outer["embedding"], ids], { dtype: f32 });
+    const places = Tensor.from(positions, ids.shape);
+    const added = invokeOne("gather_rows", [outer["positions"], places], { dtype: f32 });
+    invoke("axpy", [states, added], { alpha: 1 });
+    return states;
+  }
+
+  block(
+    graph: Graph,
+    _context: BlockContext,
+    w: Weights,
+    x: Var,
+    activations: ActivationHook,
+  ): Var {
+    const { heads } = this.#config;
+    const headDim = this.shape.headDim;
+    const project = (input: Var, key: string): Var =>
+      linear(graph, input, w[key] as Var, w[`${key}.bias`]);
+    const norm = (input: Var, key: string): Var =>
+      activations.apply(
+        graph,
+        key,
+        layerNorm(graph, input, w[key] as Var, w[`${key}.beta`] as Var, EPS),
+        0,
+      );
+
+    const h1 = norm(x, "norm1");
+    const o = attention(
+      graph,
+      activations.apply(graph, "q", project(h1, "q"), headDim),
+      activations.apply(graph, "k", project(h1, "k"), headDim),
+      activations.apply(graph, "v", project(h1, "v"), headDim),
+      { heads, kvHeads: heads, scale: 1 / Math.sqrt(headDim) },
+    );
+    const middle = add(graph, x, project(activations.apply(graph, "o", o, 0), "o"));
+    const m = relu(graph, project(norm(middle, "norm2"), "up"));
+    return add(graph, middle, project(activations.apply(graph, "down", m, 0), "down"));
+  }
+
+  head(graph: Graph, outer: Weights, x: Var): Var {
+    const normed = layerNorm(graph, x, outer["norm"] as Var, outer["norm.beta"] as Var, EPS);
+    return linear(graph, normed, (outer["head"] ?? outer["embedding"]) as Var);
+  }
+}
+
+export const opt: ModelFamily = {
+  modelTypes: ["opt"],
+  open(config, has) {
+    // Checkpoints of the bare model lack the "model." in front.
+    const bare = !has("model.decoder.embed_tokens.weight") && has("decoder.embed_tokens.weight");
+    return new Opt(readOptConfig(config), bare ? "decoder." : "model.decoder.");
+  },
+};

@@ -1,0 +1,54 @@
+/** Where a run takes its weights from: the checkpoint as it is, or in a rotated basis. */
+
+import type { Rotation } from "../affine/rotation.ts";
+import type { Checkpoint } from "../checkpoint/folder.ts";
+import type { DType } from "../tensor/dtype.ts";
+import type { Model } from "./family.ts";
+import { disposeAll, type LoadedWeights, loadBlock, loadOuter, weightDType } from "./load.ts";
+
+/** The caller owns what is loaded. */
+export interface WeightSource {
+  readonly checkpoint: Checkpoint;
+  readonly model: Model;
+  /** Not null: embeddings, head and blocks come in this basis. */
+  readonly rotation: Rotation | null;
+  loadBlock(i: number): LoadedWeights;
+  loadOuter(): LoadedWeights;
+  /** The dtype in which the weight of a block is stored. */
+  storedDType(block: number, key: string): DType;
+}
+
+export function weightSource(
+  checkpoint: Checkpoint,
+  model: Model,
+  rotation: Rotation | null = null,
+): WeightSource {
+  const rotated = (
+    weights: LoadedWeights,
+    turn: (w: LoadedWeights) => LoadedWeights,
+  ): LoadedWeights => {
+    try {
+      return turn(weights);
+    } finally {
+      disposeAll(weights);
+    }
+  };
+  return {
+    checkpoint,
+    model,
+    rotation,
+    loadBlock(i) {
+      const weights = loadBlock(checkpoint, model, i);
+      return rotation ? rotated(weights, (w) => rotation.block(w, i)) : weights;
+    },
+    loadOuter() {
+      const weights = loadOuter(checkpoint, model);
+      return rotation ? rotated(weights, (w) => rotation.outer(w)) : weights;
+    },
+    storedDType(block, key) {
+      const spec = model.blockTensors(block).find((tensor) => tensor.key === key);
+      if (!spec) throw new TypeError(`the block has no weight '${key}'`);
+      return weightDType(checkpoint, spec.name);
+    },
+  };
+}

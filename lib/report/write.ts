@@ -1,0 +1,14 @@
+/** Puts a run's report on disk: report.json for programs, report.html for people. */
+
+import * as path from "node:path";
+import { writeFileAtomic } from "../util/fs.ts";
+import { renderHtml } from "./html.ts";
+import type { RunReport } from "./types.ts";
+
+export const REPORT_FILES = { json: "report.json", html: "report.html" } as const;
+
+/** Writes both files into a folder that exists, each atomically. Throws: AQ_FILE. */
+export function writeReport(dir: string, report: RunReport): void {
+  writeFileAtomic(path.join(dir, REPORT_FILES.json), `${JSON.stringify(report, null, 2)}\n`);
+  writeFileAtomic(path.join(dir, REPORT_FILES.html), renderHtml(report));
+}
