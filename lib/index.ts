@@ -3,6 +3,7 @@
 import { runQuantize } from "./calibration/run.ts";
 import type { QuantizeEvent, QuantizeOptions, QuantizeResult, RunHooks } from "./types.ts";
 
+export { type DoctorCheck, type DoctorResult, doctor } from "./doctor.ts";
 export { AqError, type AqErrorCode } from "./errors.ts";
 export { evaluate } from "./evaluate.ts";
 export { inspect } from "./inspect.ts";

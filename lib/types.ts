@@ -128,7 +128,15 @@ export type QuantizeEvent =
       readonly event: "phase";
       readonly block: number;
       /** `replay` passes the streams through a block of an earlier session. */
-      readonly phase: "replay" | "statistics" | "affine" | "fold" | "round" | "propagate" | "write";
+      readonly phase:
+        | "replay"
+        | "statistics"
+        | "affine"
+        | "fold"
+        | "round"
+        | "gptq"
+        | "propagate"
+        | "write";
     }
   /** One optimizer step; throttled by whoever shows it. */
   | {

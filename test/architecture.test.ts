@@ -42,7 +42,10 @@ const ROWS: Readonly<Record<string, number>> = {
   checkpoint: 3,
   eval: 4,
   export: 4,
+  report: 4,
   calibration: 5,
+  doctor: 6,
+  estimate: 6,
   cli: 7,
   bin: 8,
 };

@@ -2,8 +2,9 @@
 
 import type { ActivationStatistics } from "../affine/site.ts";
 import type { BlockContext } from "../models/family.ts";
-import { disposeAll, type LoadedWeights } from "../models/load.ts";
+import { disposeAll } from "../models/load.ts";
 import type { WeightSource } from "../models/source.ts";
+import type { QuantizedWeight } from "../quant/weights.ts";
 import type { DType } from "../tensor/dtype.ts";
 import type { BlockReport } from "../types.ts";
 import type { PhaseResult, TrainHooks } from "./attempts.ts";
@@ -19,13 +20,21 @@ import { disposeParameters } from "./parameters.ts";
 import { passFullPrecision, passQuantized } from "./passes.ts";
 import { PhaseClock } from "./phase-clock.ts";
 import { type AffineResult, affinePhase } from "./phases/affine.ts";
+import { gptqPhase } from "./phases/gptq.ts";
 import { disposeRounding, type Rounding, roundPhase } from "./phases/round.ts";
 import type { BlockProblem } from "./problem.ts";
 import { learns } from "./recipe.ts";
 import type { RunSettings } from "./settings.ts";
 import type { Streams } from "./streams.ts";
 
-export type BlockPhase = "statistics" | "affine" | "fold" | "round" | "propagate" | "write";
+export type BlockPhase =
+  | "statistics"
+  | "affine"
+  | "fold"
+  | "round"
+  | "gptq"
+  | "propagate"
+  | "write";
 
 export interface BlockHooks extends TrainHooks {
   onPhase?(phase: BlockPhase): void;
@@ -96,7 +105,14 @@ export async function calibrateBlock(
       const rounding = round.state;
       if (rounding) owned.push(() => disposeRounding(rounding));
     }
-    const finished = finish(problem, folded.weights, affine, round?.state);
+    const clips = round?.state?.clips ?? affine.parameters.filter((p) => p.group === "clip");
+    let known: Readonly<Record<string, QuantizedWeight>> = {};
+    if (settings.recipe.rounding === "gptq" && !affine.failed) {
+      enter("gptq");
+      known = await gptqPhase(problem, folded.weights, clips, hooks.signal);
+    }
+    const offsets = round?.state?.offsets ?? new Map();
+    const finished = quantizeBlock(problem, folded.weights, clips, offsets, known);
     owned.push(() => disposeFinished(finished));
 
     enter("propagate");
@@ -120,16 +136,6 @@ export async function calibrateBlock(
   } finally {
     for (const dispose of owned.reverse()) dispose();
   }
-}
-
-function finish(
-  problem: BlockProblem,
-  folded: LoadedWeights,
-  affine: AffineResult,
-  rounding: Rounding | undefined,
-): FinishedBlock {
-  const clips = rounding?.clips ?? affine.parameters.filter((p) => p.group === "clip");
-  return quantizeBlock(problem, folded, clips, rounding?.offsets ?? new Map());
 }
 
 /** Hooks of the second phase: its epochs and steps follow those of the first. */

@@ -151,6 +151,7 @@ export function squares(a: Tensor, b: Tensor | undefined): number {
 
 /**
  * Codes of the folded weights, with the clipping logits and rounding offsets that were learned.
+ * Codes that were found already (`known`) are taken over.
  *
  * Throws: AQ_NUMERIC if a scale leaves the range of float16.
  */
@@ -159,6 +160,7 @@ export function quantizeBlock(
   folded: LoadedWeights,
   clips: readonly Parameter[],
   offsets: ReadonlyMap<string, Tensor>,
+  known: Readonly<Record<string, QuantizedWeight>> = {},
 ): FinishedBlock {
   const parameter = new Map(clips.map((p) => [p.name, p.value]));
   const linears = new Set(problem.model.linears.map(({ key }) => key));
@@ -168,6 +170,11 @@ export function quantizeBlock(
     for (const [key, w] of Object.entries(folded)) {
       if (!linears.has(key)) {
         others[key] = keep(invokeOne("cast", [w], { dtype: F32 }));
+        continue;
+      }
+      const ready = known[key];
+      if (ready) {
+        quantized[key] = ready;
         continue;
       }
       const clip = parameter.get(weightClipName(key));

@@ -191,6 +191,7 @@ async function runSession(
     record.update({ pplBefore });
     clock.pause();
 
+    if (settings.rotate) emit({ event: "stage", stage: "rotate" });
     const rotation = settings.rotate ? new Rotation(model, settings.seed) : null;
     if (rotation) owned.push(rotation);
     if (rotation && model.traits.tiedHead && intact === 0) {

@@ -17,7 +17,9 @@ const HASH_BYTES = 32;
 export class TokenCache {
   readonly #model: string;
   readonly #file: string;
-  #fresh: Buffer | undefined;
+  #isFromFile = false;
+  /** The file's content, once there are ids. */
+  #content: Buffer | undefined;
 
   /** `model`: folder of the tokenizer; `dir`: the run folder, which need not exist yet. */
   constructor(model: string, dir: string) {
@@ -32,14 +34,16 @@ export class TokenCache {
     if (cached) return cached;
     const ids = loadTokenizer(this.#model).encode(text);
     const bytes = new Uint8Array(ids.buffer, ids.byteOffset, ids.byteLength);
-    this.#fresh = Buffer.concat([key, Buffer.from(sha256(bytes), "hex"), bytes]);
+    this.#content = Buffer.concat([key, Buffer.from(sha256(bytes), "hex"), bytes]);
     return ids;
   }
 
-  /** Keeps what was encoded, now that the folder exists. Throws: AQ_FILE. */
+  /** Keeps the ids, now that the folder exists. Throws: AQ_FILE. */
   save(): void {
-    if (this.#fresh) writeFileAtomic(this.#file, this.#fresh);
-    this.#fresh = undefined;
+    if (!this.#content) return;
+    const stored = fs.statSync(this.#file, { throwIfNoEntry: false });
+    const isStored = this.#isFromFile && stored?.size === this.#content.byteLength;
+    if (!isStored) writeFileAtomic(this.#file, this.#content);
   }
 
   /** What the ids depend on: the tokenizer's files, the text, and the code that encodes. */
@@ -61,6 +65,9 @@ export class TokenCache {
     const isWhole =
       file.subarray(0, HASH_BYTES).equals(key) &&
       file.toString("hex", HASH_BYTES, 2 * HASH_BYTES) === sha256(ids);
-    return isWhole ? new Int32Array(ids.buffer) : undefined;
+    if (!isWhole) return undefined;
+    this.#content = file;
+    this.#isFromFile = true;
+    return new Int32Array(ids.buffer);
   }
 }

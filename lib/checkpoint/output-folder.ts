@@ -10,7 +10,13 @@
 import * as fs from "node:fs";
 import * as path from "node:path";
 import { AqError } from "../errors.ts";
-import { createFileAtomic, fileError, syncFolder, writeFileAtomic } from "../util/fs.ts";
+import {
+  createFileAtomic,
+  fileError,
+  makeFolder,
+  syncFolder,
+  writeFileAtomic,
+} from "../util/fs.ts";
 import { formatLike, isJsonObject, type JsonObject } from "../util/json.ts";
 import { type Checkpoint, type CheckpointTensor, INDEX_NAME, type Shard } from "./folder.ts";
 import { SafetensorsWriter } from "./safetensors.ts";
@@ -71,7 +77,7 @@ export class OutputFolder {
   ): OutputFolder {
     const keep = new Set(options.keep ?? []);
     try {
-      fs.mkdirSync(dir, { recursive: true });
+      makeFolder(dir);
       if (isSameFolder(dir, options.source)) {
         throw new AqError("AQ_ARG", `The output ${dir} is the model's own folder; name another.`);
       }

@@ -1,4 +1,5 @@
 /** The functions of the package that the commands call. */
+import type { DoctorResult } from "../doctor.ts";
 import type {
   EvaluateEvent,
   EvaluateOptions,
@@ -15,6 +16,7 @@ export interface Api {
   quantize(options: QuantizeOptions, hooks?: RunHooks<QuantizeEvent>): Promise<QuantizeResult>;
   evaluate(options: EvaluateOptions, hooks?: RunHooks<EvaluateEvent>): Promise<EvaluateResult>;
   inspect(options: InspectOptions): InspectResult | Promise<InspectResult>;
+  doctor(): DoctorResult;
 }
 
 /** Loads the package, and with it the native addon; `--help` and misuse are answered without it. */

@@ -1,19 +1,22 @@
 /** The completion script for bash, 3.2 and later. */
-import type { CompletedCommand } from "./completion.ts";
+import type { CompletedCommand, ValueKind } from "./completion-model.ts";
 
 export function bashScript(program: string, commands: readonly CompletedCommand[]): string {
   const name = `_${program.replaceAll("-", "_")}`;
   const values: string[] = [];
+  const unknown: string[] = [];
   const words: string[] = [];
   for (const command of commands) {
     for (const { names, value } of command.options) {
       if (value.kind === "none") continue;
-      const pattern = names.map((option) => `${command.name}:${option}`).join("|");
-      values.push(`    ${pattern}) ${answer(value)} return ;;`);
+      const patterns = names.map((option) => `${command.name}:${option}`);
+      if (value.kind === "other") unknown.push(...patterns);
+      else values.push(`    ${patterns.join(" | ")}) ${answer(value, name)}; return ;;`);
     }
     const all = [...command.options.flatMap((option) => option.names), ...command.words];
     words.push(`    ${command.name}) words="${all.join(" ")}" ;;`);
   }
+  if (unknown.length > 0) values.push(`    ${unknown.join(" | ")}) return ;;`);
   return `# Completion of ${program} for bash.
 ${name}() {
   local cur="\${COMP_WORDS[COMP_CWORD]}" prev="\${COMP_WORDS[COMP_CWORD-1]}"
@@ -39,18 +42,11 @@ ${name}_paths() {
   while IFS= read -r path; do COMPREPLY+=("$path"); done < <(compgen "$1" -- "$2")
 }
 complete -F ${name} ${program}
-`.replaceAll("@paths", `${name}_paths`);
+`;
 }
 
-function answer(value: CompletedCommand["options"][number]["value"]): string {
-  switch (value.kind) {
-    case "words":
-      return `COMPREPLY=($(compgen -W "${value.words.join(" ")}" -- "$cur"));`;
-    case "folder":
-      return '@paths -d "$cur";';
-    case "file":
-      return '@paths -f "$cur";';
-    default:
-      return "";
-  }
+function answer(value: Exclude<ValueKind, { kind: "none" } | { kind: "other" }>, name: string): string {
+  if (value.kind === "words")
+    return `COMPREPLY=($(compgen -W "${value.words.join(" ")}" -- "$cur"))`;
+  return `${name}_paths ${value.kind === "folder" ? "-d" : "-f"} "$cur"`;
 }

@@ -1,5 +1,5 @@
 /** The completion script for fish. */
-import type { CompletedCommand, CompletedOption } from "./completion.ts";
+import type { CompletedCommand, CompletedOption } from "./completion-model.ts";
 
 export function fishScript(program: string, commands: readonly CompletedCommand[]): string {
   const complete = `complete -c ${program}`;
@@ -13,7 +13,7 @@ export function fishScript(program: string, commands: readonly CompletedCommand[
     lines.push(`${complete} -n __fish_use_subcommand -a ${name} -d ${quote(about)}`);
   }
   for (const { name, options, words } of commands) {
-    const when = `-n ${quote(`__fish_seen_subcommand_from ${name}; and not __fish_use_subcommand`)}`;
+    const when = `-n ${quote(`__fish_seen_subcommand_from ${name}`)}`;
     for (const option of options) lines.push(`${complete} ${when} ${specOf(option)}`);
     if (words.length > 0) lines.push(`${complete} ${when} -a ${quote(words.join(" "))}`);
   }

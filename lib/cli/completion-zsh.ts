@@ -1,5 +1,5 @@
 /** The completion script for zsh: sourced, or as a file of the fpath. */
-import type { CompletedCommand, CompletedOption } from "./completion.ts";
+import type { CompletedCommand, CompletedOption } from "./completion-model.ts";
 
 export function zshScript(program: string, commands: readonly CompletedCommand[]): string {
   const name = `_${program}`;

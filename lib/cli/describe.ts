@@ -12,6 +12,7 @@ const PHASES: Readonly<Record<Event<"phase">["phase"], string>> = {
   affine: "learning transforms and clipping",
   fold: "folding and checking",
   round: "learning to round",
+  gptq: "rounding with error feedback",
   propagate: "propagating",
   write: "writing",
 };

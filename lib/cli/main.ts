@@ -6,14 +6,17 @@ import { Argument, Command, CommanderError } from "commander";
 import { packageVersion } from "../util/package.ts";
 import { type ApiLoader, loadApi } from "./api.ts";
 import { COMPLETION_EXAMPLES, runCompletion, SHELLS, type Shell } from "./completion.ts";
+import { DOCTOR_EXAMPLES, runDoctor } from "./doctor.ts";
 import { EVALUATE_EXAMPLES, runEvaluate } from "./evaluate.ts";
 import { EXIT, endSentence, reportError, UseError } from "./exit.ts";
 import { INSPECT_EXAMPLES, runInspect } from "./inspect.ts";
 import type { Io } from "./io.ts";
 import {
+  addDoctorOptions,
   addEvaluateOptions,
   addInspectOptions,
   addQuantizeOptions,
+  doctorOptions,
   evaluateOptions,
   inspectOptions,
   quantizeOptions,
@@ -83,6 +86,17 @@ export function buildProgram(io: Io, load: ApiLoader): Command {
     await runInspect(...inspectOptions(inspect), io, load);
   });
 
+  const doctor = program
+    .command("doctor")
+    .summary("say whether this machine can run aq-native, and what to do if not")
+    .description(
+      "Look at Node.js, the system, the processor, the native addons and the GPU, and say what is\n" +
+        "missing and how to get it. Exits with 0 when everything that is needed is there.",
+    );
+  finish(addDoctorOptions(doctor), io, DOCTOR_EXAMPLES).action(async () => {
+    await runDoctor(doctorOptions(doctor), io, load);
+  });
+
   const completion = program
     .command("completion")
     .summary("print a script that completes commands and options in a shell")
@@ -102,7 +116,7 @@ function finish(
   examples: readonly (readonly [string, string])[],
 ): Command {
   const name = command.name();
-  const lines = examples.map(([what, options]) => `  # ${what}\n  aq-native ${name} ${options}\n`);
+  const lines = examples.map(([what, options]) => `  # ${what}\n  ${`aq-native ${name} ${options}`.trimEnd()}\n`);
   command
     .helpOption("-h, --help", "show this help")
     .addHelpText("after", `\nExamples:\n${lines.join("\n")}`);

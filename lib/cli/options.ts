@@ -17,6 +17,8 @@ const RECIPES = ["default", "affine", "lwc-only", "rtn"] as const satisfies read
 const RESUMES = ["auto", "required", "never"] as const satisfies readonly ResumeMode[];
 const SAMPLINGS = ["sequential", "random"] as const;
 const DEVICES = ["auto", "cpu"] as const;
+const ROTATES = ["auto", "on", "off"] as const;
+const ROUNDINGS = ["learned", "nearest", "gptq"] as const;
 const MAX_SEED = 2 ** 32 - 1;
 const MAX_THREADS = 1024;
 
@@ -61,6 +63,20 @@ export function addQuantizeOptions(command: Command): Command {
     .optionsGroup("Method:")
     .addOption(
       valued("--recipe <name>", `${RECIPES.join(", ")} (default: default)`, choice(RECIPES)),
+    )
+    .addOption(
+      valued(
+        "--rotate <when>",
+        "rotate the residual stream first: auto (where activations are quantized), on, off (default: auto)",
+        choice(ROTATES),
+      ),
+    )
+    .addOption(
+      valued(
+        "--rounding <how>",
+        "how the codes are found: learned, nearest, gptq (default: the recipe's)",
+        choice(ROUNDINGS),
+      ),
     )
     .addOption(
       valued(
@@ -162,6 +178,10 @@ export function addInspectOptions(command: Command): Command {
     .addOption(json("the same as one JSON object"));
 }
 
+export function addDoctorOptions(command: Command): Command {
+  return command.optionsGroup("Options:").addOption(json("the same as one JSON object"));
+}
+
 /** What `quantize` was asked for: the API's options, and how to show them. */
 export function quantizeOptions(command: Command): [QuantizeOptions, OutputOptions] {
   requireAll(command);
@@ -184,6 +204,10 @@ export function inspectOptions(command: Command): [InspectOptions, OutputOptions
   requireAll(command);
   const { json, ...options } = command.opts<InspectOptions & OutputOptions>();
   return [options, json ? { json } : {}];
+}
+
+export function doctorOptions(command: Command): OutputOptions {
+  return command.opts<OutputOptions>();
 }
 
 function flag(flags: string, description: string): Option {

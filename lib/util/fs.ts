@@ -92,6 +92,28 @@ export function writeFully(
   }
 }
 
+/** Creates a folder and those above it. Throws: AQ_FILE. */
+export function makeFolder(dir: string): void {
+  try {
+    fs.mkdirSync(dir, { recursive: true });
+  } catch (error) {
+    throw fileError("create", dir, reasonOf(dir, error));
+  }
+}
+
+/** Node says ENOENT when a folder above cannot be written to: the reason is what that one says. */
+function reasonOf(dir: string, error: unknown): unknown {
+  if (errnoOf(error) !== "ENOENT") return error;
+  let above = path.dirname(path.resolve(dir));
+  while (!fs.existsSync(above) && above !== path.dirname(above)) above = path.dirname(above);
+  try {
+    fs.accessSync(above, fs.constants.W_OK);
+    return error;
+  } catch (cause) {
+    return cause;
+  }
+}
+
 /** Makes renames and new names in a folder durable, where the file system lets a folder be synced. */
 export function syncFolder(dir: string): void {
   let fd: number;

@@ -46,8 +46,14 @@ void checkProduct(const Level& level, int64_t m, int64_t n, int64_t k, int mask)
   expect(d < kTolerance<T>, what, d);
   if (qa || qb) {  // the same bits as quantizing first
     auto c2 = start;
-    vector<aq_view> plainIn = {
-        view(ahat, {aRows, aCols}), view(bhat, {bRows, bCols}), none, none, none, none, in[6], none};
+    vector<aq_view> plainIn = {view(ahat, {aRows, aCols}),
+                               view(bhat, {bRows, bCols}),
+                               none,
+                               none,
+                               none,
+                               none,
+                               in[6],
+                               none};
     runTwice<T>(level.fakeQuantGemm, plainIn, {&c2}, {view(c2, {m, n})}, &p,
                 what + " materialized");
     expect(std::memcmp(c.data(), c2.data(), c.size() * sizeof(T)) == 0, what + ": bits of fusing",

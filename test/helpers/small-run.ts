@@ -1,6 +1,7 @@
 /** Whole quantizations in small: the trained fixture, a short text, and everything that was said. */
 import * as fs from "node:fs";
 import * as path from "node:path";
+import { expect } from "vitest";
 import { runQuantize } from "../../lib/calibration/run.ts";
 import type { GradientWatcher } from "../../lib/calibration/train-step.ts";
 import type { QuantizeEvent, QuantizeOptions, QuantizeResult } from "../../lib/types.ts";
@@ -59,4 +60,15 @@ export function filesBelow(dir: string): string[] {
 
 export function readJson(...parts: string[]): Record<string, unknown> {
   return JSON.parse(fs.readFileSync(path.join(...parts), "utf8")) as Record<string, unknown>;
+}
+
+/** Asserts that two outputs agree in every byte that a run computes. */
+export function expectSameResult(out: string, expected: string): void {
+  const computed = (dir: string): string[] =>
+    filesBelow(dir).filter((file) => !/^aq\/(job\.json|report\.(json|html))$/.test(file));
+  expect(computed(out)).toEqual(computed(expected));
+  for (const file of computed(expected)) {
+    const [a, b] = [out, expected].map((dir) => fs.readFileSync(path.join(dir, file)));
+    expect(a?.equals(b as Buffer), file).toBe(true);
+  }
 }

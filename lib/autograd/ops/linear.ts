@@ -49,10 +49,19 @@ function columnSums(g: Tensor, bias: Tensor): Tensor {
   invoke("fill", [ones], { value: 1 });
   const sums = product(plain(ones, false), plain(g, false));
   ones.dispose();
-  // A folded bias is a column [N, 1], and the folds behind it want their gradients as columns.
-  const shaped = sums.reshape(bias.shape);
-  sums.dispose();
-  return shaped;
+  return shapedLike(sums, bias);
+}
+
+/**
+ * A gradient in the shape of its input: a bias may be a column [N, 1] and a weight of one row a
+ * vector [I], and the ops behind them want their gradients so.
+ */
+function shapedLike(gradient: Tensor, { shape }: Tensor): Tensor {
+  const same = gradient.shape.length === shape.length;
+  if (same && shape.every((d, i) => d === gradient.shape[i])) return gradient;
+  const view = gradient.reshape(shape);
+  gradient.dispose();
+  return view;
 }
 
 const pair: OpPair<null> = {
@@ -64,22 +73,18 @@ const pair: OpPair<null> = {
     const [x, w] = inputs as readonly [Value, Value];
     return [
       needs[0]
-        ? shaped(
+        ? shapedLike(
             product(plain(g, false), operandOf(w, false), undefined, existing[0]),
-            tensorOf(inputs, 0),
+            x.tensor,
           )
         : undefined,
-      needs[1] ? product(plain(g, true), operandOf(x, false), undefined, existing[1]) : undefined,
+      needs[1]
+        ? shapedLike(product(plain(g, true), operandOf(x, false), undefined, existing[1]), w.tensor)
+        : undefined,
       needs[2] ? columnSums(g, tensorOf(inputs, 2)) : undefined,
     ];
   },
 };
-
-/** The product keeps the leading dimensions of g, so the gradient already has x's shape. */
-function shaped(gradient: Tensor, like: Tensor): Tensor {
-  if (gradient.size !== like.size) throw new TypeError("linear: gradient of another size than x");
-  return gradient;
-}
 
 /**
  * y = x Wt + b with x [..., I], W [O, I], b [O]; either operand may be lazily fake-quantized. All of

@@ -86,7 +86,10 @@ AttentionShape checkAttention(const Infer& in, int32_t heads, int32_t kvHeads, i
   for (int i = 0; i < 3; i++) {
     const int scale = 3 + 2 * i;
     if (in.has(scale) != in.has(scale + 1)) {
-      in.fail(AQ_ARG, "%s needs both its scale and its zero, or neither", i == 0 ? "q" : i == 1 ? "k" : "v");
+      in.fail(AQ_ARG, "%s needs both its scale and its zero, or neither",
+              i == 0   ? "q"
+              : i == 1 ? "k"
+                       : "v");
     }
     if (!in.has(scale)) continue;
     quantized = true;
@@ -147,41 +150,73 @@ void inferReluGrad(Infer& in) {
 void addBlockOps(std::vector<OpSpec>& ops) {
   using Att = aq_attention_params;
   using AttGrad = aq_attention_grad_params;
-  const std::vector<InputSpec> attention = {
-      {"q"},       {"k"},
-      {"v"},       {"q_scale", kOptional},
-      {"q_zero", kOptional}, {"k_scale", kOptional},
-      {"k_zero", kOptional}, {"v_scale", kOptional},
-      {"v_zero", kOptional}};
+  const std::vector<InputSpec> attention = {{"q"},
+                                            {"k"},
+                                            {"v"},
+                                            {"q_scale", kOptional},
+                                            {"q_zero", kOptional},
+                                            {"k_scale", kOptional},
+                                            {"k_zero", kOptional},
+                                            {"v_scale", kOptional},
+                                            {"v_zero", kOptional}};
   std::vector<InputSpec> attentionGrad = attention;
   attentionGrad.insert(attentionGrad.end(), {{"o"}, {"lse"}, {"go"}});
 
-  ops.push_back({"rms_norm", {{"x"}, {"w"}}, {"y", "rstd"}, {AQ_FLOAT(aq_rms_norm_params, eps)},
-                 sizeof(aq_rms_norm_params), inferRmsNorm});
-  ops.push_back({"rms_norm_grad", {{"x"}, {"w"}, {"rstd"}, {"g"}}, {"gx", "gw"}, {},
-                 sizeof(aq_rms_norm_grad_params), inferRmsNormGrad});
-  ops.push_back({"layer_norm", {{"x"}, {"w"}, {"b"}}, {"y", "mean", "rstd"},
-                 {AQ_FLOAT(aq_layer_norm_params, eps)}, sizeof(aq_layer_norm_params),
+  ops.push_back({"rms_norm",
+                 {{"x"}, {"w"}},
+                 {"y", "rstd"},
+                 {AQ_FLOAT(aq_rms_norm_params, eps)},
+                 sizeof(aq_rms_norm_params),
+                 inferRmsNorm});
+  ops.push_back({"rms_norm_grad",
+                 {{"x"}, {"w"}, {"rstd"}, {"g"}},
+                 {"gx", "gw"},
+                 {},
+                 sizeof(aq_rms_norm_grad_params),
+                 inferRmsNormGrad});
+  ops.push_back({"layer_norm",
+                 {{"x"}, {"w"}, {"b"}},
+                 {"y", "mean", "rstd"},
+                 {AQ_FLOAT(aq_layer_norm_params, eps)},
+                 sizeof(aq_layer_norm_params),
                  inferLayerNorm});
-  ops.push_back({"layer_norm_grad", {{"x"}, {"w"}, {"mean"}, {"rstd"}, {"g"}}, {"gx", "gw", "gb"},
-                 {}, sizeof(aq_layer_norm_grad_params), inferLayerNormGrad});
-  ops.push_back({"rope", {{"x"}, {"cos"}, {"sin"}}, {"y"},
+  ops.push_back({"layer_norm_grad",
+                 {{"x"}, {"w"}, {"mean"}, {"rstd"}, {"g"}},
+                 {"gx", "gw", "gb"},
+                 {},
+                 sizeof(aq_layer_norm_grad_params),
+                 inferLayerNormGrad});
+  ops.push_back({"rope",
+                 {{"x"}, {"cos"}, {"sin"}},
+                 {"y"},
                  {AQ_INT(aq_rope_params, heads), AQ_INT(aq_rope_params, inverse)},
-                 sizeof(aq_rope_params), inferRope});
-  ops.push_back({"attention", attention, {"o", "lse"},
-                 {AQ_INT(Att, heads), AQ_INT(Att, kv_heads), AQ_INT(Att, bits), AQ_FLOAT(Att, scale)},
-                 sizeof(Att), inferAttention});
-  ops.push_back({"attention_grad", attentionGrad, {"gq", "gk", "gv"},
+                 sizeof(aq_rope_params),
+                 inferRope});
+  ops.push_back(
+      {"attention",
+       attention,
+       {"o", "lse"},
+       {AQ_INT(Att, heads), AQ_INT(Att, kv_heads), AQ_INT(Att, bits), AQ_FLOAT(Att, scale)},
+       sizeof(Att),
+       inferAttention});
+  ops.push_back({"attention_grad",
+                 attentionGrad,
+                 {"gq", "gk", "gv"},
                  {AQ_INT(AttGrad, heads), AQ_INT(AttGrad, kv_heads), AQ_INT(AttGrad, bits),
                   AQ_FLOAT(AttGrad, scale)},
-                 sizeof(AttGrad), inferAttentionGrad});
-  ops.push_back({"silu_mul", {{"gate"}, {"up"}}, {"y"}, {}, sizeof(aq_silu_mul_params),
-                 inferSiluMul});
-  ops.push_back({"silu_mul_grad", {{"gate"}, {"up"}, {"g"}}, {"ggate", "gup"}, {},
-                 sizeof(aq_silu_mul_grad_params), inferSiluMulGrad});
+                 sizeof(AttGrad),
+                 inferAttentionGrad});
+  ops.push_back(
+      {"silu_mul", {{"gate"}, {"up"}}, {"y"}, {}, sizeof(aq_silu_mul_params), inferSiluMul});
+  ops.push_back({"silu_mul_grad",
+                 {{"gate"}, {"up"}, {"g"}},
+                 {"ggate", "gup"},
+                 {},
+                 sizeof(aq_silu_mul_grad_params),
+                 inferSiluMulGrad});
   ops.push_back({"relu", {{"x"}}, {"y"}, {}, sizeof(aq_relu_params), inferRelu});
-  ops.push_back({"relu_grad", {{"y"}, {"g"}}, {"gx"}, {}, sizeof(aq_relu_grad_params),
-                 inferReluGrad});
+  ops.push_back(
+      {"relu_grad", {{"y"}, {"g"}}, {"gx"}, {}, sizeof(aq_relu_grad_params), inferReluGrad});
 }
 
 }  // namespace aq

@@ -79,23 +79,38 @@ void inferAllFinite(Infer& in) {
 
 void addEvaluationOps(std::vector<OpSpec>& ops) {
   ops.push_back({"mse", {{"y"}, {"t"}}, {"loss"}, {}, sizeof(aq_mse_params), inferMse});
-  ops.push_back({"mse_grad", {{"y"}, {"t"}, {"g"}}, {"gy"}, {}, sizeof(aq_mse_grad_params),
-                 inferMseGrad});
-  ops.push_back({"kl_div", {{"logits"}, {"targets"}}, {"loss"}, {}, sizeof(aq_kl_div_params),
-                 inferKlDiv});
-  ops.push_back({"kl_div_grad", {{"logits"}, {"targets"}, {"g"}}, {"glogits"}, {},
-                 sizeof(aq_kl_div_grad_params), inferKlDivGrad});
-  ops.push_back({"sq_diff", {{"a"}, {"b", kOptional}}, {"sum"}, {}, sizeof(aq_sq_diff_params),
-                 inferSqDiff});
-  ops.push_back({"cross_entropy", {{"logits"}, {"ids"}}, {"loss"}, {},
-                 sizeof(aq_cross_entropy_params), inferCrossEntropy});
-  ops.push_back({"gather_rows", {{"table"}, {"ids"}}, {"y"},
-                 {AQ_INT(aq_gather_rows_params, dtype)}, sizeof(aq_gather_rows_params),
+  ops.push_back(
+      {"mse_grad", {{"y"}, {"t"}, {"g"}}, {"gy"}, {}, sizeof(aq_mse_grad_params), inferMseGrad});
+  ops.push_back(
+      {"kl_div", {{"logits"}, {"targets"}}, {"loss"}, {}, sizeof(aq_kl_div_params), inferKlDiv});
+  ops.push_back({"kl_div_grad",
+                 {{"logits"}, {"targets"}, {"g"}},
+                 {"glogits"},
+                 {},
+                 sizeof(aq_kl_div_grad_params),
+                 inferKlDivGrad});
+  ops.push_back(
+      {"sq_diff", {{"a"}, {"b", kOptional}}, {"sum"}, {}, sizeof(aq_sq_diff_params), inferSqDiff});
+  ops.push_back({"cross_entropy",
+                 {{"logits"}, {"ids"}},
+                 {"loss"},
+                 {},
+                 sizeof(aq_cross_entropy_params),
+                 inferCrossEntropy});
+  ops.push_back({"gather_rows",
+                 {{"table"}, {"ids"}},
+                 {"y"},
+                 {AQ_INT(aq_gather_rows_params, dtype)},
+                 sizeof(aq_gather_rows_params),
                  inferGatherRows});
-  ops.push_back({"channel_stats", {{"x"}}, {"abs_max", "max", "min"}, {},
-                 sizeof(aq_channel_stats_params), inferChannelStats});
-  ops.push_back({"all_finite", {{"x"}}, {"flag"}, {}, sizeof(aq_all_finite_params),
-                 inferAllFinite});
+  ops.push_back({"channel_stats",
+                 {{"x"}},
+                 {"abs_max", "max", "min"},
+                 {},
+                 sizeof(aq_channel_stats_params),
+                 inferChannelStats});
+  ops.push_back(
+      {"all_finite", {{"x"}}, {"flag"}, {}, sizeof(aq_all_finite_params), inferAllFinite});
 }
 
 }  // namespace aq

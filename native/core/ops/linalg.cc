@@ -1,4 +1,4 @@
-// Shape rules: inverse (batched LU), matmul (batched product), hadamard (fast orthogonal transform).
+// Shape rules: inverse (batched LU), matmul (batched product), hadamard (fast transform).
 #include "native/core/op.h"
 
 namespace aq {
@@ -49,7 +49,8 @@ void inferHadamard(Infer& in) {
             static_cast<long long>(size), toString(in.shape(2)).c_str());
   }
   if (odd > 1 && (!in.has(2) || in.shape(2) != Shape{odd, odd})) {
-    in.fail(AQ_SHAPE, "%lld is a power of two times %lld: odd must be an orthogonal [%lld, %lld], got %s",
+    in.fail(AQ_SHAPE,
+            "%lld is a power of two times %lld: odd must be an orthogonal [%lld, %lld], got %s",
             static_cast<long long>(size), static_cast<long long>(odd), static_cast<long long>(odd),
             static_cast<long long>(odd), in.has(2) ? toString(in.shape(2)).c_str() : "nothing");
   }
@@ -59,13 +60,24 @@ void inferHadamard(Infer& in) {
 
 void addLinalgOps(std::vector<OpSpec>& ops) {
   using P = aq_matmul_params;
-  ops.push_back({"inverse", {{"a"}}, {"x"}, {AQ_INT(aq_inverse_params, pivot)},
-                 sizeof(aq_inverse_params), inferInverse});
-  ops.push_back({"matmul", {{"a"}, {"b"}}, {"y"},
-                 {AQ_INT(P, trans_a), AQ_INT(P, trans_b), AQ_FLOAT(P, alpha)}, sizeof(P),
+  ops.push_back({"inverse",
+                 {{"a"}},
+                 {"x"},
+                 {AQ_INT(aq_inverse_params, pivot)},
+                 sizeof(aq_inverse_params),
+                 inferInverse});
+  ops.push_back({"matmul",
+                 {{"a"}, {"b"}},
+                 {"y"},
+                 {AQ_INT(P, trans_a), AQ_INT(P, trans_b), AQ_FLOAT(P, alpha)},
+                 sizeof(P),
                  inferMatmul});
-  ops.push_back({"hadamard", {{"x"}, {"signs"}, {"odd", kOptional}}, {"y"},
-                 {AQ_INT(aq_hadamard_params, inverse)}, sizeof(aq_hadamard_params), inferHadamard});
+  ops.push_back({"hadamard",
+                 {{"x"}, {"signs"}, {"odd", kOptional}},
+                 {"y"},
+                 {AQ_INT(aq_hadamard_params, inverse)},
+                 sizeof(aq_hadamard_params),
+                 inferHadamard});
 }
 
 }  // namespace aq

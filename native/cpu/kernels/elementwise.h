@@ -126,10 +126,14 @@ inline float narrow(double x) { return oddFloat(x); }
 
 template <class D, class M>
 inline D storeAs(M x) {
-  if constexpr (std::is_same_v<D, Half>) return toHalf(narrow(x));
-  else if constexpr (std::is_same_v<D, Bfloat>) return toBfloat(narrow(x));
-  else if constexpr (std::is_integral_v<D>) return toInteger<D>(double(x));
-  else return D(x);
+  if constexpr (std::is_same_v<D, Half>)
+    return toHalf(narrow(x));
+  else if constexpr (std::is_same_v<D, Bfloat>)
+    return toBfloat(narrow(x));
+  else if constexpr (std::is_integral_v<D>)
+    return toInteger<D>(double(x));
+  else
+    return D(x);
 }
 
 template <class S, class D>
@@ -145,13 +149,20 @@ inline void convertRange(const S* __restrict x, D* __restrict y, int64_t n) {
 template <class F>
 inline void visitDtype(int32_t dtype, const F& f) {
   switch (dtype) {
-    case AQ_F64: return f(static_cast<double*>(nullptr));
-    case AQ_F32: return f(static_cast<float*>(nullptr));
-    case AQ_BF16: return f(static_cast<Bfloat*>(nullptr));
-    case AQ_F16: return f(static_cast<Half*>(nullptr));
-    case AQ_I32: return f(static_cast<int32_t*>(nullptr));
-    case AQ_I8: return f(static_cast<int8_t*>(nullptr));
-    default: return f(static_cast<uint8_t*>(nullptr));
+    case AQ_F64:
+      return f(static_cast<double*>(nullptr));
+    case AQ_F32:
+      return f(static_cast<float*>(nullptr));
+    case AQ_BF16:
+      return f(static_cast<Bfloat*>(nullptr));
+    case AQ_F16:
+      return f(static_cast<Half*>(nullptr));
+    case AQ_I32:
+      return f(static_cast<int32_t*>(nullptr));
+    case AQ_I8:
+      return f(static_cast<int8_t*>(nullptr));
+    default:
+      return f(static_cast<uint8_t*>(nullptr));
   }
 }
 

@@ -1,14 +1,16 @@
 // hadamard.h: rows times an orthogonal matrix of any size F = 2^k m (m odd), in O(F (k + m)):
-//   forward  y = (x o signs) (H_{2^k} (x) Q) / sqrt(2^k),  inverse  y = (x (H_{2^k} (x) Q)^T) o signs / sqrt(2^k)
+//   forward  y = (x o signs) (H_{2^k} (x) Q) / sqrt(2^k)
+//   inverse  y = (x (H_{2^k} (x) Q)^T) o signs / sqrt(2^k)
 //
-// The factor is cut in two, H_{2^k} (x) Q = H_P (x) K, where K = H_{2^a} (x) Q is the smallest one with
-// a vector's worth of columns. A row read as a matrix [P, inner] is first multiplied by K, a small
-// dense product that spares all shuffles inside vectors; then H_P goes down the columns as butterflies
-// of whole vectors. Strips of kLanes columns are taken one by one, so that the butterflies stay in
-// the first cache. Nothing is fused, hence the same bits at every level.
+// The factor is cut in two, H_{2^k} (x) Q = H_P (x) K, where K = H_{2^a} (x) Q is the smallest one
+// with a vector's worth of columns. A row read as a matrix [P, inner] is first multiplied by K, a
+// small dense product that spares all shuffles inside vectors; then H_P goes down the columns as
+// butterflies of whole vectors. Strips of kLanes columns are taken one by one, so that the
+// butterflies stay in the first cache. Nothing is fused, hence the same bits at every level.
 
 struct HadamardSizes {
-  int64_t features, odd, inner, count;  // features = count inner, inner = 2^a odd, count a power of 2
+  int64_t features, odd;
+  int64_t inner, count;  // inner = 2^a odd, count = features / inner, a power of two
 };
 
 inline HadamardSizes hadamardSizes(int64_t features, int64_t lanes) {
@@ -19,8 +21,8 @@ inline HadamardSizes hadamardSizes(int64_t features, int64_t lanes) {
   return {features, odd, inner, features / inner};
 }
 
-// K / sqrt(2^k) in strips, [strip][inner][kLanes], padded with zero columns; Q is transposed for the
-// inverse. `q` is null where odd is 1.
+// K / sqrt(2^k) in strips, [strip][inner][kLanes], padded with zero columns; Q is transposed for
+// the inverse. `q` is null where odd is 1.
 template <class T>
 inline void hadamardInner(const HadamardSizes& s, const T* q, bool transpose, T* k) {
   constexpr int64_t L = kLanes<T>;
@@ -52,8 +54,7 @@ inline void hadamardTile(const T* x, const T* k, int64_t inner, T* out) {
     for (int i = 0; i < Rows; i++) {
       const typename V::Type value = V::splat(x[i * inner + r]);
       AQ_UNROLL
-      for (int p = 0; p < kParts; p++)
-        sum[i][p] = sum[i][p] + value * V::load(k + p * V::kWidth);
+      for (int p = 0; p < kParts; p++) sum[i][p] = sum[i][p] + value * V::load(k + p * V::kWidth);
     }
   }
   AQ_UNROLL
@@ -96,6 +97,21 @@ inline void hadamardColumns(T* x, int64_t count) {
   if (h < count) hadamardTwo(x, h * L);
 }
 
+// Writes the strip's columns to their place, signed if `signs` is given. Inline, for the width is
+// mostly a constant.
+template <class T>
+__attribute__((always_inline)) inline void hadamardStore(const T* strip, const T* signs,
+                                                         T* __restrict y, int64_t width,
+                                                         const HadamardSizes& s, int64_t column) {
+  for (int64_t p = 0; p < s.count; p++, strip += kLanes<T>) {
+    const int64_t at = p * s.inner + column;
+    if (signs)
+      for (int64_t j = 0; j < width; j++) y[at + j] = strip[j] * signs[at + j];
+    else
+      for (int64_t j = 0; j < width; j++) y[at + j] = strip[j];
+  }
+}
+
 // One row. `strip` has room for [count, kLanes]; x may be a copy that was signed.
 template <class T>
 inline void hadamardRow(const HadamardSizes& s, const T* x, const T* k, const T* outSigns, T* strip,
@@ -106,17 +122,14 @@ inline void hadamardRow(const HadamardSizes& s, const T* x, const T* k, const T*
     int64_t p = 0;
     for (; p + kRows <= s.count; p += kRows)
       hadamardTile<T, kRows>(x + p * s.inner, k, s.inner, strip + p * L);
+    for (; p + 2 <= s.count; p += 2) hadamardTile<T, 2>(x + p * s.inner, k, s.inner, strip + p * L);
     for (; p < s.count; p++) hadamardTile<T, 1>(x + p * s.inner, k, s.inner, strip + p * L);
     hadamardColumns(strip, s.count);
     const int64_t width = s.inner - column < L ? s.inner - column : L;
-    for (p = 0; p < s.count; p++) {
-      const T* from = strip + p * L;
-      const int64_t at = p * s.inner + column;
-      if (outSigns)
-        for (int64_t j = 0; j < width; j++) y[at + j] = from[j] * outSigns[at + j];
-      else
-        for (int64_t j = 0; j < width; j++) y[at + j] = from[j];
-    }
+    if (width == L)
+      hadamardStore(strip, outSigns, y, L, s, column);
+    else
+      hadamardStore(strip, outSigns, y, width, s, column);
   }
 }
 
@@ -129,8 +142,8 @@ static int32_t hadamard(aq_queue*, const aq_view* in, int32_t, const aq_view* ou
       constexpr int64_t L = kLanes<T>;
       const HadamardSizes s = hadamardSizes(numel(in[1]), L);
       const T* signs = ptr<T>(in[1]);
-      T* const k = static_cast<T*>(threadScratch(
-          kSlotShared, uint64_t(ceilDiv(s.inner, L) * L * s.inner) * sizeof(T)));
+      T* const k = static_cast<T*>(
+          threadScratch(kSlotShared, uint64_t(ceilDiv(s.inner, L) * L * s.inner) * sizeof(T)));
       hadamardInner(s, ptr<T>(in[2]), inverse, k);
       forRows(numel(in[0]) / s.features, s.features, [&](int64_t first, int64_t end) {
         T* const strip = static_cast<T*>(

@@ -1,17 +1,25 @@
 // kl_div.h: how far a student's distribution is from its teacher's, as the mean over rows of
-// KL(softmax(targets) || softmax(logits)), and its gradient (softmax(logits) - softmax(targets)) / rows.
+// KL(softmax(targets) || softmax(logits)), and its gradient, (softmax(logits) - softmax(targets)) g
+// over the number of rows.
 //
-// With e = e^(t - max t), s = e^(l - max l) and d = (t - max t) - (l - max l), a row's divergence is
-// sum(e d) / sum e - log sum e + log sum s: equal rows give 0 exactly.
+// With e = e^(t - max t), s = e^(l - max l) and d = (t - max t) - (l - max l), a row's divergence
+// is sum(e d) / sum e - log sum e + log sum s: equal rows give 0 exactly.
 
 // Rows go in pieces whose exponentials fit the first cache; sums of pieces are added in f64.
 inline constexpr int64_t kKlPiece = 1024;
 
 template <class T>
 inline T largestOf(const T* x, int64_t n) {
-  T low = x[0], high = x[0];
-  minMaxOf(x, n, low, high);
-  return high;
+  constexpr int L = kLanes<T>;
+  T lane[L];
+  for (int j = 0; j < L; j++) lane[j] = x[0];
+  int64_t i = 0;
+  for (; i + L <= n; i += L)
+    for (int j = 0; j < L; j++) lane[j] = x[i + j] > lane[j] ? x[i + j] : lane[j];
+  for (int j = 0; i < n; i++, j++) lane[j] = x[i] > lane[j] ? x[i] : lane[j];
+  T most = lane[0];
+  for (int j = 1; j < L; j++) most = lane[j] > most ? lane[j] : most;
+  return most;
 }
 
 // e = e^(x - shift); returns the sum.

@@ -1,5 +1,5 @@
-// layer_norm.h: y = (x - mean) rstd w + b per row, with rstd = 1 / sqrt(mean (x - mean)^2 + eps), and
-// its gradient. With n = (x - mean) rstd and u = g w:
+// layer_norm.h: y = (x - mean) rstd w + b per row, with rstd = 1 / sqrt(mean (x - mean)^2 + eps),
+// and its gradient. With n = (x - mean) rstd and u = g w:
 //   gx = rstd (u - mean u - n mean(u n)),  gw = sum over rows of g n,  gb = sum over rows of g.
 //
 // The variance is taken around the mean in a second pass: E[x^2] - mean^2 would cancel where a
@@ -43,37 +43,25 @@ static int32_t layer_norm(aq_queue*, const aq_view* in, int32_t, const aq_view* 
   });
 }
 
-// The two means of a row's gradient: of u and of u n.
+// Sum of u (x - mean).
 template <class T>
-struct NormPull {
-  T level, slope;
-};
-
-template <class T>
-inline NormPull<T> layerNormPull(const T* x, const T* w, const T* g, T mean, T rstd, int64_t n) {
+inline T centeredDot(const T* x, T mean, const T* w, const T* g, int64_t n) {
   constexpr int L = kLanes<T>;
-  T level[L] = {}, slope[L] = {};
+  T lane[L] = {};
   int64_t i = 0;
   for (; i + L <= n; i += L)
-    for (int j = 0; j < L; j++) {
-      const T u = g[i + j] * w[i + j];
-      level[j] += u;
-      slope[j] += u * (x[i + j] - mean);
-    }
-  for (int j = 0; i < n; i++, j++) {
-    const T u = g[i] * w[i];
-    level[j] += u;
-    slope[j] += u * (x[i] - mean);
-  }
-  return {sumOf(level, L) / T(n), rstd * sumOf(slope, L) / T(n)};
+    for (int j = 0; j < L; j++) lane[j] += g[i + j] * w[i + j] * (x[i + j] - mean);
+  for (int j = 0; i < n; i++, j++) lane[j] += g[i] * w[i] * (x[i] - mean);
+  return sumOf(lane, L);
 }
 
+// `level` and `slope` are the means of u and of u n.
 template <class T>
-inline void layerNormGradRow(const T* x, const T* w, const T* g, T mean, T rstd, NormPull<T> pull,
+inline void layerNormGradRow(const T* x, const T* w, const T* g, T mean, T rstd, T level, T slope,
                              T* __restrict gx, T* __restrict gw, T* __restrict gb, int64_t n) {
   for (int64_t i = 0; i < n; i++) {
     const T normal = (x[i] - mean) * rstd;
-    gx[i] = rstd * (g[i] * w[i] - pull.level - normal * pull.slope);
+    gx[i] = rstd * (g[i] * w[i] - level - normal * slope);
     gw[i] += g[i] * normal;
     gb[i] += g[i];
   }
@@ -93,8 +81,9 @@ static int32_t layer_norm_grad(aq_queue*, const aq_view* in, int32_t, const aq_v
         const T* x = ptr<T>(in[0]) + row * cols;
         const T* g = ptr<T>(in[4]) + row * cols;
         const T mean = ptr<T>(in[2])[row], rstd = ptr<T>(in[3])[row];
-        const NormPull<T> pull = layerNormPull(x, w, g, mean, rstd, cols);
-        layerNormGradRow(x, w, g, mean, rstd, pull, mut<T>(out[0]) + row * cols, partial,
+        const T level = dotOf(g, w, cols) / T(cols);
+        const T slope = rstd * centeredDot(x, mean, w, g, cols) / T(cols);
+        layerNormGradRow(x, w, g, mean, rstd, level, slope, mut<T>(out[0]) + row * cols, partial,
                          partial + cols, cols);
       }
     };

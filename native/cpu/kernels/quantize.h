@@ -122,7 +122,7 @@ static int32_t quant_grid(aq_queue*, const aq_view* in, int32_t, const aq_view* 
 
 // ---------------------------------------------------------------- values
 
-// Runs body(x, v or null, s, z, index of the group's first element, length) on every group.
+// Runs body(x, v or null, s, z, place of the group in the matrix, length) on every group.
 template <class T, class Body>
 inline void eachOnGrid(const aq_view* in, int32_t group, const Body& body) {
   const T* v = ptr<T>(in[3]);
