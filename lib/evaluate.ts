@@ -7,7 +7,8 @@ import { loadTokenizer } from "./data/tokenizer.ts";
 import { sequentialWindows } from "./data/windows.ts";
 import { AqError } from "./errors.ts";
 import { perplexity } from "./eval/perplexity.ts";
-import { readAqConfig } from "./export/aq-config.ts";
+import { extrasOf, readAqConfig } from "./export/aq-config.ts";
+import { checkOwnType } from "./export/own-type.ts";
 import { openModel } from "./models/registry.ts";
 import { setThreads } from "./tensor/device.ts";
 import type { EvaluateEvent, EvaluateOptions, EvaluateResult, RunHooks } from "./types.ts";
@@ -43,7 +44,9 @@ export async function evaluate(
         `${options.model} holds packed quantized weights (quantization_config in its config.json), which this version cannot read`,
       );
     }
-    const model = openModel(checkpoint.config, (name) => checkpoint.has(name));
+    const config = readAqConfig(options.model);
+    checkOwnType(options.model, checkpoint.config, config);
+    const model = openModel(checkpoint.config, (name) => checkpoint.has(name), extrasOf(config));
     const seqlen = windowLength(options.seqlen, model.shape.maxTokens);
     const ids = loadTokenizer(options.model).encode(readTextFile(options.text));
     const windows = sequentialWindows(
@@ -51,7 +54,6 @@ export async function evaluate(
       seqlen,
       Math.min(limit, Math.max(1, Math.floor(ids.length / seqlen))),
     );
-    const config = readAqConfig(options.model);
     const bits = abits ?? config?.scheme.abits ?? 16;
     const activations = bits < 16 ? { bits, clips: config?.tokenClips ?? [] } : null;
     return await perplexity({ checkpoint, model, activations }, windows, {

@@ -5,6 +5,7 @@ import type { QuantizeEvent, QuantizeOptions, QuantizeResult, RunHooks } from ".
 
 export { type DoctorCheck, type DoctorResult, doctor } from "./doctor.ts";
 export { AqError, type AqErrorCode } from "./errors.ts";
+export { type EstimateOptions, type EstimateResult, estimate } from "./estimate.ts";
 export { evaluate } from "./evaluate.ts";
 export { inspect } from "./inspect.ts";
 export type * from "./types.ts";

@@ -4,11 +4,14 @@ import { describeSite, siteName } from "./affine/sites.ts";
 import { openCheckpoint } from "./checkpoint/folder.ts";
 import { hasFile } from "./checkpoint/source-files.ts";
 import { AqError } from "./errors.ts";
-import { readAqConfig } from "./export/aq-config.ts";
+import { extrasOf, readAqConfig } from "./export/aq-config.ts";
 import type { Job } from "./export/job.ts";
+import { checkOwnType } from "./export/own-type.ts";
 import { RunState } from "./export/run-state.ts";
+import { checkWeights } from "./models/load.ts";
 import { openModel } from "./models/registry.ts";
 import type { InspectOptions, InspectResult, RunProgress } from "./types.ts";
+import { isJsonObject } from "./util/json.ts";
 
 /**
  * Of the output folder of a run it also tells how far the run has come; while there is no checkpoint in
@@ -36,12 +39,10 @@ export function inspect({ model: dir }: InspectOptions): InspectResult {
 function inspectCheckpoint(dir: string): InspectResult {
   const checkpoint = openCheckpoint(dir);
   try {
-    const model = openModel(checkpoint.config, (name) => checkpoint.has(name));
-    // Every weight that the model will need, so that a missing one shows now and not after hours.
-    for (const { name } of model.outerTensors()) checkpoint.info(name);
-    for (let i = 0; i < model.shape.blocks; i++) {
-      for (const { name } of model.blockTensors(i)) checkpoint.info(name);
-    }
+    const config = readAqConfig(dir);
+    checkOwnType(dir, checkpoint.config, config);
+    const model = openModel(checkpoint.config, (name) => checkpoint.has(name), extrasOf(config));
+    checkWeights(checkpoint, model);
     let parameters = 0;
     let bytes = 0;
     const dtypes = new Set<string>();
@@ -50,7 +51,6 @@ function inspectCheckpoint(dir: string): InspectResult {
       bytes += tensor.bytes;
       dtypes.add(tensor.dtype);
     }
-    const config = readAqConfig(dir);
     const { hidden, blocks, heads, kvHeads, headDim, mlp, vocabulary, maxTokens } = model.shape;
     return {
       model: dir,
@@ -72,6 +72,7 @@ function inspectCheckpoint(dir: string): InspectResult {
         wbits: config.scheme.wbits,
         abits: config.scheme.abits,
         groupSize: config.scheme.groupSize,
+        ...(config.hadamardDown && { hadamardDown: true }),
       },
       sites: model.sites.map((spec) => ({
         site: siteName(spec),
@@ -83,6 +84,12 @@ function inspectCheckpoint(dir: string): InspectResult {
   }
 }
 
+/** Is a polish asked for that is not done yet? */
+function polishes({ identity, polish }: Job): boolean {
+  const { settings } = identity;
+  return isJsonObject(settings) && Number(settings["polish"]) > 0 && !polish;
+}
+
 function progressOf(out: string, job: Job): RunProgress {
   const { blocks, finished } = job;
   const spent = finished.reduce((sum, { report }) => sum + report.seconds, 0);
@@ -92,6 +99,7 @@ function progressOf(out: string, job: Job): RunProgress {
     if (job.pplBefore === null) left.push("measure the source");
     if (open > 0)
       left.push(open === 1 ? `block ${blocks}` : `blocks ${finished.length + 1} to ${blocks}`);
+    if (polishes(job)) left.push("polish all blocks");
     left.push("write the checkpoint", "measure it");
   }
   return {

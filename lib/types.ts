@@ -39,6 +39,10 @@ export interface QuantizeOptions {
   readonly wd?: number;
   /** Rotate the residual stream first: `auto` (default) where the recipe wants it. */
   readonly rotate?: "auto" | "on" | "off";
+  /** `down`: a Hadamard transform runs before the down projection. Default none. */
+  readonly hadamard?: "none" | "down";
+  /** Epochs that train all blocks against the full-precision logits at the end. Default 0: none. */
+  readonly polish?: number;
   /** How the last codes are found; default the recipe's. */
   readonly rounding?: "learned" | "nearest" | "gptq";
   /** Add the loss against the full-precision block on the quantized input. Default: abits < 16 or wbits = 2. */
@@ -91,12 +95,32 @@ export interface BlockReport {
   readonly phaseSeconds: Readonly<Record<string, number>>;
 }
 
+/** What training all blocks at once did. */
+export interface PolishReport {
+  /** Windows trained on, and windows held back to judge by. */
+  readonly windows: number;
+  readonly heldBack: number;
+  /**
+   * Mean KL divergence of the model, as it would be written, from full precision on the windows held
+   * back: at the start, then after each epoch.
+   */
+  readonly divergence: readonly number[];
+  /** Epochs behind the state that was kept, the best of these; 0: the start. */
+  readonly kept: number;
+  /** Mean loss of each epoch, on the windows trained on. */
+  readonly losses: readonly number[];
+  readonly skippedSteps: number;
+  readonly seconds: number;
+}
+
 export interface QuantizeResult {
   readonly out: string;
   readonly seconds: number;
   readonly pplBefore: number;
   readonly pplAfter: number;
   readonly blocks: readonly BlockReport[];
+  /** Present when all blocks were polished. */
+  readonly polish?: PolishReport;
 }
 
 export type QuantizeEvent =
@@ -162,6 +186,18 @@ export type QuantizeEvent =
       readonly secondsLeft: number | null;
     }
   | ({ readonly event: "block"; readonly blocks: number } & BlockReport)
+  /** One step of all blocks at once, or, with `divergence`, the end of an epoch (-1: the start). */
+  | {
+      readonly event: "polish";
+      readonly epoch: number;
+      readonly epochs: number;
+      readonly step: number;
+      readonly steps: number;
+      readonly loss: number | null;
+      /** On the windows held back. */
+      readonly divergence: number | null;
+      readonly secondsLeft: number | null;
+    }
   | {
       readonly event: "eval";
       readonly which: "before" | "after";
@@ -240,6 +276,8 @@ export interface InspectResult {
     readonly wbits: number;
     readonly abits: number;
     readonly groupSize: number;
+    /** A transform runs before the down projection. */
+    readonly hadamardDown?: true;
   };
   readonly sites: readonly SiteReport[];
   /** Present for the output folder of a run; of an unfinished one, the rest describes its source. */

@@ -8,10 +8,14 @@ import { fileURLToPath } from "node:url";
 /** Root of the package. */
 export const root = dirname(dirname(fileURLToPath(import.meta.url)));
 
-/** The addon, where node-gyp puts it and node-gyp-build looks first. */
-export const builtAddon = join(root, "build/Release/aq_native.node");
+/** The addon in a folder, where node-gyp puts it and node-gyp-build looks first. */
+export const addonFile = "build/Release/aq_native.node";
+const builtAddon = join(root, addonFile);
 
-const folders = ["abi", "core", "cpu", "napi"].map((name) => join(root, "native", name));
+/** The folders of native/ that the addon is made of. */
+export const nativeFolders = ["abi", "core", "cpu", "napi"].map((name) =>
+  join(root, "native", name),
+);
 
 /** All files below a folder, as absolute paths in a fixed order; none if it does not exist. */
 export function filesBelow(folder) {
@@ -40,12 +44,12 @@ export function isAddonFresh() {
   const inputs = [
     join(root, "binding.gyp"),
     join(root, "scripts/addon-files.mjs"),
-    ...folders.flatMap(filesBelow),
+    ...nativeFolders.flatMap(filesBelow),
   ];
   return inputs.every((path) => changedAt(path) <= builtAt);
 }
 
 if (process.argv[1] === fileURLToPath(import.meta.url)) {
-  const sources = folders.flatMap(filesBelow).filter((path) => path.endsWith(".cc"));
+  const sources = nativeFolders.flatMap(filesBelow).filter((path) => path.endsWith(".cc"));
   for (const path of sources) console.log(relative(root, path));
 }

@@ -4,28 +4,33 @@ import { spawnSync } from "node:child_process";
 import { existsSync, utimesSync } from "node:fs";
 import { createRequire } from "node:module";
 import { delimiter, dirname, join } from "node:path";
-import { builtAddon, root } from "./addon-files.mjs";
+import { addonFile, root } from "./addon-files.mjs";
 
-/** Builds build/Release/aq_native.node; on failure ends the process with one sentence of advice. */
-export function buildAddon() {
+/**
+ * Builds the addon of a folder, this package unless said otherwise; on failure ends the process with
+ * one sentence of advice. Returns the built file.
+ */
+export function buildAddon(folder = root, environment = {}) {
   const [program, ...first] = findNodeGyp();
   const startedAt = new Date();
   const run = spawnSync(
     program,
     [...first, "configure", "build", "--release", "--loglevel=error", ...headers()],
     {
-      cwd: root,
+      cwd: folder,
       stdio: "inherit",
-      env: { ...process.env, JOBS: process.env.JOBS ?? "max" },
+      env: { ...process.env, JOBS: process.env.JOBS ?? "max", ...environment },
     },
   );
-  if (run.error || run.status !== 0 || !existsSync(builtAddon)) {
+  const built = join(folder, addonFile);
+  if (run.error || run.status !== 0 || !existsSync(built)) {
     const cause = run.error ? run.error.message : `node-gyp ended with ${run.status ?? run.signal}`;
     console.error(`aq-native: the native addon could not be built (${cause}). ${advice()}`);
     process.exit(1);
   }
   // Dated to the start, so that a source saved during the build counts as newer than the addon.
-  utimesSync(builtAddon, startedAt, startedAt);
+  utimesSync(built, startedAt, startedAt);
+  return built;
 }
 
 /** The command of node-gyp: the one that the package manager brings, ours, or one on the PATH. */
@@ -44,7 +49,7 @@ function findNodeGyp() {
  * The headers that came with this Node.js, where they did (its archives and most systems' packages
  * have them): node-gyp then need not download them. A choice of the user's goes first.
  */
-function headers() {
+export function headers() {
   const prefix = dirname(dirname(process.execPath));
   const isChosen =
     process.env.npm_config_nodedir ?? process.env.npm_package_config_node_gyp_nodedir;
@@ -69,7 +74,7 @@ function advice() {
     : `${needs} The compiler's messages are above.`;
 }
 
-function isOnPath(name) {
+export function isOnPath(name) {
   const folders = (process.env.PATH ?? "").split(delimiter);
   return folders.some((folder) => existsSync(join(folder, name)));
 }

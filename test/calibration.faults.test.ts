@@ -52,7 +52,8 @@ async function train(problem: BlockProblem, hooks: TrainHooks = {}): Promise<Tra
   });
   const values = new Map(training.parameters.map((p) => [p.name, p.value.floats()]));
   disposeParameters(training.parameters);
-  const { fallback, skippedSteps, losses } = training;
+  const { skippedSteps, losses } = training;
+  const fallback = training.failed ? "rtn" : training.fallback;
   return { fallback, skippedSteps, losses, values, notes, steps };
 }
 

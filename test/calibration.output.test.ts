@@ -1,5 +1,6 @@
 // The folder that a run writes: shaped like its source, its weights on the grid of the stored codes,
 // and measured with the activation quantizers that it was calibrated with.
+import { createHash } from "node:crypto";
 import * as fs from "node:fs";
 import * as os from "node:os";
 import * as path from "node:path";
@@ -71,7 +72,10 @@ afterAll(() => fs.rmSync(temp, { recursive: true, force: true }));
 describe("the folder", () => {
   it("has the files of the source, what aq-native adds, and nothing else", () => {
     const blocks = [0, 1].map((i) => `aq/blocks/block-000${i}.safetensors`);
-    const written = ["aq/job.json", "aq/report.html", "aq/report.json", "aq_config.json"];
+    const run = ["job.json", "report.html", "report.json", "tokens.bin"].map(
+      (name) => `aq/${name}`,
+    );
+    const written = [...run, "aq_config.json"];
     const added = [...blocks, ...written];
     expect(filesBelow(out)).toEqual([...filesBelow(source), ...added].sort());
     expect(filesBelow(source)).toContain("tokenizer.json");
@@ -151,25 +155,41 @@ describe("the weights", () => {
 
 describe("job.json and aq_config.json", () => {
   it("tell what was done, enough to repeat it", () => {
-    const version = `aq-native ${packageVersion()}`;
     const { pplBefore, pplAfter, blocks } = run.result;
+    const hash = (bytes: Uint8Array | string) => createHash("sha256").update(bytes).digest("hex");
+    const hashOf = (...parts: string[]) => hash(fs.readFileSync(path.join(...parts)));
+    const clips = readAqConfig(out)?.tokenClips ?? [];
     expect(readJson(out, "aq", "job.json")).toEqual({
       format: 1,
-      written_by: version,
-      model: source,
-      calibration: { text: BOOKS, windows: 3, seqlen: 64, sampling: "sequential", seed: 0 },
-      scheme: { wbits: 4, abits: 4, groupSize: GROUP, symmetric: false },
-      recipe: { name: "default", sites: true, weightClip: true, tokenClip: true },
-      train: {
-        epochs: 2,
-        alpha: 0.5,
-        sf: 0.1,
-        letLr: 5e-3,
-        lwcLr: 1e-2,
-        weightDecay: 0,
-        augLoss: true,
-      },
+      writtenBy: `aq-native ${packageVersion()}`,
       status: "done",
+      model: source,
+      text: BOOKS,
+      blocks: 2,
+      identity: {
+        version: packageVersion(),
+        model: {
+          config: hashOf(source, "config.json"),
+          weights: Object.fromEntries(SHARDS.map((file) => [file, hashOf(source, file)])),
+        },
+        calibration: { windows: 3, seqlen: 64, tokens: expect.stringMatching(/^[0-9a-f]{64}$/) },
+        evaluation: { windows: 16, seqlen: 64, tokens: expect.stringMatching(/^[0-9a-f]{64}$/) },
+        settings: expect.objectContaining({
+          scheme: { wbits: 4, abits: 4, groupSize: GROUP, symmetric: false },
+          recipe: expect.objectContaining({ sites: true, weightClip: true, tokenClip: true }),
+          train: expect.objectContaining({ alpha: 0.5, sf: 0.1, letLr: 5e-3, lwcLr: 1e-2 }),
+          sampling: "sequential",
+          seed: 0,
+        }),
+      },
+      notes: run.notes,
+      pplBefore,
+      finished: blocks.map((report, i) => ({
+        sha256: hashOf(out, "aq", "blocks", `block-000${i}.safetensors`),
+        report,
+        tokenClips: clips[i],
+      })),
+      seconds: expect.any(Number),
       result: { pplBefore, pplAfter, seconds: expect.any(Number), blocks },
     });
   });
@@ -283,9 +303,9 @@ describe("quantizing again", () => {
     expect(fs.existsSync(path.join(temp, "again"))).toBe(false);
   });
 
-  it("into a folder with files is refused without overwrite, before any work", async () => {
+  it("into the folder of another run, or the source, is refused before any work", async () => {
     const before = fs.readFileSync(path.join(out, "aq", "job.json"));
-    await expectAqRejection(smallRun({ model: source, out }), "AQ_ARG", out, "not empty");
+    await expectAqRejection(smallRun({ model: source, out }), "AQ_ARG", out, "another run");
     await expectAqRejection(smallRun({ model: source, out: source }), "AQ_ARG", source);
     expect(fs.readFileSync(path.join(out, "aq", "job.json")).equals(before)).toBe(true);
     openCheckpoint(source).close();

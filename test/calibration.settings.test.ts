@@ -17,11 +17,19 @@ const resolve = (options: object) =>
 
 describe("settings", () => {
   it("have defaults", () => {
-    expect(resolve({})).toEqual({
+    expect(resolve({})).toMatchObject({
       scheme: { wbits: 4, abits: 16, groupSize: 0, symmetric: false },
-      recipe: { name: "default", sites: true, weightClip: true, tokenClip: true },
+      recipe: {
+        name: "default",
+        sites: true,
+        weightClip: true,
+        tokenClip: true,
+        rounding: "learned",
+      },
+      rotate: false,
       train: {
-        epochs: 20,
+        affineEpochs: 10,
+        roundEpochs: 10,
         alpha: 0.5,
         sf: 0.1,
         letLr: 5e-3,
@@ -66,9 +74,34 @@ describe("settings", () => {
     expectAqError(() => resolve(options), "AQ_ARG", name, range);
   });
 
+  it("share the epochs between the phases, the larger half for affine", () => {
+    const epochs = (options: object) => {
+      const { affineEpochs, roundEpochs } = resolve(options).train;
+      return [affineEpochs, roundEpochs];
+    };
+    expect(epochs({ epochs: 5 })).toEqual([3, 2]);
+    expect(epochs({ epochs: 1 })).toEqual([1, 0]);
+    expect(epochs({ epochs: 5, rounding: "nearest" })).toEqual([5, 0]);
+    expect(epochs({ epochs: 5, rounding: "gptq" })).toEqual([5, 0]);
+    expect(epochs({ epochs: 5, recipe: "affine" })).toEqual([5, 0]);
+    expect(epochs({ epochs: 5, recipe: "rtn", rounding: "learned" })).toEqual([0, 5]);
+  });
+
+  it("rotate where activations are quantized, unless told", () => {
+    const rotated = (options: object) => resolve(options).rotate;
+    expect([rotated({ abits: 4 }), rotated({ abits: 16 })]).toEqual([true, false]);
+    expect(rotated({ abits: 4, recipe: "affine" })).toBe(false);
+    expect([rotated({ abits: 4, rotate: "off" }), rotated({ rotate: "on" })]).toEqual([false, true]);
+  });
+
   it("know their recipes", () => {
     const { name, ...affine } = recipeOf("affine");
-    expect(recipeOf("default")).toMatchObject(affine);
+    expect(recipeOf("default")).toEqual({
+      ...affine,
+      name: "default",
+      rotate: true,
+      rounding: "learned",
+    });
     expect(recipeOf("rtn")).toMatchObject({ sites: false, weightClip: false, tokenClip: false });
     expect(name).toBe("affine");
   });
@@ -140,8 +173,9 @@ describe("a run", () => {
 /** What job.json says of the calibration text. */
 function inputOf(out: string) {
   const job = JSON.parse(fs.readFileSync(path.join(out, "aq", "job.json"), "utf8")) as {
-    calibration: { text: string; windows: number; seqlen: number };
+    text: string;
+    identity: { calibration: { windows: number; seqlen: number } };
   };
-  const { text, windows, seqlen } = job.calibration;
-  return { text, windows, seqlen };
+  const { windows, seqlen } = job.identity.calibration;
+  return { text: job.text, windows, seqlen };
 }

@@ -69,7 +69,7 @@ describe("a run that is stopped", () => {
     expect(liveTensors()).toBe(live);
   });
 
-  it("is taken over by the next one with overwrite", async () => {
+  it("is gone on with by the next one, or taken over with overwrite", async () => {
     const [model, out] = [firstBlocks(tempFolder(), 1), tempFolder()];
     const controller = new AbortController();
     const onEvent = (event: QuantizeEvent): void => {
@@ -77,7 +77,8 @@ describe("a run that is stopped", () => {
     };
     const stopped = smallRun({ model, out }, { onEvent, signal: controller.signal });
     await expectAqRejection(stopped, "AQ_STOPPED", "block 0", "epoch 1");
-    await expectAqRejection(smallRun({ model, out }), "AQ_ARG", out, "overwrite");
+    const other = smallRun({ model, out, seed: 3 });
+    await expectAqRejection(other, "AQ_ARG", out, "seed was 0 and is now 3", "overwrite");
     const { result } = await smallRun({ model, out, overwrite: true });
     expect(readJson(out, "aq", "job.json")).toMatchObject({
       status: "done",

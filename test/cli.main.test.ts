@@ -1,4 +1,5 @@
 /** The command line inside this process, with the package's functions replaced: what they are given, what is shown. */
+import * as path from "node:path";
 import { describe, expect, test } from "vitest";
 import type { Api } from "../lib/cli/api.ts";
 import { main } from "../lib/cli/main.ts";
@@ -71,6 +72,10 @@ function api(replaced: Partial<Api>, calls: Calls = { options: [] }): Api {
     inspect(options) {
       calls.options.push(options);
       return INSPECTED;
+    },
+    doctor: () => ({ version: "1", root: "/", usable: true, checks: [] }),
+    estimate() {
+      throw new AqError("AQ_INTERNAL", "no test asks for this");
     },
     ...replaced,
   };
@@ -156,6 +161,7 @@ describe("quantize", () => {
     expect(stdout.split("\n")).toEqual([
       "perplexity  40.00 -> 50.00  (+25.0 %)",
       "written to  out/my model  (1 block in 1m 24s)",
+      `report      ${path.join("out/my model", "aq", "report.html")}`,
       "next        aq-native eval --model 'out/my model' --text FILE",
       "",
     ]);

@@ -36,11 +36,12 @@ function args(out: string): string[] {
 }
 
 /** Starts the run again and asserts that it ends as if nothing had happened. */
-function expectRecovery(out: string): void {
-  const outcome: Outcome = runCommand(...args(out));
+function expectRecovery(out: string): Outcome {
+  const outcome = runCommand(...args(out));
   expect({ code: outcome.code, stderr: outcome.stderr }).toMatchObject({ code: 0 });
   expectSameResult(out, whole);
   expect(readJson(out, "aq", "job.json")).toMatchObject({ status: "done" });
+  return outcome;
 }
 
 type Moment = (event: QuantizeEvent) => boolean;
@@ -104,7 +105,10 @@ describe("Ctrl-C", () => {
       const shown = runCommand("inspect", "--model", out);
       expect(shown.stdout).toMatch(/blocks +1 of 2 stored/);
       expect(shown.stdout).toMatch(/left +block 2, write the checkpoint, measure it/);
-      expectRecovery(out);
+      expect(expectRecovery(out).stderr).toContain("going on with a run: 1 block of 2 stored");
+      const again = runCommand(...args(out));
+      expect(again).toMatchObject({ code: 0, stderr: expect.stringContaining("finished already") });
+      expect(again.stdout).toContain("perplexity");
     },
   );
 });

@@ -81,7 +81,7 @@ if (noProc) console.log(`skipped: ${noProc}`);
 describe.skipIf(noProc)("a checkpoint of 2 GB", () => {
   it("is inspected and its first block loaded below 300 MB", async () => {
     const entry = path.join(packageRoot(), "dist", "lib", "index.js");
-    if (!fs.existsSync(entry)) throw new Error(`${entry} is missing; run "npm run build" first`);
+    if (!fs.existsSync(entry)) throw new Error(`${entry} is missing; run "npm run compile" first`);
     const dir = tempFolder();
     const bytes = writeLarge(dir);
     expect(bytes).toBeGreaterThan(2000 * MB);

@@ -207,8 +207,8 @@ function average(numbers: readonly number[]): number {
 const QUERY = "model.layers.1.self_attn.q_proj.weight";
 
 /** Opens a damaged copy of a tiny model and loads all of it. */
-function load(changes: Changes): void {
-  const dir = copyFixture(tinyFixture("gqa"), tempFolder(), changes);
+function load(changes: Changes, fixture = "gqa"): void {
+  const dir = copyFixture(tinyFixture(fixture), tempFolder(), changes);
   const checkpoint = openCheckpoint(dir);
   try {
     const model = openModel(checkpoint.config, (name) => checkpoint.has(name));
@@ -280,6 +280,9 @@ describe("a checkpoint that cannot be used", () => {
     expectAqError(() => load(change(QUERY, patched(bits))), "AQ_NUMERIC", ...parts);
     const embedding = change("model.embed_tokens.weight", patched(bits));
     expectAqError(() => load(embedding), "AQ_NUMERIC", "model.embed_tokens.weight");
+    // Beside a head of its own the embedding is kept as it is stored.
+    const apart = (): void => load(embedding, "untied");
+    expectAqError(apart, "AQ_NUMERIC", "model.embed_tokens.weight", "NaN or infinity");
   });
 
   it("is refused in one sentence", () => {

@@ -123,8 +123,9 @@ function blockHooks(
       emit({ event: "epoch", block, blocks, epoch, epochs, loss, dominanceMargin, secondsLeft });
     },
     onNote: (text) => emit({ event: "note", text }),
-    onFinished: (finished) => {
+    onFinished: (finished, learned) => {
       const clips = JSON.stringify(finished.tokenClips);
+      if (settings.polish > 0) run.writeLearned(block, learned);
       run.writeBlock(block, source.model, finished, { block: String(block), token_clips: clips });
     },
     watch: hooks.watch,

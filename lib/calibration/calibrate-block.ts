@@ -1,11 +1,13 @@
 /** One block from start to finish: statistics and targets, the phases, codes, and the streams' next step. */
 
 import type { ActivationStatistics } from "../affine/site.ts";
+import type { LearnedBlock } from "../export/learned-block.ts";
 import type { BlockContext } from "../models/family.ts";
 import { disposeAll } from "../models/load.ts";
 import type { WeightSource } from "../models/source.ts";
 import type { QuantizedWeight } from "../quant/weights.ts";
 import type { DType } from "../tensor/dtype.ts";
+import type { Tensor } from "../tensor/tensor.ts";
 import type { BlockReport } from "../types.ts";
 import type { PhaseResult, TrainHooks } from "./attempts.ts";
 import {
@@ -38,8 +40,8 @@ export type BlockPhase =
 
 export interface BlockHooks extends TrainHooks {
   onPhase?(phase: BlockPhase): void;
-  /** Called with the finished block before it is disposed; stores it. */
-  onFinished?(finished: FinishedBlock): void;
+  /** Called with the finished block, and what its codes come from, before both are disposed; stores it. */
+  onFinished?(finished: FinishedBlock, learned: LearnedBlock): void;
 }
 
 /** Calibrates block `index` and moves both streams past it. */
@@ -111,7 +113,7 @@ export async function calibrateBlock(
       enter("gptq");
       known = await gptqPhase(problem, folded.weights, clips, hooks.signal);
     }
-    const offsets = round?.state?.offsets ?? new Map();
+    const offsets = round?.state?.offsets ?? new Map<string, Tensor>();
     const finished = quantizeBlock(problem, folded.weights, clips, offsets, known);
     owned.push(() => disposeFinished(finished));
 
@@ -125,7 +127,11 @@ export async function calibrateBlock(
     }
 
     enter("write");
-    hooks.onFinished?.(finished);
+    hooks.onFinished?.(finished, {
+      weights: folded.weights,
+      clips: Object.fromEntries(clips.map(({ name, value }) => [name, value])),
+      offsets: Object.fromEntries(offsets),
+    });
     return {
       block: index,
       ...report(affine, folded, round),

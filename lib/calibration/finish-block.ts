@@ -3,6 +3,7 @@
 import { Eager, type Var } from "../autograd/graph.ts";
 import { AqError } from "../errors.ts";
 import type { BlockContext, Model } from "../models/family.ts";
+import { withoutHadamard } from "../models/hadamard-down.ts";
 import { disposeAll, type LoadedWeights, loadBlock } from "../models/load.ts";
 import type { WeightSource } from "../models/source.ts";
 import { passThrough } from "../quant/tokens.ts";
@@ -92,13 +93,14 @@ export function foldBlock(
 
 /** The checkpoint's block on the sample, in the basis of the stream. */
 function runOriginal(problem: BlockProblem, source: WeightSource, sample: Tensor): Tensor {
-  const { model, context } = problem;
+  const { model } = problem;
   const { rotation } = source;
-  if (!rotation) return runBlock(model, context, problem.weights, sample);
+  const context = withoutHadamard(problem.context);
+  if (!rotation && !model.hadamardDown) return runBlock(model, context, problem.weights, sample);
   const plain = loadBlock(source.checkpoint, model, problem.index);
-  const y = runBlock(model, context, plain, rotation.back(sample));
+  const y = runBlock(model, context, plain, rotation ? rotation.back(sample) : sample);
   disposeAll(plain);
-  return rotation.states(y);
+  return rotation ? rotation.states(y) : y;
 }
 
 /** The weights with the transforms folded in, computed in float64, as f32. */
@@ -156,7 +158,7 @@ export function squares(a: Tensor, b: Tensor | undefined): number {
  * Throws: AQ_NUMERIC if a scale leaves the range of float16.
  */
 export function quantizeBlock(
-  problem: BlockProblem,
+  problem: Pick<BlockProblem, "model" | "scheme">,
   folded: LoadedWeights,
   clips: readonly Parameter[],
   offsets: ReadonlyMap<string, Tensor>,

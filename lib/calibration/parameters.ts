@@ -10,8 +10,8 @@ export const DOMINANCE_LIMIT = 0.9;
 
 const ADAM = { beta1: 0.9, beta2: 0.999, eps: 1e-8 };
 
-/** Transforms and clipping logits learn at different rates. */
-export type ParameterGroup = "transform" | "clip";
+/** What learns at rates of its own: transforms, clipping logits, and gains with biases. */
+export type ParameterGroup = "transform" | "clip" | "gain";
 
 /** One learned tensor. */
 export class Parameter {

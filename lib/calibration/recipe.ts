@@ -40,11 +40,10 @@ export const RECIPE_NAMES: readonly RecipeName[] = Object.keys(RECIPES) as Recip
 /** Throws: AQ_ARG with the names there are. */
 export function recipeOf(name: string): Recipe {
   const recipe = Object.hasOwn(RECIPES, name) ? RECIPES[name as RecipeName] : undefined;
-  if (!recipe)
-    throw new AqError(
-      "AQ_ARG",
-      `there is no recipe '${name}'; recipes: ${RECIPE_NAMES.join(", ")}`,
-    );
+  if (!recipe) {
+    const names = RECIPE_NAMES.join(", ");
+    throw new AqError("AQ_ARG", `there is no recipe '${name}'; recipes: ${names}`);
+  }
   return { name: name as RecipeName, ...recipe };
 }
 

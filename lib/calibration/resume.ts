@@ -4,9 +4,11 @@ import * as fs from "node:fs";
 import * as path from "node:path";
 import { isStagingName } from "../checkpoint/output-folder.ts";
 import { AqError } from "../errors.ts";
-import type { Job } from "../export/job.ts";
-import { RUN_FOLDER, type RunState } from "../export/run-state.ts";
+import type { Job, JobPolish } from "../export/job.ts";
+import type { RunState } from "../export/run-state.ts";
 import type { QuantizeOptions, ResumeMode } from "../types.ts";
+import { sha256File } from "../util/hash.ts";
+import { RUN_FOLDER } from "../util/layout.ts";
 import { describeDifference, type Identity } from "./identity.ts";
 
 export const RESUME_MODES: readonly ResumeMode[] = ["auto", "required", "never"];
@@ -71,18 +73,42 @@ export function leftovers(out: string, run: RunState): string[] {
     .filter((name) => isStagingName(name) || (name === RUN_FOLDER && run.isBlank));
 }
 
+/** What of the job is stored whole, and so need not be computed again. */
+export interface Intact {
+  readonly blocks: number;
+  readonly polish: JobPolish | undefined;
+}
+
 /**
- * How many of the job's blocks are stored whole. The first damaged one ends the count: it and what
- * follows are computed again.
+ * The first damaged block ends the count: it and what follows are computed again. As long as polish is
+ * to come a block is whole only with what was learned for it; afterwards the polished ones count.
  */
-export function countIntact(run: RunState, job: Job, onNote: (text: string) => void): number {
-  for (const [block, { sha256 }] of job.finished.entries()) {
-    const found = run.blockHash(block);
-    if (found === sha256) continue;
-    onNote(
-      `${run.blockFile(block)} ${found === null ? "is missing" : "was changed since it was written"}: going on from block ${block + 1}`,
-    );
-    return block;
+export function findIntact(run: RunState, job: Job, onNote: (text: string) => void): Intact {
+  const { finished, polish } = job;
+  if (polish) {
+    const isPolished = polish.blocks.length > 0;
+    const live = isPolished ? polish.blocks : finished;
+    const damage = live
+      .map(({ sha256 }, i) =>
+        damageOf(run.blockFile(i, isPolished ? "polished" : "blocks"), sha256),
+      )
+      .find((found) => found !== null);
+    if (!damage) return { blocks: finished.length, polish };
+    onNote(`${damage}: polishing again`);
   }
-  return job.finished.length;
+  for (const [block, { sha256, learnedSha256 }] of finished.entries()) {
+    const damage =
+      damageOf(run.blockFile(block), sha256) ??
+      (learnedSha256 ? damageOf(run.learnedFile(block), learnedSha256) : null);
+    if (damage === null) continue;
+    onNote(`${damage}: going on from block ${block + 1}`);
+    return { blocks: block, polish: undefined };
+  }
+  return { blocks: finished.length, polish: undefined };
+}
+
+/** What is wrong with a file, in words, or null. */
+function damageOf(file: string, sha256: string): string | null {
+  if (!fs.existsSync(file)) return `${file} is missing`;
+  return sha256File(file) === sha256 ? null : `${file} was changed since it was written`;
 }

@@ -62,15 +62,19 @@ export class RunRecord {
   }
 
   /** Throws: AQ_FILE. */
-  update(change: Partial<Pick<Job, "status" | "pplBefore" | "finished" | "result">>): void {
+  update(
+    change: Partial<Pick<Job, "status" | "pplBefore" | "finished" | "polish" | "result">>,
+  ): void {
     this.#job = { ...this.#job, ...change, notes: [...this.#notes], seconds: this.seconds };
     this.#run.writeJob(this.#job);
   }
 
   /** Records a block whose file is stored. Throws: AQ_FILE. */
   addBlock(block: Omit<JobBlock, "sha256">): void {
-    const sha256 = this.#run.blockHash(this.#job.finished.length);
+    const index = this.#job.finished.length;
+    const sha256 = this.#run.blockHash(index);
     if (sha256 === null) throw new TypeError("a block is recorded before it is stored");
-    this.update({ finished: [...this.#job.finished, { sha256, ...block }] });
+    const learnedSha256 = this.#run.learnedHash(index) ?? undefined;
+    this.update({ finished: [...this.#job.finished, { sha256, ...block, learnedSha256 }] });
   }
 }

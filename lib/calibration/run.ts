@@ -7,48 +7,34 @@ import { type Checkpoint, openCheckpoint } from "../checkpoint/folder.ts";
 import { OutputFolder } from "../checkpoint/output-folder.ts";
 import { AqError } from "../errors.ts";
 import { type EvalModel, perplexity } from "../eval/perplexity.ts";
-import { AQ_CONFIG_NAME, type AqConfig, readAqConfig } from "../export/aq-config.ts";
+import { type AqConfig, extrasOf } from "../export/aq-config.ts";
 import { writeHuggingFace } from "../export/hf.ts";
-import type { Job } from "../export/job.ts";
+import { type Job, liveBlocks } from "../export/job.ts";
 import { RunLock } from "../export/run-lock.ts";
 import { RunState } from "../export/run-state.ts";
+import type { StoredBlock } from "../export/stored-block.ts";
 import type { Model } from "../models/family.ts";
+import { oddPart } from "../models/hadamard-down.ts";
 import { openModel } from "../models/registry.ts";
 import { weightSource } from "../models/source.ts";
 import { buildReport } from "../report/build.ts";
+import { polishCurve } from "../report/curves.ts";
 import { writeReport } from "../report/write.ts";
 import { deviceInfo, setThreads, threads } from "../tensor/device.ts";
 import type { QuantizeEvent, QuantizeOptions, QuantizeResult } from "../types.ts";
 import { packageVersion } from "../util/package.ts";
 import { calibrateAll, type QuantizeHooks } from "./calibrate-all.ts";
 import { identify } from "./identity.ts";
+import { modelFor, openSource } from "./open-source.ts";
 import { PhaseClock } from "./phase-clock.ts";
-import { checkIdentity, checkResume, countIntact, findJob, leftovers } from "./resume.ts";
+import { polishAll } from "./phases/polish.ts";
+import { checkPolish } from "./polish-memory.ts";
+import { checkIdentity, checkResume, findIntact, findJob, leftovers } from "./resume.ts";
 import { newJob, RunRecord } from "./run-record.ts";
 import { type RunSettings, resolveSettings, windowLength } from "./settings.ts";
 import { streamBudget } from "./streams.ts";
 import { type CalibrationText, loadCalibration } from "./text.ts";
 import { TokenCache } from "./token-cache.ts";
-
-/** Opens the model of an options object for quantizing. Throws: AQ_MODEL if it already is quantized. */
-function openSource(dir: string): { checkpoint: Checkpoint; model: Model } {
-  const checkpoint = openCheckpoint(dir);
-  try {
-    if (checkpoint.quantization || readAqConfig(dir)) {
-      const how = checkpoint.quantization
-        ? "quantization_config in its config.json"
-        : AQ_CONFIG_NAME;
-      throw new AqError(
-        "AQ_MODEL",
-        `${dir} is already quantized (${how}); quantize the full-precision checkpoint it was made from`,
-      );
-    }
-    return { checkpoint, model: openModel(checkpoint.config, (name) => checkpoint.has(name)) };
-  } catch (error) {
-    checkpoint.close();
-    throw error;
-  }
-}
 
 /** What a session works with once its options and input are known to be good. */
 interface Session {
@@ -78,13 +64,15 @@ export async function runQuantize(
   checkResume(options);
   const streamMemory = streamBudget(options.streamMemory);
   if (options.threads !== undefined) setThreads(options.threads);
-  const { checkpoint, model } = openSource(options.model);
+  const { checkpoint, model: plain } = openSource(options.model);
   try {
+    const model = modelFor(checkpoint, plain, settings);
     const run = new RunState(options.out);
     const seqlen = windowLength(settings.seqlen, model.shape.maxTokens);
     const tokens = new TokenCache(options.model, run.dir);
     const text = loadCalibration(options.calib, tokens, seqlen, settings);
     const found = findJob(options.out, run, options);
+    if (!found?.polish) checkPolish(model, settings, text.calibration.length, seqlen);
     const claim = {
       source: options.model,
       overwrite: found !== null || (options.overwrite ?? false),
@@ -170,8 +158,11 @@ async function runSession(
   try {
     emit(startEvent(session));
     for (const note of text.notes) emit({ event: "note", text: note });
-    const intact = countIntact(run, job, (note) => emit({ event: "note", text: note }));
-    record.update({ status: "running", result: null, finished: job.finished.slice(0, intact) });
+    const { blocks: intact, polish } = findIntact(run, job, (text) => {
+      emit({ event: "note", text });
+    });
+    const finished = job.finished.slice(0, intact);
+    record.update({ status: "running", result: null, finished, polish });
     tokens.save();
     if (intact > 0) {
       emit({ event: "resume", blocksDone: intact, blocks: job.blocks, finished: false });
@@ -197,8 +188,9 @@ async function runSession(
     if (rotation && model.traits.tiedHead && intact === 0) {
       emit({ event: "note", text: untiedNote(model) });
     }
+    if (model.hadamardDown && intact === 0) emit({ event: "note", text: hadamardNote(model) });
     const source = weightSource(checkpoint, model, rotation);
-    await calibrateAll({
+    const parts = {
       source,
       settings,
       windows: text.calibration,
@@ -206,22 +198,29 @@ async function runSession(
       run,
       record,
       hooks: told,
-    });
-    const { finished } = record.job;
+    };
+    await calibrateAll(parts);
+    clock.enter("polish");
+    await polishAll(parts);
+    const live = liveBlocks(record.job);
     const config: AqConfig = {
       scheme: settings.scheme,
       recipe: settings.recipe.name,
       sites: settings.recipe.sites ? model.sites.map(siteName) : [],
-      tokenClips: finished.map(({ tokenClips }) => tokenClips),
+      hadamardDown: model.hadamardDown,
+      tokenClips: live.tokenClips,
     };
     clock.enter("export");
     emit({ event: "stage", stage: "export" });
-    await writeHuggingFace(folder, source, run, config, packageVersion(), hooks.signal);
+    const stored = (block: number): StoredBlock => run.openBlock(block, live.set);
+    await writeHuggingFace(folder, source, stored, config, packageVersion(), hooks.signal);
 
     clock.enter("evaluation");
     const pplAfter = await measureOutput(options.out, config, measure);
-    const blocks = finished.map(({ report }) => report);
-    const result = { seconds: record.seconds, pplBefore, pplAfter, blocks };
+    const blocks = record.job.finished.map(({ report }) => report);
+    const polished = record.job.polish?.report;
+    const seconds = record.seconds;
+    const result = { seconds, pplBefore, pplAfter, blocks, ...(polished && { polish: polished }) };
     const report = buildReport({
       options,
       settings,
@@ -237,6 +236,7 @@ async function runSession(
       },
       perplexity: { before: pplBefore, after: pplAfter, windows: text.evaluation.length },
       blocks,
+      curves: polished ? [polishCurve(polished)] : [],
       notes: record.notes,
       seconds: result.seconds,
       phaseSeconds: clock.stop().phaseSeconds,
@@ -258,6 +258,13 @@ async function runSession(
 function untiedNote({ shape: { vocabulary, hidden } }: Model): string {
   const numbers = (vocabulary * hidden).toLocaleString("en-US");
   return `the residual stream is rotated, so the head is no longer the embedding: the output stores it as a tensor of its own, ${numbers} numbers more`;
+}
+
+/** What the transform costs when the model runs, and who can run it. */
+function hadamardNote({ shape: { mlp } }: Model): string {
+  const odd = oddPart(mlp);
+  const sums = (mlp * (Math.log2(mlp / odd) + (odd > 1 ? odd : 0))).toLocaleString("en-US");
+  return `a Hadamard transform runs before the down projection of every block, about ${sums} additions a token; other loaders refuse the output, since they would leave it out`;
 }
 
 function startEvent({ options, settings, model, text }: Session): QuantizeEvent {
@@ -295,7 +302,7 @@ async function measureOutput(
 ): Promise<number> {
   const checkpoint = openCheckpoint(out);
   try {
-    const model = openModel(checkpoint.config, (name) => checkpoint.has(name));
+    const model = openModel(checkpoint.config, (name) => checkpoint.has(name), extrasOf(config));
     const { abits } = config.scheme;
     const activations = abits < 16 ? { bits: abits, clips: config.tokenClips } : null;
     return await measure("after", { checkpoint, model, activations });

@@ -20,6 +20,10 @@ export interface RunSettings {
   readonly recipe: Recipe;
   /** Rotate the residual stream first. */
   readonly rotate: boolean;
+  /** A Hadamard transform runs before the down projection. */
+  readonly hadamardDown: boolean;
+  /** Epochs that train all blocks at once at the end. */
+  readonly polish: number;
   readonly train: TrainSettings;
   readonly nsamples: number;
   readonly seqlen: number | undefined;
@@ -58,6 +62,18 @@ function splitEpochs(
   return { affineEpochs, roundEpochs: epochs - affineEpochs };
 }
 
+/** GPTQ's codes are no function of what polish trains. */
+function polishEpochs(epochs: number, { rounding }: Recipe): number {
+  within("polish", epochs, 0, 10_000, true);
+  if (epochs > 0 && rounding === "gptq") {
+    throw new AqError(
+      "AQ_ARG",
+      "polish trains the rounding on, which gptq's codes do not allow; use --rounding learned or nearest with it",
+    );
+  }
+  return epochs;
+}
+
 /** Throws: AQ_ARG naming the option, its range and its value. */
 export function resolveSettings(options: QuantizeOptions): RunSettings {
   const scheme = checkScheme({
@@ -67,16 +83,20 @@ export function resolveSettings(options: QuantizeOptions): RunSettings {
     symmetric: options.symmetric ?? false,
   });
   const { sampling = "sequential", device = "auto", rotate = "auto" } = options;
+  const { hadamard = "none" } = options;
   const base = recipeOf(options.recipe ?? "default");
   const recipe = { ...base, rounding: options.rounding ?? base.rounding };
   oneOf("rounding", recipe.rounding, ROUNDINGS);
   oneOf("rotate", rotate, ["auto", "on", "off"]);
+  oneOf("hadamard", hadamard, ["none", "down"]);
   oneOf("sampling", sampling, ["sequential", "random"]);
   oneOf("device", device, DEVICE_NAMES);
   return {
     scheme,
     recipe,
     rotate: rotate === "on" || (rotate === "auto" && base.rotate && quantizesTokens(scheme)),
+    hadamardDown: hadamard === "down",
+    polish: polishEpochs(options.polish ?? 0, recipe),
     train: {
       ...splitEpochs(within("epochs", options.epochs ?? 20, 0, 10_000, true), recipe),
       alpha: within("alpha", options.alpha ?? 0.5, 0, 1, false),

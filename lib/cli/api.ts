@@ -1,5 +1,6 @@
 /** The functions of the package that the commands call. */
 import type { DoctorResult } from "../doctor.ts";
+import type { EstimateOptions, EstimateResult } from "../estimate.ts";
 import type {
   EvaluateEvent,
   EvaluateOptions,
@@ -17,6 +18,7 @@ export interface Api {
   evaluate(options: EvaluateOptions, hooks?: RunHooks<EvaluateEvent>): Promise<EvaluateResult>;
   inspect(options: InspectOptions): InspectResult | Promise<InspectResult>;
   doctor(): DoctorResult;
+  estimate(options: EstimateOptions): EstimateResult;
 }
 
 /** Loads the package, and with it the native addon; `--help` and misuse are answered without it. */

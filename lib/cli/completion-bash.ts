@@ -45,7 +45,10 @@ complete -F ${name} ${program}
 `;
 }
 
-function answer(value: Exclude<ValueKind, { kind: "none" } | { kind: "other" }>, name: string): string {
+function answer(
+  value: Exclude<ValueKind, { kind: "none" } | { kind: "other" }>,
+  name: string,
+): string {
   if (value.kind === "words")
     return `COMPREPLY=($(compgen -W "${value.words.join(" ")}" -- "$cur"))`;
   return `${name}_paths ${value.kind === "folder" ? "-d" : "-f"} "$cur"`;

@@ -79,6 +79,24 @@ export function stepStatus(event: Event<"step"> | Event<"epoch">): Segment[] {
   return segments;
 }
 
+/** Epoch, a bar over all of them, loss or what the windows held back say, and time left. */
+export function polishStatus(event: Event<"polish">): Segment[] {
+  const { epoch, epochs, step, steps, loss, divergence, secondsLeft } = event;
+  const name = { text: "polish", tone: "strong" } as const;
+  if (epoch < 0) return [name, { text: `  divergence ${significant(divergence ?? Number.NaN)}` }];
+  const segments: Segment[] = [
+    name,
+    { text: `  ${place("epoch", epoch, epochs)}  ` },
+    { text: bar(step / steps, BAR_CELLS), tone: "dim" },
+  ];
+  if (loss !== null) segments.push({ text: `  loss ${significant(loss)}` });
+  if (divergence !== null) segments.push({ text: `  held back ${significant(divergence)}` });
+  if (secondsLeft !== null) {
+    segments.push({ text: `  ${duration(secondsLeft)} left`, tone: "dim" });
+  }
+  return segments;
+}
+
 export function evalStatus(
   label: string,
   window: number,

@@ -89,5 +89,6 @@ function quantization({ quantized }: InspectResult): string {
   const { wbits, abits, groupSize } = quantized;
   const grid = groupSize > 0 ? `groups of ${groupSize}` : "per output channel";
   const activations = abits < 16 ? `${abits}-bit activations` : "activations as they are";
-  return `by aq-native: ${wbits}-bit weights, ${grid}, ${activations}`;
+  const transform = quantized.hadamardDown ? ", a Hadamard transform before down" : "";
+  return `by aq-native: ${wbits}-bit weights, ${grid}, ${activations}${transform}`;
 }

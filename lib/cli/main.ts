@@ -7,16 +7,19 @@ import { packageVersion } from "../util/package.ts";
 import { type ApiLoader, loadApi } from "./api.ts";
 import { COMPLETION_EXAMPLES, runCompletion, SHELLS, type Shell } from "./completion.ts";
 import { DOCTOR_EXAMPLES, runDoctor } from "./doctor.ts";
+import { ESTIMATE_EXAMPLES, runEstimate } from "./estimate.ts";
 import { EVALUATE_EXAMPLES, runEvaluate } from "./evaluate.ts";
 import { EXIT, endSentence, reportError, UseError } from "./exit.ts";
 import { INSPECT_EXAMPLES, runInspect } from "./inspect.ts";
 import type { Io } from "./io.ts";
 import {
   addDoctorOptions,
+  addEstimateOptions,
   addEvaluateOptions,
   addInspectOptions,
   addQuantizeOptions,
   doctorOptions,
+  estimateOptions,
   evaluateOptions,
   inspectOptions,
   quantizeOptions,
@@ -86,6 +89,17 @@ export function buildProgram(io: Io, load: ApiLoader): Command {
     await runInspect(...inspectOptions(inspect), io, load);
   });
 
+  const estimate = program
+    .command("estimate")
+    .summary("say how long a run would take, and how much memory and disk")
+    .description(
+      "Estimate time, memory and disk of quantize with the same options, from a short measurement on\n" +
+        "this machine. Nothing is written.",
+    );
+  finish(addEstimateOptions(estimate), io, ESTIMATE_EXAMPLES).action(async () => {
+    await runEstimate(...estimateOptions(estimate), io, load);
+  });
+
   const doctor = program
     .command("doctor")
     .summary("say whether this machine can run aq-native, and what to do if not")
@@ -116,7 +130,9 @@ function finish(
   examples: readonly (readonly [string, string])[],
 ): Command {
   const name = command.name();
-  const lines = examples.map(([what, options]) => `  # ${what}\n  ${`aq-native ${name} ${options}`.trimEnd()}\n`);
+  const lines = examples.map(
+    ([what, options]) => `  # ${what}\n  ${`aq-native ${name} ${options}`.trimEnd()}\n`,
+  );
   command
     .helpOption("-h, --help", "show this help")
     .addHelpText("after", `\nExamples:\n${lines.join("\n")}`);

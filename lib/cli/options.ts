@@ -4,6 +4,7 @@
  * named in the help are those of the API.
  */
 import { type Command, Option } from "commander";
+import type { EstimateOptions } from "../estimate.ts";
 import type {
   EvaluateOptions,
   InspectOptions,
@@ -18,6 +19,7 @@ const RESUMES = ["auto", "required", "never"] as const satisfies readonly Resume
 const SAMPLINGS = ["sequential", "random"] as const;
 const DEVICES = ["auto", "cpu"] as const;
 const ROTATES = ["auto", "on", "off"] as const;
+const HADAMARDS = ["none", "down"] as const;
 const ROUNDINGS = ["learned", "nearest", "gptq"] as const;
 const MAX_SEED = 2 ** 32 - 1;
 const MAX_THREADS = 1024;
@@ -28,13 +30,27 @@ const windowLength = integer(2);
 
 export interface OutputOptions {
   readonly json?: true;
+  /** Say what would be done, and do not do it. */
+  readonly dryRun?: true;
 }
 
 export function addQuantizeOptions(command: Command): Command {
-  return command
+  const out = required("--out <dir>", "folder to write", path);
+  const dryRun = flag("--dry-run", "say what time, memory and disk it takes, and stop");
+  return addRunOptions(command, [out, dryRun]);
+}
+
+/** The same as for quantize, so that a command line can be tried with the other word. */
+export function addEstimateOptions(command: Command): Command {
+  return addRunOptions(command, [valued("--out <dir>", "folder that would be written", path)]);
+}
+
+function addRunOptions(command: Command, own: readonly Option[]): Command {
+  command
     .optionsGroup("Input and output:")
-    .addOption(required("--model <dir>", "folder of a Hugging Face checkpoint", path))
-    .addOption(required("--out <dir>", "folder to write", path))
+    .addOption(required("--model <dir>", "folder of a Hugging Face checkpoint", path));
+  for (const option of own) command.addOption(option);
+  return command
     .addOption(flag("--overwrite", "replace what is in --out"))
     .addOption(
       valued(
@@ -73,6 +89,13 @@ export function addQuantizeOptions(command: Command): Command {
     )
     .addOption(
       valued(
+        "--hadamard <where>",
+        "down: transform the input of the down projection at run time; stock loaders then refuse the output (default: none)",
+        choice(HADAMARDS),
+      ),
+    )
+    .addOption(
+      valued(
         "--rounding <how>",
         "how the codes are found: learned, nearest, gptq (default: the recipe's)",
         choice(ROUNDINGS),
@@ -83,6 +106,13 @@ export function addQuantizeOptions(command: Command): Command {
         "--epochs <n>",
         "passes over the windows for each block (default: 20)",
         integer(1, undefined, undefined, "Use --recipe rtn to train nothing."),
+      ),
+    )
+    .addOption(
+      valued(
+        "--polish <n>",
+        "epochs that train all blocks against the full-precision logits at the end; takes the memory of training the whole model (default: 0)",
+        integer(0),
       ),
     )
     .addOption(
@@ -185,7 +215,13 @@ export function addDoctorOptions(command: Command): Command {
 /** What `quantize` was asked for: the API's options, and how to show them. */
 export function quantizeOptions(command: Command): [QuantizeOptions, OutputOptions] {
   requireAll(command);
-  const { json, ...options } = command.opts<QuantizeOptions & OutputOptions>();
+  const { json, dryRun, ...options } = command.opts<QuantizeOptions & OutputOptions>();
+  return [options, { ...(json && { json }), ...(dryRun && { dryRun }) }];
+}
+
+export function estimateOptions(command: Command): [EstimateOptions, OutputOptions] {
+  requireAll(command);
+  const { json, ...options } = command.opts<EstimateOptions & OutputOptions>();
   return [options, json ? { json } : {}];
 }
 

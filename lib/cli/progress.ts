@@ -7,6 +7,7 @@ import {
   blockLine,
   evalStatus,
   phaseStatus,
+  polishStatus,
   resumeLine,
   stageStatus,
   startLine,
@@ -44,7 +45,8 @@ function quantizeJson(io: Io): Progress<QuantizeEvent> {
   return {
     event(event) {
       if (event.event === "done") return;
-      if (event.event === "step") lines.writeSometimes(event);
+      const isStep = event.event === "polish" && event.divergence === null;
+      if (event.event === "step" || isStep) lines.writeSometimes(event);
       else lines.write(event);
     },
     end() {},
@@ -76,6 +78,9 @@ function quantizeText(io: Io): Progress<QuantizeEvent> {
         case "step":
         case "epoch":
           screen.status(stepStatus(event));
+          break;
+        case "polish":
+          screen.status(polishStatus(event));
           break;
         case "block":
           screen.print(blockLine(event, event.blocks));

@@ -1,6 +1,10 @@
 /** `aq-native quantize`. */
+import * as path from "node:path";
 import type { QuantizeOptions, QuantizeResult } from "../types.ts";
+import { REPORT_FILES, RUN_FOLDER } from "../util/layout.ts";
+import { shellWord } from "../util/shell.ts";
 import type { ApiLoader } from "./api.ts";
+import { runEstimate } from "./estimate.ts";
 import { duration, percent, perplexity, plural } from "./format.ts";
 import type { Io } from "./io.ts";
 import { JsonLines } from "./json-lines.ts";
@@ -26,6 +30,10 @@ export async function runQuantize(
   io: Io,
   load: ApiLoader,
 ): Promise<void> {
+  if (output.dryRun) {
+    await runEstimate(options, output, io, load);
+    return;
+  }
   const api = await load();
   const progress = quantizeProgress(io, output.json === true);
   const stop = stopOnSignals(io.stderr);
@@ -40,7 +48,7 @@ export async function runQuantize(
     stop.release();
   }
   if (output.json) {
-    const { out, seconds, pplBefore, pplAfter, blocks } = result;
+    const { out, seconds, pplBefore, pplAfter, blocks, polish } = result;
     new JsonLines(io.stdout, io).write({
       event: "done",
       out,
@@ -48,6 +56,7 @@ export async function runQuantize(
       pplBefore,
       pplAfter,
       blocks,
+      ...(polish && { polish }),
     });
   } else {
     printSummary(result, io);
@@ -77,10 +86,6 @@ function printSummary(result: QuantizeResult, io: Io): void {
     { text: out, tone: "strong" },
     { text: `  (${plural(blocks.length, "block")} in ${duration(seconds)})`, tone: "dim" },
   ]);
+  screen.print([{ text: `report      ${path.join(out, RUN_FOLDER, REPORT_FILES.html)}` }]);
   screen.print([{ text: `next        aq-native eval --model ${shellWord(out)} --text FILE` }]);
-}
-
-/** A path as a shell takes it. */
-function shellWord(word: string): string {
-  return /^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`;
 }

@@ -1,7 +1,7 @@
 /** Perplexity of a checkpoint folder, block by block, with memory bounded by one block. */
 
 import { setImmediate } from "node:timers/promises";
-import { Eager, type Var } from "../autograd/graph.ts";
+import { Eager, type Graph, type Var } from "../autograd/graph.ts";
 import type { Checkpoint } from "../checkpoint/folder.ts";
 import { AqError } from "../errors.ts";
 import type { BlockContext, Model } from "../models/family.ts";
@@ -139,15 +139,19 @@ function windowLoss(model: Model, outer: LoadedWeights, state: Tensor, ids: Int3
   return sum / (tokens - 1);
 }
 
-/** Logits [M, V] of hidden states [M, C]. */
+/** Logits [..., V] of hidden states [..., C]. */
 export function logitsOf(model: Model, outer: LoadedWeights, x: Tensor): Tensor {
   const graph = new Eager();
-  const w = Object.fromEntries(
+  return model.head(graph, headWeights(graph, outer), graph.constant(x)).value.tensor;
+}
+
+/** The outer weights as constants, but for an embedding that is in its stored dtype. */
+export function headWeights(graph: Graph, outer: LoadedWeights): Record<string, Var> {
+  return Object.fromEntries(
     Object.entries(outer)
       .filter(([key, t]) => key !== "embedding" || t.dtype === "f32")
       .map(([key, t]) => [key, graph.constant(t)]),
   );
-  return model.head(graph, w, graph.constant(x)).value.tensor;
 }
 
 /** exp of the mean loss, and its standard error by the delta method. */

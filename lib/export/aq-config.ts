@@ -6,9 +6,11 @@
 import * as path from "node:path";
 import { hasFile } from "../checkpoint/source-files.ts";
 import { AqError } from "../errors.ts";
+import type { HadamardDown, ModelExtras } from "../models/family.ts";
 import type { QuantScheme } from "../quant/scheme.ts";
 import { checkScheme, TOKEN_FLOOR } from "../quant/scheme.ts";
 import { isJsonObject, type JsonObject, kindOf, readJsonFile } from "../util/json.ts";
+import { hadamardJson, readHadamard } from "./hadamard-json.ts";
 
 export const AQ_CONFIG_NAME = "aq_config.json";
 const FORMAT = 1;
@@ -17,8 +19,15 @@ export interface AqConfig {
   readonly scheme: QuantScheme;
   readonly recipe: string;
   readonly sites: readonly string[];
+  /** The transform that runs before down, if there is one. */
+  readonly hadamardDown: HadamardDown | null;
   /** Clipping logits by activation, for each block. */
   readonly tokenClips: readonly Readonly<Record<string, number>>[];
+}
+
+/** What the folder's model computes beyond its family's architecture. */
+export function extrasOf(config: AqConfig | null): ModelExtras {
+  return { hadamardDown: config?.hadamardDown ?? undefined };
 }
 
 /** The file's content. */
@@ -33,6 +42,7 @@ export function aqConfigJson(config: AqConfig, version: string): JsonObject {
     symmetric,
     recipe: config.recipe,
     sites: config.sites,
+    ...(config.hadamardDown && { hadamard_down: hadamardJson(config.hadamardDown) }),
     activations:
       abits < 16 ? { bits: abits, scale_floor: TOKEN_FLOOR, clip_logits: config.tokenClips } : null,
   };
@@ -69,6 +79,7 @@ export function readAqConfig(dir: string): AqConfig | null {
     scheme,
     recipe: String(json["recipe"]),
     sites: Array.isArray(json["sites"]) ? json["sites"].map(String) : [],
+    hadamardDown: readHadamard(json["hadamard_down"], where),
     tokenClips: readClips(json["activations"], where),
   };
 }

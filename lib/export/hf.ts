@@ -3,7 +3,8 @@
  * their codes stand for, in the source's dtypes. Stock loaders read it unchanged.
  *
  * A rotated run replaces embeddings, last norm and head as well; a head that was tied to the embedding
- * is then a tensor of its own, and config.json says so.
+ * is then a tensor of its own, and config.json says so. A model that computes something at run time
+ * gets a model_type of our own, so that stock loaders refuse it.
  */
 
 import type { OutputFolder } from "../checkpoint/output-folder.ts";
@@ -14,15 +15,16 @@ import { dtypeCode } from "../tensor/dtype.ts";
 import { invokeOne } from "../tensor/invoke.ts";
 import { scope } from "../tensor/scope.ts";
 import type { Tensor } from "../tensor/tensor.ts";
+import type { JsonObject } from "../util/json.ts";
 import { AQ_CONFIG_NAME, type AqConfig, aqConfigJson } from "./aq-config.ts";
-import type { RunState } from "./run-state.ts";
+import { ownConfig } from "./own-type.ts";
 import type { StoredBlock } from "./stored-block.ts";
 
-/** Writes the folder from the run's stored blocks. Throws: AQ_FILE, AQ_STOPPED. */
+/** Writes the folder from stored blocks, which `openBlock` opens. Throws: AQ_FILE, AQ_STOPPED. */
 export async function writeHuggingFace(
   folder: OutputFolder,
   source: WeightSource,
-  run: RunState,
+  openBlock: (block: number) => StoredBlock,
   config: AqConfig,
   version: string,
   signal?: AbortSignal,
@@ -41,14 +43,14 @@ export async function writeHuggingFace(
   const stored = (index: number): StoredBlock => {
     if (open?.index !== index) {
       open?.block.close();
-      open = { index, block: run.openBlock(index) };
+      open = { index, block: openBlock(index) };
     }
     return open.block;
   };
   try {
     await folder.assemble({
       source: checkpoint,
-      config: untied ? { ...checkpoint.config, tie_word_embeddings: false } : checkpoint.config,
+      config: outputConfig(source, untied),
       tensorBytes: ({ name }) => {
         const index = blockOf.get(name);
         const like = checkpoint.has(name) ? name : outer.embedding;
@@ -68,6 +70,12 @@ export async function writeHuggingFace(
     open?.block.close();
     disposeAll(rotated);
   }
+}
+
+/** The source's config.json, with what differs in the output. */
+function outputConfig({ checkpoint, model }: WeightSource, untied: boolean): JsonObject {
+  const config = untied ? { ...checkpoint.config, tie_word_embeddings: false } : checkpoint.config;
+  return model.hadamardDown ? ownConfig(config) : config;
 }
 
 /** Keys of the outer tensors by name in the checkpoint, the head's included where it is tied. */

@@ -1,7 +1,7 @@
 /** job.json: what a run is, how far it has come, and what it found. */
 
 import { AqError } from "../errors.ts";
-import type { BlockReport, QuantizeResult } from "../types.ts";
+import type { BlockReport, PolishReport, QuantizeResult } from "../types.ts";
 import { isJsonObject, type JsonObject, kindOf } from "../util/json.ts";
 
 export const JOB_FORMAT = 1;
@@ -13,6 +13,18 @@ export interface JobBlock {
   readonly report: BlockReport;
   /** Clipping logits of its activations. */
   readonly tokenClips: Readonly<Record<string, number>>;
+  /** Of the file with what was learned, in a run that polishes. */
+  readonly learnedSha256?: string | undefined;
+}
+
+/** Blocks as each was finished, or as all of them were polished: folders of the run. */
+export type BlockSet = "blocks" | "polished";
+
+/** A polish that is done. */
+export interface JobPolish {
+  readonly report: PolishReport;
+  /** The polished blocks; empty where the starting state was the best. */
+  readonly blocks: readonly Pick<JobBlock, "sha256" | "tokenClips">[];
 }
 
 /** Blocks in `finished` are stored; the next one is at work. */
@@ -32,10 +44,25 @@ export interface Job {
   /** Null until it is measured. */
   readonly pplBefore: number | null;
   readonly finished: readonly JobBlock[];
+  /** Once it is there, its blocks stand in for those in `finished`. */
+  readonly polish?: JobPolish | undefined;
   /** Of all sessions so far. */
   readonly seconds: number;
   /** Null until the run is done. */
   readonly result: Omit<QuantizeResult, "out"> | null;
+}
+
+/** Which of the stored blocks count, and their clipping logits. */
+export function liveBlocks({ finished, polish }: Job): {
+  readonly set: BlockSet;
+  readonly tokenClips: JobBlock["tokenClips"][];
+} {
+  const isPolished = polish !== undefined && polish.blocks.length > 0;
+  const live = isPolished ? polish.blocks : finished;
+  return {
+    set: isPolished ? "polished" : "blocks",
+    tokenClips: live.map(({ tokenClips }) => tokenClips),
+  };
 }
 
 /**
@@ -70,16 +97,31 @@ export function checkJob(json: JsonObject, where: string): Job {
   if (!Array.isArray(finished) || !finished.every(isJobBlock)) {
     fail("finished", "a list of blocks");
   }
+  const polish = json["polish"];
+  if (polish !== undefined && !isJobPolish(polish)) fail("polish", "polished blocks");
   const isDone = json["status"] === "done";
   if (isDone !== isJsonObject(json["result"])) fail("result", isDone ? "an object" : "null");
   return json as unknown as Job;
 }
 
 function isJobBlock(value: unknown): boolean {
+  return isStored(value) && isJsonObject((value as JsonObject)["report"]);
+}
+
+function isJobPolish(value: unknown): boolean {
+  return (
+    isJsonObject(value) &&
+    isJsonObject(value["report"]) &&
+    Array.isArray(value["blocks"]) &&
+    value["blocks"].every(isStored)
+  );
+}
+
+/** A file's hash, and the clipping logits that belong to it. */
+function isStored(value: unknown): boolean {
   return (
     isJsonObject(value) &&
     typeof value["sha256"] === "string" &&
-    isJsonObject(value["report"]) &&
     isJsonObject(value["tokenClips"]) &&
     Object.values(value["tokenClips"]).every((logit) => Number.isFinite(logit))
   );

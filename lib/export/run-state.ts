@@ -4,6 +4,9 @@
  *
  * A block counts as finished once job.json names its hash; files that a killed process left half
  * written have names of their own and are removed by the next run.
+ *
+ * A run that polishes keeps beside each block what was learned for it, until polish is done, and has
+ * two sets of blocks then: job.json says which of them counts.
  */
 
 import * as fs from "node:fs";
@@ -15,17 +18,19 @@ import { dtypeCode } from "../tensor/dtype.ts";
 import { invokeOne } from "../tensor/invoke.ts";
 import { scope } from "../tensor/scope.ts";
 import type { Tensor } from "../tensor/tensor.ts";
-import { fileError, isTemporaryName, syncFolder, writeFileAtomic } from "../util/fs.ts";
+import { fileError, isTemporaryName, makeFolder, syncFolder, writeFileAtomic } from "../util/fs.ts";
 import { sha256File } from "../util/hash.ts";
 import { readJsonFile } from "../util/json.ts";
-import { checkJob, type Job } from "./job.ts";
+import { RUN_FOLDER } from "../util/layout.ts";
+import { type BlockSet, checkJob, type Job } from "./job.ts";
+import { type LearnedBlock, writeLearnedBlock } from "./learned-block.ts";
 import { LOCK_NAME } from "./run-lock.ts";
 import { StoredBlock } from "./stored-block.ts";
 import type { FinishedWeights, QuantizedByKey } from "./weights.ts";
 
-/** Folder of the run state under the output. */
-export const RUN_FOLDER = "aq";
-const BLOCKS_FOLDER = "blocks";
+const BLOCKS_FOLDER: BlockSet = "blocks";
+const POLISHED_FOLDER: BlockSet = "polished";
+const LEARNED_FOLDER = "polish";
 const JOB_NAME = "job.json";
 
 /** Files of one run. */
@@ -45,7 +50,7 @@ export class RunState {
       for (const name of fs.readdirSync(this.dir).filter((name) => name !== LOCK_NAME)) {
         fs.rmSync(path.join(this.dir, name), { recursive: true, force: true });
       }
-      fs.mkdirSync(this.#blocks, { recursive: true });
+      fs.mkdirSync(this.#folder(BLOCKS_FOLDER), { recursive: true });
       syncFolder(this.dir);
       syncFolder(path.dirname(this.dir));
     } catch (error) {
@@ -56,8 +61,11 @@ export class RunState {
   /** Removes what killed processes left half written. Throws: AQ_FILE. */
   clean(): void {
     try {
-      fs.mkdirSync(this.#blocks, { recursive: true });
-      for (const dir of [this.dir, this.#blocks]) {
+      fs.mkdirSync(this.#folder(BLOCKS_FOLDER), { recursive: true });
+      const folders = [BLOCKS_FOLDER, LEARNED_FOLDER, POLISHED_FOLDER].map((name) =>
+        this.#folder(name),
+      );
+      for (const dir of [this.dir, ...folders.filter((name) => fs.existsSync(name))]) {
         for (const name of fs.readdirSync(dir).filter(isTemporaryName)) {
           fs.rmSync(path.join(dir, name), { force: true });
         }
@@ -77,7 +85,7 @@ export class RunState {
       }
     };
     const isOwn = (name: string): boolean => name === BLOCKS_FOLDER || name === LOCK_NAME;
-    return names(this.#blocks).length === 0 && names(this.dir).every(isOwn);
+    return names(this.#folder(BLOCKS_FOLDER)).length === 0 && names(this.dir).every(isOwn);
   }
 
   /** The job, or null when there is none. Throws: AQ_FILE, AQ_FORMAT when it is damaged. */
@@ -90,14 +98,38 @@ export class RunState {
     writeFileAtomic(this.#job, `${JSON.stringify(job, null, 2)}\n`);
   }
 
-  blockFile(block: number): string {
-    return path.join(this.#blocks, `block-${String(block).padStart(4, "0")}.safetensors`);
+  blockFile(block: number, set: BlockSet = "blocks"): string {
+    return path.join(this.#folder(set), fileName(block));
   }
 
   /** Hash of a stored block, or null when there is none. Throws: AQ_FILE. */
-  blockHash(block: number): string | null {
-    const file = this.blockFile(block);
-    return fs.existsSync(file) ? sha256File(file) : null;
+  blockHash(block: number, set: BlockSet = "blocks"): string | null {
+    return hashOf(this.blockFile(block, set));
+  }
+
+  learnedFile(block: number): string {
+    return path.join(this.#folder(LEARNED_FOLDER), fileName(block));
+  }
+
+  /** Hash of what was learned for a block, or null when it is not kept. Throws: AQ_FILE. */
+  learnedHash(block: number): string | null {
+    return hashOf(this.learnedFile(block));
+  }
+
+  /** Keeps what was learned for a block. Throws: AQ_FILE. */
+  writeLearned(block: number, learned: LearnedBlock): void {
+    makeFolder(this.#folder(LEARNED_FOLDER));
+    writeLearnedBlock(this.learnedFile(block), learned);
+  }
+
+  /** Drops what was learned for all blocks. Throws: AQ_FILE. */
+  dropLearned(): void {
+    this.#drop(LEARNED_FOLDER);
+  }
+
+  /** Drops the polished blocks. Throws: AQ_FILE. */
+  dropPolished(): void {
+    this.#drop(POLISHED_FOLDER);
   }
 
   /** Stores a finished block under the names of the checkpoint. Throws: AQ_FILE. */
@@ -106,7 +138,9 @@ export class RunState {
     model: Model,
     finished: FinishedWeights,
     metadata: Readonly<Record<string, string>>,
+    set: BlockSet = "blocks",
   ): void {
+    makeFolder(this.#folder(set));
     const names = new Map(model.blockTensors(block).map(({ key, name }) => [key, name]));
     const parts: { spec: FileTensor; bytes: () => Uint8Array }[] = [];
     for (const { key } of model.linears) {
@@ -132,7 +166,7 @@ export class RunState {
       });
     }
     const specs = parts.map(({ spec }) => spec);
-    const writer = new SafetensorsWriter(this.blockFile(block), specs, {
+    const writer = new SafetensorsWriter(this.blockFile(block, set), specs, {
       format: "aq-native",
       ...metadata,
     });
@@ -146,17 +180,34 @@ export class RunState {
   }
 
   /** Opens a stored block. Throws: AQ_FILE, AQ_FORMAT. */
-  openBlock(block: number): StoredBlock {
-    return new StoredBlock(this.blockFile(block));
+  openBlock(block: number, set: BlockSet = "blocks"): StoredBlock {
+    return new StoredBlock(this.blockFile(block, set));
   }
 
   get #job(): string {
     return path.join(this.dir, JOB_NAME);
   }
 
-  get #blocks(): string {
-    return path.join(this.dir, BLOCKS_FOLDER);
+  #folder(name: string): string {
+    return path.join(this.dir, name);
   }
+
+  #drop(name: string): void {
+    try {
+      fs.rmSync(this.#folder(name), { recursive: true, force: true });
+      syncFolder(this.dir);
+    } catch (error) {
+      throw fileError("remove", this.#folder(name), error);
+    }
+  }
+}
+
+function fileName(block: number): string {
+  return `block-${String(block).padStart(4, "0")}.safetensors`;
+}
+
+function hashOf(file: string): string | null {
+  return fs.existsSync(file) ? sha256File(file) : null;
 }
 
 /** Bytes of a tensor as they are. */

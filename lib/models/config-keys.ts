@@ -56,6 +56,21 @@ export function readObject(config: JsonObject, key: string): JsonObject | null {
   return value;
 }
 
+/**
+ * No matrix of `columns` columns may have more elements than can be addressed; `rows` by the keys that
+ * they come from. Throws: AQ_MODEL.
+ */
+export function checkSizes(columns: number, rows: Readonly<Record<string, number>>): void {
+  for (const [key, count] of Object.entries(rows)) {
+    if (!Number.isSafeInteger(count * columns * 8)) {
+      throw new AqError(
+        "AQ_MODEL",
+        `config.json: a matrix of ${count} x ${columns} (${key} x hidden_size) is too large.`,
+      );
+    }
+  }
+}
+
 /** The error for a value that does not fit. */
 export function wrong(key: string, expected: string, got: unknown): AqError {
   return new AqError("AQ_MODEL", `config.json: "${key}" must be ${expected}, got ${kindOf(got)}.`);

@@ -3,7 +3,7 @@
 import { AqError } from "../errors.ts";
 import type { DType } from "../tensor/dtype.ts";
 import { isJsonObject, type JsonObject, kindOf } from "../util/json.ts";
-import { MAX_COUNT, readBool, readInt, readNumber, readWord, wrong } from "./config-keys.ts";
+import { checkSizes, MAX_COUNT, readBool, readInt, readNumber, readWord, wrong } from "./config-keys.ts";
 import { type RopeSettings, readRope } from "./rope.ts";
 
 export { ropeTables } from "./rope.ts";
@@ -56,7 +56,11 @@ export function readLlamaConfig(config: unknown): LlamaConfig {
   const mlp = readInt(config, "intermediate_size", count);
   const vocab = readInt(config, "vocab_size", count);
   const headDim = readHeadDim(config, hidden, heads);
-  checkSizes({ hidden, mlp, vocab, attention: heads * headDim });
+  checkSizes(hidden, {
+    intermediate_size: mlp,
+    vocab_size: vocab,
+    "num_attention_heads * head_dim": heads * headDim,
+  });
   return {
     hidden,
     layers: readInt(config, "num_hidden_layers", { min: 1, max: 10_000 }),
@@ -88,24 +92,6 @@ function readHeadDim(config: JsonObject, hidden: number, heads: number): number 
     );
   }
   return dim;
-}
-
-/** No weight may have more elements than can be addressed. */
-function checkSizes(sizes: {
-  hidden: number;
-  mlp: number;
-  vocab: number;
-  attention: number;
-}): void {
-  for (const [name, rows] of Object.entries(sizes)) {
-    const elements = rows * sizes.hidden;
-    if (!Number.isSafeInteger(elements * 8)) {
-      throw new AqError(
-        "AQ_MODEL",
-        `config.json: a matrix of ${rows} x ${sizes.hidden} (${name} x hidden_size) is too large.`,
-      );
-    }
-  }
 }
 
 function readStoredDType(config: JsonObject): DType | null {

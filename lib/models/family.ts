@@ -4,6 +4,7 @@
  */
 
 import type { Graph, Var } from "../autograd/graph.ts";
+import type { HadamardFactors } from "../autograd/ops/hadamard.ts";
 import type { ActivationHook } from "../quant/tokens.ts";
 import type { Tensor } from "../tensor/tensor.ts";
 
@@ -74,9 +75,12 @@ export interface ResidualSpec {
 /** Named values of a block: weights by key. */
 export type Weights = Readonly<Record<string, Var>>;
 
-/** Constants that a block needs for sequences of T tokens (rotary tables). */
+/** Constants that a block needs for sequences of T tokens. */
 export interface BlockContext {
+  /** Rotary tables. */
   readonly tensors: Readonly<Record<string, Tensor>>;
+  /** The transform before down, if the model has one. */
+  readonly hadamardDown?: HadamardFactors | undefined;
   dispose(): void;
 }
 
@@ -98,6 +102,8 @@ export interface Model {
   /** Where transforms may sit, in the order of folding. */
   readonly sites: readonly SiteSpec[];
   readonly residual: ResidualSpec;
+  /** A transform that runs before down; null in a model as others know it. */
+  readonly hadamardDown: HadamardDown | null;
   /** Weights of block i. */
   blockTensors(i: number): readonly TensorSpec[];
   /** Weights outside the blocks: embeddings, last norm, head. */
@@ -113,6 +119,17 @@ export interface Model {
   head(graph: Graph, outer: Weights, x: Var): Var;
 }
 
+/** A Hadamard transform before down (hadamard-down.ts), the same in all blocks. */
+export interface HadamardDown {
+  /** [F], each 1 or -1. */
+  readonly signs: Int8Array;
+}
+
+/** What a model computes beyond its family's architecture. */
+export interface ModelExtras {
+  readonly hadamardDown?: HadamardDown | undefined;
+}
+
 /** Reads a config.json whose model_type is one of `modelTypes`. */
 export interface ModelFamily {
   readonly modelTypes: readonly string[];
@@ -120,5 +137,5 @@ export interface ModelFamily {
    * `has` tells whether the checkpoint holds a tensor, for names that differ between exporters.
    * Throws: AQ_MODEL naming the key that is missing, contradictory or not supported.
    */
-  open(config: unknown, has: (name: string) => boolean): Model;
+  open(config: unknown, has: (name: string) => boolean, extras?: ModelExtras): Model;
 }

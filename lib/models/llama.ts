@@ -14,14 +14,17 @@ import { Tensor } from "../tensor/tensor.ts";
 import { type LlamaConfig, readLlamaConfig, ropeTables } from "./config.ts";
 import type {
   BlockContext,
+  HadamardDown,
   LinearSpec,
   Model,
+  ModelExtras,
   ModelFamily,
   ResidualSpec,
   SiteSpec,
   TensorSpec,
   Weights,
 } from "./family.ts";
+import { checkHadamard, transformDown, withHadamard } from "./hadamard-down.ts";
 
 /** Keys of the block's linears and their names in a checkpoint, in the order in which they run. */
 const LINEARS = {
@@ -48,7 +51,7 @@ class Llama implements Model {
   readonly traits: Model["traits"];
   readonly linears: readonly LinearSpec[];
   readonly activations = ["norm1", "q", "k", "v", "o", "norm2", "down"];
-  readonly sites = SITES;
+  readonly sites: readonly SiteSpec[];
   readonly residual: ResidualSpec = {
     reads: [
       { norm: "norm1", consumers: ["q", "k", "v"] },
@@ -58,12 +61,15 @@ class Llama implements Model {
     embeddings: ["embedding"],
     centred: false,
   };
+  readonly hadamardDown: HadamardDown | null;
   readonly #config: LlamaConfig;
   readonly #prefix: string;
 
-  constructor(config: LlamaConfig, prefix: string) {
+  constructor(config: LlamaConfig, prefix: string, extras: ModelExtras) {
     this.#config = config;
     this.#prefix = prefix;
+    this.hadamardDown = checkHadamard(extras.hadamardDown, config.mlp);
+    this.sites = this.hadamardDown ? SITES.filter(({ kind }) => kind !== "updown") : SITES;
     const { hidden: c, heads, kvHeads, headDim: d, mlp: f } = config;
     this.shape = {
       hidden: c,
@@ -128,13 +134,11 @@ class Llama implements Model {
     const table = (data: Float32Array): Tensor =>
       Tensor.from(dtype === "f64" ? Float64Array.from(data) : data, shape);
     const tensors = { cos: table(cos), sin: table(sin) };
-    return {
-      tensors,
-      dispose: () => {
-        tensors.cos.dispose();
-        tensors.sin.dispose();
-      },
+    const dispose = (): void => {
+      tensors.cos.dispose();
+      tensors.sin.dispose();
     };
+    return withHadamard({ tensors, dispose }, this.hadamardDown, dtype);
   }
 
   embed(outer: Readonly<Record<string, Tensor>>, ids: Tensor): Tensor {
@@ -166,7 +170,8 @@ class Llama implements Model {
       rmsNorm(graph, middle, w["norm2"] as Var, rmsEps),
       0,
     );
-    const m = siluMul(graph, project(h2, "gate"), project(h2, "up"));
+    const gated = siluMul(graph, project(h2, "gate"), project(h2, "up"));
+    const m = transformDown(graph, context, gated);
     return add(graph, middle, project(activations.apply(graph, "down", m, 0), "down"));
   }
 
@@ -178,9 +183,9 @@ class Llama implements Model {
 
 export const llama: ModelFamily = {
   modelTypes: ["llama"],
-  open(config, has) {
+  open(config, has, extras = {}) {
     // Checkpoints of the bare model lack the "model." in front.
     const prefix = has("model.embed_tokens.weight") || !has("embed_tokens.weight") ? "model." : "";
-    return new Llama(readLlamaConfig(config), prefix);
+    return new Llama(readLlamaConfig(config), prefix, extras);
   },
 };

@@ -13,6 +13,9 @@ import type { Model, TensorSpec } from "./family.ts";
 /** Bytes that are read, and held, at a time. */
 const CHUNK_BYTES = 16 * 2 ** 20;
 
+/** Elements that are looked at, and held as f32, at a time. */
+const CHUNK_ELEMENTS = 2 ** 20;
+
 /** A tensor and the file it lies in, for messages. */
 function located(checkpoint: Checkpoint, name: string): string {
   return `"${name}" in ${path.join(checkpoint.dir, checkpoint.info(name).file)}`;
@@ -31,8 +34,8 @@ export function weightDType(checkpoint: Checkpoint, name: string): DType {
   return engine;
 }
 
-/** Reads a tensor in its stored dtype. Throws: AQ_MODEL for a wrong shape or dtype, AQ_FILE. */
-export function loadStored(checkpoint: Checkpoint, spec: TensorSpec): Tensor {
+/** The dtype of a tensor that must be there as the model describes it. Throws: AQ_MODEL. */
+function checkWeight(checkpoint: Checkpoint, spec: TensorSpec): DType {
   const info = checkpoint.info(spec.name);
   if (info.shape.length !== spec.shape.length || info.shape.some((d, i) => d !== spec.shape[i])) {
     throw new AqError(
@@ -40,7 +43,25 @@ export function loadStored(checkpoint: Checkpoint, spec: TensorSpec): Tensor {
       `${located(checkpoint, spec.name)} is [${info.shape.join(", ")}], but its config.json implies [${spec.shape.join(", ")}]`,
     );
   }
-  const tensor = Tensor.empty(spec.shape, weightDType(checkpoint, spec.name));
+  return weightDType(checkpoint, spec.name);
+}
+
+/**
+ * Every weight that the model will need is there, in a shape and dtype that it can use, so that a wrong
+ * one shows now and not after hours. Throws: AQ_MODEL.
+ */
+export function checkWeights(checkpoint: Checkpoint, model: Model): void {
+  for (const spec of model.outerTensors()) checkWeight(checkpoint, spec);
+  for (let i = 0; i < model.shape.blocks; i++) {
+    for (const spec of model.blockTensors(i)) checkWeight(checkpoint, spec);
+  }
+}
+
+/** Reads a tensor in its stored dtype. Throws: AQ_MODEL for a wrong shape or dtype, AQ_FILE. */
+export function loadStored(checkpoint: Checkpoint, spec: TensorSpec): Tensor {
+  const dtype = checkWeight(checkpoint, spec);
+  const info = checkpoint.info(spec.name);
+  const tensor = Tensor.empty(spec.shape, dtype);
   const chunk = new Uint8Array(Math.min(CHUNK_BYTES, info.bytes));
   for (let at = 0; at < info.bytes; at += chunk.length) {
     const part = chunk.subarray(0, Math.min(chunk.length, info.bytes - at));
@@ -56,14 +77,35 @@ export function loadWeight(checkpoint: Checkpoint, spec: TensorSpec): Tensor {
     const stored = loadStored(checkpoint, spec);
     const tensor =
       stored.dtype === "f32" ? stored : invokeOne("cast", [stored], { dtype: dtypeCode("f32") });
-    if (invokeOne("all_finite", [tensor]).item() !== 1) {
-      throw new AqError(
-        "AQ_NUMERIC",
-        `${located(checkpoint, spec.name)} holds NaN or infinity; the checkpoint is damaged`,
-      );
-    }
+    if (invokeOne("all_finite", [tensor]).item() !== 1) throw notFinite(checkpoint, spec);
     return tensor;
   });
+}
+
+/**
+ * Reads a tensor in its stored dtype and refuses NaN and infinity, without a whole copy as f32: an
+ * embedding may be the largest tensor of a model. Throws: AQ_MODEL, AQ_FILE, AQ_NUMERIC.
+ */
+export function loadStoredFinite(checkpoint: Checkpoint, spec: TensorSpec): Tensor {
+  return scope(() => {
+    const stored = loadStored(checkpoint, spec);
+    for (let at = 0; at < stored.size; at += CHUNK_ELEMENTS) {
+      const isFinite = scope(() => {
+        const part = stored.view(at, [Math.min(CHUNK_ELEMENTS, stored.size - at)]);
+        const floats = invokeOne("cast", [part], { dtype: dtypeCode("f32") });
+        return invokeOne("all_finite", [floats]).item() === 1;
+      });
+      if (!isFinite) throw notFinite(checkpoint, spec);
+    }
+    return stored;
+  });
+}
+
+function notFinite(checkpoint: Checkpoint, spec: TensorSpec): AqError {
+  return new AqError(
+    "AQ_NUMERIC",
+    `${located(checkpoint, spec.name)} holds NaN or infinity; the checkpoint is damaged`,
+  );
 }
 
 /** Owned f32 tensors by key. */
@@ -78,7 +120,7 @@ export function loadBlock(checkpoint: Checkpoint, model: Model, i: number): Load
 export function loadOuter(checkpoint: Checkpoint, model: Model): LoadedWeights {
   return loadAll(model.outerTensors(), (spec) =>
     spec.key === "embedding" && !model.traits.tiedHead
-      ? loadStored(checkpoint, spec)
+      ? loadStoredFinite(checkpoint, spec)
       : loadWeight(checkpoint, spec),
   );
 }

@@ -2,7 +2,7 @@
 
 import { AqError } from "../errors.ts";
 import { isJsonObject, kindOf } from "../util/json.ts";
-import { MAX_COUNT, readBool, readInt, readWord, wrong } from "./config-keys.ts";
+import { checkSizes, MAX_COUNT, readBool, readInt, readWord, wrong } from "./config-keys.ts";
 
 export interface OptConfig {
   readonly hidden: number;
@@ -54,13 +54,22 @@ export function readOptConfig(config: unknown): OptConfig {
       embedding,
     );
   }
+  const mlp = readInt(config, "ffn_dim", count);
+  const vocab = readInt(config, "vocab_size", count);
+  const maxTokens = readInt(config, "max_position_embeddings", { ...count, default: 2048 });
+  checkSizes(hidden, {
+    hidden_size: hidden,
+    ffn_dim: mlp,
+    vocab_size: vocab,
+    max_position_embeddings: maxTokens,
+  });
   return {
     hidden,
     layers: readInt(config, "num_hidden_layers", { min: 1, max: 1 << 16 }),
     heads,
-    mlp: readInt(config, "ffn_dim", count),
-    vocab: readInt(config, "vocab_size", count),
-    maxTokens: readInt(config, "max_position_embeddings", { ...count, default: 2048 }),
+    mlp,
+    vocab,
+    maxTokens,
     tiedHead: readBool(config, "tie_word_embeddings", true),
     bias: readBool(config, "enable_bias", true),
   };

@@ -12,14 +12,17 @@ import { invoke, invokeOne } from "../tensor/invoke.ts";
 import { Tensor } from "../tensor/tensor.ts";
 import type {
   BlockContext,
+  HadamardDown,
   LinearSpec,
   Model,
+  ModelExtras,
   ModelFamily,
   ResidualSpec,
   SiteSpec,
   TensorSpec,
   Weights,
 } from "./family.ts";
+import { checkHadamard, transformDown, withHadamard } from "./hadamard-down.ts";
 import { type OptConfig, readOptConfig } from "./opt-config.ts";
 
 const LINEARS = {
@@ -51,7 +54,7 @@ class Opt implements Model {
   readonly traits: Model["traits"];
   readonly linears: readonly LinearSpec[];
   readonly activations = ["norm1", "q", "k", "v", "o", "norm2", "down"];
-  readonly sites = SITES;
+  readonly sites: readonly SiteSpec[];
   readonly residual: ResidualSpec = {
     reads: [
       { norm: "norm1", consumers: ["q", "k", "v"] },
@@ -61,12 +64,15 @@ class Opt implements Model {
     embeddings: ["embedding", "positions"],
     centred: true,
   };
+  readonly hadamardDown: HadamardDown | null;
   readonly #config: OptConfig;
   readonly #prefix: string;
 
-  constructor(config: OptConfig, prefix: string) {
+  constructor(config: OptConfig, prefix: string, extras: ModelExtras) {
     this.#config = config;
     this.#prefix = prefix;
+    this.hadamardDown = checkHadamard(extras.hadamardDown, config.mlp);
+    this.sites = this.hadamardDown ? SITES.filter(({ kind }) => kind !== "updown") : SITES;
     const { hidden: c, heads, mlp: f } = config;
     this.shape = {
       hidden: c,
@@ -129,8 +135,8 @@ class Opt implements Model {
     return "lm_head.weight";
   }
 
-  context(): BlockContext {
-    return { tensors: {}, dispose: () => {} };
+  context(_tokens: number, dtype: "f32" | "f64"): BlockContext {
+    return withHadamard({ tensors: {}, dispose: () => {} }, this.hadamardDown, dtype);
   }
 
   embed(outer: Readonly<Record<string, Tensor>>, ids: Tensor): Tensor {
@@ -147,13 +153,7 @@ class Opt implements Model {
     return states;
   }
 
-  block(
-    graph: Graph,
-    _context: BlockContext,
-    w: Weights,
-    x: Var,
-    activations: ActivationHook,
-  ): Var {
+  block(graph: Graph, context: BlockContext, w: Weights, x: Var, activations: ActivationHook): Var {
     const { heads } = this.#config;
     const headDim = this.shape.headDim;
     const project = (input: Var, key: string): Var =>
@@ -175,7 +175,7 @@ class Opt implements Model {
       { heads, kvHeads: heads, scale: 1 / Math.sqrt(headDim) },
     );
     const middle = add(graph, x, project(activations.apply(graph, "o", o, 0), "o"));
-    const m = relu(graph, project(norm(middle, "norm2"), "up"));
+    const m = transformDown(graph, context, relu(graph, project(norm(middle, "norm2"), "up")));
     return add(graph, middle, project(activations.apply(graph, "down", m, 0), "down"));
   }
 
@@ -187,9 +187,9 @@ class Opt implements Model {
 
 export const opt: ModelFamily = {
   modelTypes: ["opt"],
-  open(config, has) {
+  open(config, has, extras = {}) {
     // Checkpoints of the bare model lack the "model." in front.
     const bare = !has("model.decoder.embed_tokens.weight") && has("decoder.embed_tokens.weight");
-    return new Opt(readOptConfig(config), bare ? "decoder." : "model.decoder.");
+    return new Opt(readOptConfig(config), bare ? "decoder." : "model.decoder.", extras);
   },
 };

@@ -1,24 +1,42 @@
 /** The families that are known, and the choice among them. */
 
 import { AqError } from "../errors.ts";
-import type { Model, ModelFamily } from "./family.ts";
+import { kindOf } from "../util/json.ts";
+import type { Model, ModelExtras, ModelFamily } from "./family.ts";
 import { llama } from "./llama.ts";
 import { opt } from "./opt.ts";
 
 export const families: readonly ModelFamily[] = [llama, opt];
 
-/** The model of a config.json. Throws: AQ_MODEL for an unknown model_type, with the known ones. */
-export function openModel(config: unknown, has: (name: string) => boolean): Model {
+/** In front of a family's model_type where the block is one that only aq-native can run. */
+export const OWN_PREFIX = "aq_";
+
+/** Is this the model_type of a folder that only aq-native can run? */
+export function isOwnType(type: unknown): type is string {
+  return typeof type === "string" && type.startsWith(OWN_PREFIX);
+}
+
+/**
+ * The model of a config.json, with what it computes beyond its family's architecture.
+ *
+ * Throws: AQ_MODEL for an unknown model_type, with the known ones.
+ */
+export function openModel(
+  config: unknown,
+  has: (name: string) => boolean,
+  extras: ModelExtras = {},
+): Model {
   const type = (config as { model_type?: unknown } | null)?.model_type;
+  const stock = isOwnType(type) ? type.slice(OWN_PREFIX.length) : type;
   const family = families.find(
-    ({ modelTypes }) => typeof type === "string" && modelTypes.includes(type),
+    ({ modelTypes }) => typeof stock === "string" && modelTypes.includes(stock),
   );
   if (!family) {
     const known = families.flatMap(({ modelTypes }) => modelTypes).join(", ");
     throw new AqError(
       "AQ_MODEL",
-      `model_type ${JSON.stringify(type)} in config.json is not supported; supported: ${known}`,
+      `config.json: model_type ${kindOf(type)} is not supported; supported: ${known}`,
     );
   }
-  return family.open(config, has);
+  return family.open(config, has, extras);
 }

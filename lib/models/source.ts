@@ -1,9 +1,13 @@
-/** Where a run takes its weights from: the checkpoint as it is, or in a rotated basis. */
+/**
+ * Where a run takes its weights from: the checkpoint as it is, or in a rotated basis, and with the
+ * inverse of what the model transforms at run time.
+ */
 
 import type { Rotation } from "../affine/rotation.ts";
 import type { Checkpoint } from "../checkpoint/folder.ts";
 import type { DType } from "../tensor/dtype.ts";
 import type { Model } from "./family.ts";
+import { foldHadamard } from "./hadamard-down.ts";
 import { disposeAll, type LoadedWeights, loadBlock, loadOuter, weightDType } from "./load.ts";
 
 /** The caller owns what is loaded. */
@@ -38,8 +42,10 @@ export function weightSource(
     model,
     rotation,
     loadBlock(i) {
-      const weights = loadBlock(checkpoint, model, i);
-      return rotation ? rotated(weights, (w) => rotation.block(w, i)) : weights;
+      const read = loadBlock(checkpoint, model, i);
+      const weights = rotation ? rotated(read, (w) => rotation.block(w, i)) : read;
+      const { hadamardDown } = model;
+      return hadamardDown ? foldHadamard(weights, model.linears, hadamardDown) : weights;
     },
     loadOuter() {
       const weights = loadOuter(checkpoint, model);

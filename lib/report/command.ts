@@ -8,10 +8,11 @@ import { shellWord } from "../util/shell.ts";
 const LEFT_OUT: ReadonlySet<string> = new Set(["overwrite", "resume", "json"]);
 const PATHS: ReadonlySet<string> = new Set(["model", "out", "calib"]);
 
-/** `aq-native quantize` with every option that was given, paths made absolute. */
+/** `aq-native quantize` with every option that was given: what and where to first, paths absolute. */
 export function repeatCommand(options: QuantizeOptions): string {
   const words = ["aq-native", "quantize"];
-  for (const [name, value] of Object.entries(options) as [string, unknown][]) {
+  const { model, out, ...others } = options;
+  for (const [name, value] of Object.entries({ model, out, ...others }) as [string, unknown][]) {
     if (value === undefined || value === null || LEFT_OUT.has(name)) continue;
     const option = name.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`);
     if (value === true) words.push(`--${option}`);

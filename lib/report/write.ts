@@ -2,10 +2,9 @@
 
 import * as path from "node:path";
 import { writeFileAtomic } from "../util/fs.ts";
+import { REPORT_FILES } from "../util/layout.ts";
 import { renderHtml } from "./html.ts";
 import type { RunReport } from "./types.ts";
-
-export const REPORT_FILES = { json: "report.json", html: "report.html" } as const;
 
 /** Writes both files into a folder that exists, each atomically. Throws: AQ_FILE. */
 export function writeReport(dir: string, report: RunReport): void {

@@ -52,6 +52,23 @@ export function scanJson(text: string, visitor: JsonVisitor): void {
   }
 }
 
+/** How many arrays and objects of a valid JSON text lie in each other at its deepest place. */
+export function depthOf(text: string): number {
+  let depth = 0;
+  let deepest = 0;
+  for (let at = 0; at < text.length; ) {
+    const c = text.charCodeAt(at);
+    if (c === 0x22) {
+      at = stringEnd(text, at);
+      continue;
+    }
+    if (c === 0x7b || c === 0x5b) deepest = Math.max(deepest, ++depth);
+    else if (c === 0x7d || c === 0x5d) depth--;
+    at++;
+  }
+  return deepest;
+}
+
 function placeOf(frame: Frame | undefined): string {
   if (!frame) return "";
   return `${frame.path}/${frame.isObject ? frame.key : frame.index}`;

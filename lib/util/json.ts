@@ -3,9 +3,15 @@
 import * as fs from "node:fs";
 import { AqError } from "../errors.ts";
 import { fileError } from "./fs.ts";
-import { scanJson } from "./json-scan.ts";
+import { depthOf, scanJson } from "./json-scan.ts";
 
 export type JsonObject = { [key: string]: unknown };
+
+/**
+ * Deeper files are refused: no honest one has a tenth of it, and code that walks a value, JSON.stringify
+ * included, would overflow the stack or take quadratic time.
+ */
+const MAX_DEPTH = 200;
 
 /** True for a JSON object: not null, not an array. */
 export function isJsonObject(value: unknown): value is JsonObject {
@@ -28,7 +34,7 @@ export function decodeUtf8(bytes: Uint8Array, where: string): string {
 /**
  * Parses a JSON object.
  *
- * Throws: AQ_FORMAT naming `where` when the text is not JSON, or not an object.
+ * Throws: AQ_FORMAT naming `where` when the text is not JSON, not an object, or nested too deep.
  */
 export function parseJsonObject(text: string, where: string): JsonObject {
   let value: unknown;
@@ -40,6 +46,13 @@ export function parseJsonObject(text: string, where: string): JsonObject {
   }
   if (!isJsonObject(value)) {
     throw new AqError("AQ_FORMAT", `${where} holds ${kindOf(value)}, expected a JSON object.`);
+  }
+  const depth = depthOf(text);
+  if (depth > MAX_DEPTH) {
+    throw new AqError(
+      "AQ_FORMAT",
+      `${where} is nested ${depth} deep, expected ${MAX_DEPTH} at most.`,
+    );
   }
   return value;
 }

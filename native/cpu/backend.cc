@@ -6,11 +6,10 @@
 #include <cstdlib>
 #include <cstring>
 
-#include <unistd.h>
-
 #include "native/cpu/kernel_util.h"
 #include "native/cpu/memory.h"
 #include "native/cpu/parallel.h"
+#include "native/cpu/system_memory.h"
 
 struct aq_queue {};  // kernels run on the caller's thread and its pool: there is nothing to keep
 
@@ -118,6 +117,7 @@ void processorName(char* name, size_t size) {
 #else
   std::snprintf(name, size, "processor");
 #endif
+#if defined(__linux__)
   std::FILE* file = std::fopen("/proc/cpuinfo", "re");
   if (!file) return;
   char line[256];
@@ -131,6 +131,7 @@ void processorName(char* name, size_t size) {
     break;
   }
   std::fclose(file);
+#endif
 }
 
 int32_t checkDevice(int32_t device, aq_error* err) {
@@ -147,8 +148,7 @@ int32_t deviceInfo(int32_t device, aq_device_info* info, aq_error* err) {
   const int threads = threadCount();
   std::snprintf(info->detail, sizeof info->detail, "%s, %d thread%s", levelName(), threads,
                 threads == 1 ? "" : "s");
-  const long pages = sysconf(_SC_PHYS_PAGES), pageSize = sysconf(_SC_PAGESIZE);
-  info->total_bytes = pages > 0 && pageSize > 0 ? uint64_t(pages) * uint64_t(pageSize) : 0;
+  info->total_bytes = machineMemory();
   return AQ_OK;
 }
 

@@ -4,6 +4,8 @@
 //  * A released block is cached, unless it is larger than 64 MiB. The cache holds at most half of
 //    the highest use so far and 512 MiB; beyond that its oldest blocks go back to the system.
 //  * When the system refuses, the cache is emptied and the request tried once more.
+// Under AddressSanitizer the classes only count: a block has the size that was asked for and goes
+// straight back to the system.
 #include "native/cpu/memory.h"
 
 #include <cerrno>
@@ -11,9 +13,8 @@
 #include <cstdlib>
 #include <mutex>
 
-#include <sys/mman.h>
-
 #include "native/cpu/kernel_util.h"
+#include "native/cpu/system_memory.h"
 
 namespace aq::cpu {
 namespace {
@@ -53,14 +54,14 @@ SizeClass classOf(uint64_t bytes) {
 }
 
 void* systemAllocate(uint64_t size) {
-  if (size < kMapFrom) return std::aligned_alloc(kAlignment, size);
-  void* data = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  return data == MAP_FAILED ? nullptr : data;
+  return size < kMapFrom || kSanitized ? alignedAllocate(kAlignment, size) : mapPages(size);
 }
 
 void systemRelease(void* data, uint64_t size) {
-  if (size < kMapFrom) std::free(data);
-  else munmap(data, size);
+  if (size < kMapFrom || kSanitized)
+    alignedFree(data);
+  else
+    unmapPages(data, size);
 }
 
 struct Limit {
@@ -98,10 +99,11 @@ class Pool {
       const uint64_t limit = memoryLimit().bytes;
       if (sizeClass.size > limit || used_ > limit - sizeClass.size) return nullptr;
       evictTo(limit - sizeClass.size - used_);
-      data = systemAllocate(sizeClass.size);
+      const uint64_t size = kSanitized ? bytes : sizeClass.size;
+      data = systemAllocate(size);
       if (!data) {
         evictTo(0);
-        data = systemAllocate(sizeClass.size);
+        data = systemAllocate(size);
       }
       if (!data) return nullptr;
     }
@@ -114,7 +116,7 @@ class Pool {
     const SizeClass sizeClass = classOf(bytes);
     const std::lock_guard lock(mutex_);
     used_ -= sizeClass.size;
-    if (sizeClass.size > kLargestCached) {
+    if (sizeClass.size > kLargestCached || kSanitized) {
       systemRelease(data, sizeClass.size);
       return;
     }
@@ -134,20 +136,28 @@ class Pool {
     *block = {nullptr, head, nullptr, newestOfAll_, sizeClass.size};
     if (head) head->classNewer = block;
     head = block;
-    if (newestOfAll_) newestOfAll_->newer = block;
-    else oldestOfAll_ = block;
+    if (newestOfAll_)
+      newestOfAll_->newer = block;
+    else
+      oldestOfAll_ = block;
     newestOfAll_ = block;
     cached_ += sizeClass.size;
   }
 
   void unlink(Cached* block) {
-    if (block->classNewer) block->classNewer->classOlder = block->classOlder;
-    else newest_[classOf(block->size).index] = block->classOlder;
+    if (block->classNewer)
+      block->classNewer->classOlder = block->classOlder;
+    else
+      newest_[classOf(block->size).index] = block->classOlder;
     if (block->classOlder) block->classOlder->classNewer = block->classNewer;
-    if (block->newer) block->newer->older = block->older;
-    else newestOfAll_ = block->older;
-    if (block->older) block->older->newer = block->newer;
-    else oldestOfAll_ = block->newer;
+    if (block->newer)
+      block->newer->older = block->older;
+    else
+      newestOfAll_ = block->older;
+    if (block->older)
+      block->older->newer = block->newer;
+    else
+      oldestOfAll_ = block->newer;
     cached_ -= block->size;
   }
 
@@ -196,8 +206,10 @@ aq_memory_info memoryInfo() noexcept { return pool.info(); }
 int32_t checkMemoryLimit(aq_error* err) noexcept {
   const Limit& limit = memoryLimit();
   if (limit.valid) return AQ_OK;
-  return fail(err, AQ_ARG, "AQ_MEMORY_LIMIT is \"%.40s\", expected a number of bytes such as "
-              "1073741824; correct it or unset it", limit.text);
+  return fail(err, AQ_ARG,
+              "AQ_MEMORY_LIMIT is \"%.40s\", expected a number of bytes such as "
+              "1073741824; correct it or unset it",
+              limit.text);
 }
 
 }  // namespace aq::cpu

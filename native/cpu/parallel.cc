@@ -18,11 +18,12 @@
 #include <thread>
 #if defined(__linux__)
 #include <sched.h>
-#include <sys/mman.h>
 #endif
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
+
+#include "native/cpu/system_memory.h"
 
 namespace aq::cpu {
 namespace {
@@ -230,7 +231,7 @@ struct Scratch {
 struct ScratchSet {
   Scratch slots[8];
   ~ScratchSet() {
-    for (Scratch& slot : slots) std::free(slot.data);
+    for (Scratch& slot : slots) alignedFree(slot.data);
   }
 };
 thread_local ScratchSet scratchSet;
@@ -258,15 +259,14 @@ void* threadScratch(int slot, uint64_t bytes) {
     constexpr uint64_t kHugePage = 2 << 20;
     const uint64_t unit = bytes >= kHugePage ? kHugePage : 4096;
     const uint64_t capacity = (bytes / unit + 1) * unit;
-    std::free(scratch.data);  // the contents need not survive: free first to keep the peak low
+    alignedFree(scratch.data);  // the contents need not survive: free first to keep the peak low
     scratch = {};
-    void* data = std::aligned_alloc(unit, capacity);
+    void* data = alignedAllocate(unit, capacity);
     if (!data) throw std::bad_alloc();
-#if defined(__linux__)
-    if (unit == kHugePage) madvise(data, capacity, MADV_HUGEPAGE);
-#endif
+    if (unit == kHugePage) preferHugePages(data, capacity);
     scratch = {data, capacity};
   }
+  limitUse(scratch.data, bytes, scratch.capacity);
   return scratch.data;
 }
 

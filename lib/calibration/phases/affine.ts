@@ -76,7 +76,8 @@ export async function affinePhase(problem: BlockProblem, hooks: TrainHooks): Pro
       step(parameters, n, { epoch, t, steps, rate }) {
         const mask = maskOf(epoch);
         const fall = rate * cosine(t, steps);
-        const rates = { transform: settings.letLr * fall, clip: settings.lwcLr * fall };
+        const rateOf = ({ group }: Parameter): number =>
+          (group === "clip" ? settings.lwcLr : settings.letLr) * fall;
         return trainStep({
           parameters: new Map(parameters.map((p) => [p.name, p.value])),
           record(tape, vars) {
@@ -92,7 +93,7 @@ export async function affinePhase(problem: BlockProblem, hooks: TrainHooks): Pro
             for (const p of parameters) {
               const g = gradients.get(p.name);
               if (!g) continue;
-              const own = p.update(g, t + 1, rates[p.group], settings.weightDecay, mask);
+              const own = p.update(g, t + 1, rateOf(p), settings.weightDecay, mask);
               if (own !== undefined) margin = Math.min(margin ?? own, own);
             }
             return margin;

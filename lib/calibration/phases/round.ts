@@ -17,7 +17,7 @@ import { type BlockProblem, weightClipName } from "../problem.ts";
 import { trainStep } from "../train-step.ts";
 
 /** Furthest that an offset can go: half a step, to either neighbour. */
-const OFFSET_LIMIT = 0.5;
+export const OFFSET_LIMIT = 0.5;
 /** Rate of the clipping logits, as a share of the affine phase's. */
 const CLIP_RATE = 0.5;
 /** Largest rate of the offsets. */

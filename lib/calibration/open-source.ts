@@ -1,0 +1,41 @@
+/** Opens the model that a run starts from. */
+
+import { type Checkpoint, openCheckpoint } from "../checkpoint/folder.ts";
+import { AqError } from "../errors.ts";
+import { AQ_CONFIG_NAME, readAqConfig } from "../export/aq-config.ts";
+import type { Model } from "../models/family.ts";
+import { randomHadamard } from "../models/hadamard-down.ts";
+import { openModel } from "../models/registry.ts";
+import type { RunSettings } from "./settings.ts";
+
+/** The caller closes the checkpoint. Throws: AQ_MODEL if it already is quantized. */
+export function openSource(dir: string): { checkpoint: Checkpoint; model: Model } {
+  const checkpoint = openCheckpoint(dir);
+  try {
+    if (checkpoint.quantization || readAqConfig(dir)) {
+      const how = checkpoint.quantization
+        ? "quantization_config in its config.json"
+        : AQ_CONFIG_NAME;
+      throw new AqError(
+        "AQ_MODEL",
+        `${dir} is already quantized (${how}); quantize the full-precision checkpoint it was made from`,
+      );
+    }
+    return { checkpoint, model: openModel(checkpoint.config, (name) => checkpoint.has(name)) };
+  } catch (error) {
+    checkpoint.close();
+    throw error;
+  }
+}
+
+/** The model with what the settings add to what its blocks compute. */
+export function modelFor(
+  checkpoint: Checkpoint,
+  model: Model,
+  { hadamardDown, seed }: Pick<RunSettings, "hadamardDown" | "seed">,
+): Model {
+  if (!hadamardDown) return model;
+  const transform = randomHadamard(model.shape.mlp, seed);
+  const has = (name: string): boolean => checkpoint.has(name);
+  return openModel(checkpoint.config, has, { hadamardDown: transform });
+}

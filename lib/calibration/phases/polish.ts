@@ -1,0 +1,270 @@
+/**
+ * Phase polish: all blocks at once against the full-precision logits. Gains, biases, clipping logits
+ * and rounding offsets learn. Windows held back decide which epoch's state is kept, the start included,
+ * so that on them the model never ends further from full precision than it was.
+ */
+
+import { setImmediate } from "node:timers/promises";
+import { klDiv } from "../../autograd/ops/kl-div.ts";
+import { AqError } from "../../errors.ts";
+import type { JobPolish } from "../../export/job.ts";
+import { readLearnedBlock } from "../../export/learned-block.ts";
+import { disposeAll, type LoadedWeights, weightDType } from "../../models/load.ts";
+import type { WeightSource } from "../../models/source.ts";
+import { scope } from "../../tensor/scope.ts";
+import { significant } from "../../util/format.ts";
+import { createRandom, type Random } from "../../util/random.ts";
+import type { RunParts } from "../calibrate-all.ts";
+import { type Comparison, divergence, type WrittenBlock } from "../divergence.ts";
+import { disposeFinished, throughStored } from "../finish-block.ts";
+import { cosine } from "../parameters.ts";
+import { heldBackWindows } from "../polish-memory.ts";
+import { PolishModel } from "../polish-model.ts";
+import { Teacher } from "../teacher.ts";
+import { trainStep } from "../train-step.ts";
+
+/** Rate of gains and biases. */
+const GAIN_RATE = 1e-4;
+/** Rate of the clipping logits, as a share of the affine phase's. */
+const CLIP_SHARE = 0.1;
+/** The way that an offset can go if all steps agree and rates did not fall. */
+const OFFSET_WAY = 0.25;
+/** Steps with a non-finite loss or gradient that may be skipped before training ends. */
+const SKIPS_ALLOWED = 2;
+/** Keeps the order of the windows apart from what else is drawn from the run's seed. */
+const SEED_OFFSET = 2 ** 52;
+
+/**
+ * Polishes the stored blocks if the settings want it and it is not done yet; the record then says what
+ * came of it. It starts from what is on disk, and so comes out the same in a later session.
+ *
+ * Throws: AQ_STOPPED.
+ */
+export async function polishAll(parts: RunParts): Promise<void> {
+  const { settings, run, record, hooks } = parts;
+  if (settings.polish === 0) return;
+  if (!record.job.polish) {
+    hooks.onEvent?.({ event: "stage", stage: "polish" });
+    const polish = await polishStored(parts);
+    hooks.onEvent?.({ event: "note", text: summary(polish) });
+    record.update({ polish });
+  }
+  run.dropLearned();
+}
+
+async function polishStored(parts: RunParts): Promise<JobPolish> {
+  const { source, settings, windows, run, record, hooks } = parts;
+  const { model } = source;
+  const began = performance.now();
+  const heldBack = heldBackWindows(windows.length);
+  const on = windows.map((_, n) => n).slice(windows.length - heldBack);
+  const owned: (() => void)[] = [];
+  const own = <T>(item: T, dispose: (item: T) => void): T => {
+    owned.push(() => dispose(item));
+    return item;
+  };
+  try {
+    const context = own(model.context(windows[0]?.length ?? 0, "f32"), (c) => c.dispose());
+    const outer = own(writtenOuter(source), disposeAll);
+    const { streamMemory: memory } = parts;
+    const taught = Teacher.run(source, context, windows, { memory, dir: run.dir }, hooks.signal);
+    const teacher = own(await taught, (t) => t.dispose());
+    const { signal } = hooks;
+    const compared = { source, context, outer, teacher, windows, on, settings, signal };
+
+    run.dropPolished();
+    const start = await divergence(compared, (i) => storedBlock(parts, i), disposeFinished);
+    tell(parts, { epoch: -1, step: 0, steps: 0, loss: null, divergence: start, secondsLeft: null });
+    const student = own(new PolishModel(model, context, settings.scheme), (s) => s.dispose());
+    for (let i = 0; i < model.shape.blocks; i++) student.add(readLearnedBlock(run.learnedFile(i)));
+
+    const training = new Training(parts, student, compared);
+    const values = [start];
+    const losses: number[] = [];
+    let kept = 0;
+    let blocks: JobPolish["blocks"] = [];
+    while (losses.length < settings.polish && training.skipped <= SKIPS_ALLOWED) {
+      losses.push(await training.epoch());
+      const value = await divergence(compared, (i) => student.finish(i), disposeFinished);
+      if (value < Math.min(...values)) {
+        kept = losses.length;
+        blocks = storeBlocks(parts, student);
+      }
+      values.push(value);
+      training.tell(losses.at(-1) as number, value);
+    }
+    return {
+      report: {
+        windows: windows.length - heldBack,
+        heldBack,
+        divergence: values,
+        kept,
+        losses,
+        skippedSteps: training.skipped,
+        seconds: (performance.now() - began) / 1000,
+      },
+      blocks,
+    };
+  } finally {
+    for (const dispose of owned.reverse()) dispose();
+    // Nothing counts before the record says so; what is left of a stop would only take space.
+    if (!record.job.polish && hooks.signal?.aborted) run.dropPolished();
+  }
+}
+
+/** The optimizer's way through the windows that are not held back. */
+class Training {
+  /** Steps that were not finite. */
+  skipped = 0;
+  readonly #parts: RunParts;
+  readonly #student: PolishModel;
+  readonly #compared: Comparison;
+  readonly #random: Random;
+  readonly #windows: number;
+  readonly #steps: number;
+  readonly #began = performance.now();
+  #done = 0;
+
+  constructor(parts: RunParts, student: PolishModel, compared: Comparison) {
+    const { windows, settings } = parts;
+    this.#parts = parts;
+    this.#student = student;
+    this.#compared = compared;
+    this.#random = createRandom(settings.seed + SEED_OFFSET);
+    this.#windows = windows.length - compared.on.length;
+    this.#steps = settings.polish * this.#windows;
+  }
+
+  /** Mean loss of one epoch, in a new order; ends early after too many skips. Throws: AQ_STOPPED. */
+  async epoch(): Promise<number> {
+    const { hooks } = this.#parts;
+    let sum = 0;
+    let applied = 0;
+    for (const n of shuffled(this.#windows, this.#random)) {
+      const { loss, applied: isApplied } = this.#step(n);
+      this.#done++;
+      if (isApplied) {
+        sum += loss;
+        applied++;
+      } else {
+        this.skipped++;
+        const text = `polish: step ${this.#done} of ${this.#steps} was not finite and is skipped`;
+        const last = this.skipped > SKIPS_ALLOWED ? "; too many were, training ends" : "";
+        hooks.onEvent?.({ event: "note", text: text + last });
+        if (last) break;
+      }
+      this.tell(loss, null);
+      await setImmediate();
+      if (hooks.signal?.aborted) throw new AqError("AQ_STOPPED", "stopped while polishing");
+    }
+    return applied > 0 ? sum / applied : Number.NaN;
+  }
+
+  #step(n: number): { loss: number; applied: boolean } {
+    const { windows, settings, hooks } = this.#parts;
+    const { outer, teacher } = this.#compared;
+    const fall = cosine(this.#done, this.#steps);
+    const rates = {
+      gain: GAIN_RATE * fall,
+      clip: settings.train.lwcLr * CLIP_SHARE * fall,
+      offset: (OFFSET_WAY / this.#steps) * fall,
+    };
+    return trainStep({
+      parameters: this.#student.tensors(),
+      record: (tape, vars) => {
+        const logits = this.#student.logits(tape, outer, vars, windows[n] as Int32Array);
+        return klDiv(tape, logits, tape.constant(teacher.logits(n)));
+      },
+      apply: (gradients) => {
+        this.#student.update(gradients, this.#done + 1, rates);
+        return undefined;
+      },
+      step: this.#done + 1,
+      watch: hooks.watch,
+    });
+  }
+
+  /** Says where the training stands; with a divergence, that an epoch has ended. */
+  tell(loss: number, value: number | null): void {
+    const seconds = (performance.now() - this.#began) / 1000;
+    const left = (seconds * (this.#steps - this.#done)) / Math.max(1, this.#done);
+    tell(this.#parts, {
+      epoch: Math.floor((this.#done - 1) / this.#windows),
+      step: this.#done,
+      steps: this.#steps,
+      loss,
+      divergence: value,
+      secondsLeft: seconds < 1 ? null : left,
+    });
+  }
+}
+
+type Position = Omit<
+  Extract<Parameters<NonNullable<RunParts["hooks"]["onEvent"]>>[0], { event: "polish" }>,
+  "event" | "epochs"
+>;
+
+function tell({ settings, hooks }: RunParts, position: Position): void {
+  hooks.onEvent?.({ event: "polish", epochs: settings.polish, ...position });
+}
+
+/** 0 .. n - 1 in random order (Fisher and Yates). */
+function shuffled(n: number, random: Random): number[] {
+  const order = Array.from({ length: n }, (_, i) => i);
+  for (let i = n - 1; i > 0; i--) {
+    const j = random.below(i + 1);
+    [order[i], order[j]] = [order[j] as number, order[i] as number];
+  }
+  return order;
+}
+
+/** Embeddings, last norm and head as a reader of the written checkpoint sees them. */
+function writtenOuter(source: WeightSource): LoadedWeights {
+  const { checkpoint, model, rotation } = source;
+  const outer = source.loadOuter();
+  if (!rotation) return outer;
+  const names = new Map(model.outerTensors().map(({ key, name }) => [key, name]));
+  const cast = Object.entries(outer).map(([key, tensor]) => {
+    // A head that was tied is stored as its embedding was.
+    const name = names.get(key) ?? (names.get("embedding") as string);
+    const stored = scope(() => throughStored(tensor, weightDType(checkpoint, name)));
+    if (stored !== tensor) tensor.dispose();
+    return [key, stored];
+  });
+  return Object.fromEntries(cast) as LoadedWeights;
+}
+
+/** A block as calibration left it. */
+function storedBlock({ source, settings, run, record }: RunParts, i: number): WrittenBlock {
+  const file = run.openBlock(i);
+  try {
+    const finished = file.load(i, source.model, settings.scheme.groupSize);
+    return { ...finished, tokenClips: record.job.finished[i]?.tokenClips ?? {} };
+  } finally {
+    file.close();
+  }
+}
+
+/** Writes all blocks as they are now, over those of an earlier epoch. */
+function storeBlocks({ source, run }: RunParts, student: PolishModel): JobPolish["blocks"] {
+  const { model } = source;
+  return Array.from({ length: model.shape.blocks }, (_, i) => {
+    const finished = student.finish(i);
+    const { tokenClips } = finished;
+    try {
+      const metadata = { block: String(i), token_clips: JSON.stringify(tokenClips) };
+      run.writeBlock(i, model, finished, metadata, "polished");
+    } finally {
+      disposeFinished(finished);
+    }
+    return { sha256: run.blockHash(i, "polished") as string, tokenClips };
+  });
+}
+
+function summary({ report: { divergence: values, heldBack, kept, losses } }: JobPolish): string {
+  const [start, best] = [values[0] as number, values[kept] as number].map((x) => significant(x));
+  const on = `the divergence from full precision on ${heldBack} windows held back`;
+  return kept === 0
+    ? `polish: no epoch lowered ${on} from ${start}; the blocks stay as they were`
+    : `polish: ${on} went from ${start} to ${best}, the state after epoch ${kept} of ${losses.length} is kept`;
+}

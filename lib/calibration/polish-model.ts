@@ -1,0 +1,137 @@
+/** All blocks at once, as polish trains them. */
+
+import type { Var } from "../autograd/graph.ts";
+import type { Tape } from "../autograd/tape.ts";
+import { embedWindow, headWeights } from "../eval/perplexity.ts";
+import { disposeLearned, type LearnedBlock } from "../export/learned-block.ts";
+import type { BlockContext, Model } from "../models/family.ts";
+import type { LoadedWeights } from "../models/load.ts";
+import type { QuantScheme } from "../quant/scheme.ts";
+import { fakeQuantWeight } from "../quant/weights.ts";
+import { invoke } from "../tensor/invoke.ts";
+import type { Tensor } from "../tensor/tensor.ts";
+import { type FinishedBlock, quantizeBlock } from "./finish-block.ts";
+import { disposeParameters, Parameter } from "./parameters.ts";
+import { OFFSET_LIMIT } from "./phases/round.ts";
+import { activationHook, tokenClipName, weightClipName } from "./problem.ts";
+
+/** Rates of one step. */
+export interface PolishRates {
+  /** Of gains and biases. */
+  readonly gain: number;
+  readonly clip: number;
+  /** Of the rounding offsets, by the sign of their gradients. */
+  readonly offset: number;
+}
+
+/** One block. Weights of the linears are fixed; the rest learns. */
+interface PolishBlock {
+  readonly linears: LoadedWeights;
+  /** Gains and biases by key, and clipping logits. */
+  readonly parameters: readonly Parameter[];
+  readonly offsets: LoadedWeights;
+}
+
+const NO_MASK = { band: 0, sf: 0 };
+const offsetName = (key: string): string => `offset.${key}`;
+
+/** The state of all blocks; dispose it after use. */
+export class PolishModel {
+  readonly #model: Model;
+  readonly #context: BlockContext;
+  readonly #scheme: QuantScheme;
+  readonly #blocks: PolishBlock[] = [];
+
+  constructor(model: Model, context: BlockContext, scheme: QuantScheme) {
+    this.#model = model;
+    this.#context = context;
+    this.#scheme = scheme;
+  }
+
+  /** Takes the next block over. */
+  add({ weights, clips, offsets }: LearnedBlock): void {
+    const keys = new Set(this.#model.linears.map(({ key }) => key));
+    const isLinear = ([key]: [string, Tensor]): boolean => keys.has(key);
+    const others = Object.entries(weights).filter((entry) => !isLinear(entry));
+    const parameters = [
+      ...others.map(([key, value]) => parameterFrom(key, "gain", value)),
+      ...Object.entries(clips).map(([name, value]) => parameterFrom(name, "clip", value)),
+    ];
+    const linears = Object.fromEntries(Object.entries(weights).filter(isLinear));
+    disposeLearned({ weights: Object.fromEntries(others), clips, offsets: {} });
+    this.#blocks.push({ linears, parameters, offsets });
+  }
+
+  /** Everything that learns, by block and name. */
+  tensors(): Map<string, Tensor> {
+    const all = new Map<string, Tensor>();
+    for (const [i, { parameters, offsets }] of this.#blocks.entries()) {
+      for (const { name, value } of parameters) all.set(`${i}.${name}`, value);
+      for (const [key, v] of Object.entries(offsets)) all.set(`${i}.${offsetName(key)}`, v);
+    }
+    return all;
+  }
+
+  /** Logits [1, T, V] of a window, everything quantized as in training; `vars` are the tensors' own. */
+  logits(tape: Tape, outer: LoadedWeights, vars: ReadonlyMap<string, Var>, ids: Int32Array): Var {
+    const model = this.#model;
+    let x: Var = tape.constant(embedWindow(model, outer, ids));
+    for (const [i, { linears, parameters }] of this.#blocks.entries()) {
+      const own = (name: string): Var | undefined => vars.get(`${i}.${name}`);
+      const weights: Record<string, Var> = {};
+      for (const { name, group } of parameters) {
+        if (group === "gain") weights[name] = own(name) as Var;
+      }
+      for (const [key, tensor] of Object.entries(linears)) {
+        const clip = own(weightClipName(key));
+        const offset = own(offsetName(key));
+        weights[key] = fakeQuantWeight(tape, tape.constant(tensor), clip, this.#scheme, offset);
+      }
+      const clips = new Map<string, Var>();
+      for (const activation of model.activations) {
+        const clip = own(tokenClipName(activation));
+        if (clip) clips.set(activation, clip);
+      }
+      x = model.block(tape, this.#context, weights, x, activationHook(this.#scheme, clips));
+    }
+    return model.head(tape, headWeights(tape, outer), x);
+  }
+
+  /** One step; `step` counts from 1. */
+  update(gradients: ReadonlyMap<string, Tensor>, step: number, rates: PolishRates): void {
+    for (const [i, { parameters, offsets }] of this.#blocks.entries()) {
+      for (const p of parameters) {
+        const g = gradients.get(`${i}.${p.name}`);
+        if (g) p.update(g, step, p.group === "clip" ? rates.clip : rates.gain, 0, NO_MASK);
+      }
+      for (const [key, v] of Object.entries(offsets)) {
+        const g = gradients.get(`${i}.${offsetName(key)}`);
+        if (g) invoke("sign_step", [v, g], { lr: rates.offset, limit: OFFSET_LIMIT });
+      }
+    }
+  }
+
+  /** Block i as it would be stored now; the caller owns it. Throws: AQ_NUMERIC. */
+  finish(i: number): FinishedBlock {
+    const { linears, parameters, offsets } = this.#blocks[i] as PolishBlock;
+    const gains = parameters.filter(({ group }) => group === "gain");
+    const weights = {
+      ...linears,
+      ...Object.fromEntries(gains.map(({ name, value }) => [name, value])),
+    };
+    const clips = parameters.filter(({ group }) => group === "clip");
+    const problem = { model: this.#model, scheme: this.#scheme };
+    return quantizeBlock(problem, weights, clips, new Map(Object.entries(offsets)));
+  }
+
+  dispose(): void {
+    for (const { linears, parameters, offsets } of this.#blocks) {
+      disposeParameters(parameters);
+      for (const tensor of [...Object.values(linears), ...Object.values(offsets)]) tensor.dispose();
+    }
+  }
+}
+
+function parameterFrom(name: string, group: Parameter["group"], value: Tensor): Parameter {
+  return new Parameter(name, group, { data: value.floats(), shape: value.shape, masked: false });
+}

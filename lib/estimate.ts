@@ -1,0 +1,144 @@
+/** Time, memory and disk of a run before it starts. */
+
+import * as fs from "node:fs";
+import * as path from "node:path";
+import { openSource } from "./calibration/open-source.ts";
+import { resolveSettings, windowLength } from "./calibration/settings.ts";
+import { streamBudget } from "./calibration/streams.ts";
+import { loadCalibration } from "./calibration/text.ts";
+import { loadTokenizer } from "./data/tokenizer.ts";
+import { diskParts, memoryParts, total } from "./estimate/memory.ts";
+import { measureUnits, phaseSeconds, type UnitSeconds, type Workload } from "./estimate/time.ts";
+import { setThreads, threads } from "./tensor/device.ts";
+import type { QuantizeOptions } from "./types.ts";
+import { byteSize } from "./util/format.ts";
+
+/** The options of `quantize`; without `out` the free space of no disk is looked at. */
+export type EstimateOptions = Omit<QuantizeOptions, "out"> & { readonly out?: string };
+
+export interface EstimateResult {
+  readonly model: string;
+  readonly family: string;
+  readonly blocks: number;
+  readonly windows: number;
+  readonly seqlen: number;
+  readonly threads: number;
+  /** Optimizer steps of the whole run. */
+  readonly steps: number;
+  readonly seconds: number;
+  readonly phaseSeconds: Readonly<Record<string, number>>;
+  /** What was measured here. */
+  readonly measured: UnitSeconds;
+  /** At the peak. */
+  readonly memoryBytes: number;
+  readonly memoryParts: Readonly<Record<string, number>>;
+  readonly availableMemoryBytes: number;
+  readonly diskBytes: number;
+  readonly diskParts: Readonly<Record<string, number>>;
+  /** Null when it is not known where the output goes. */
+  readonly freeDiskBytes: number | null;
+  /** Sentences a person should read, what will not fit among them. */
+  readonly notes: readonly string[];
+}
+
+/**
+ * Estimates a run from its counts and from about a second of measuring on this machine. Reads the
+ * text and the headers of the checkpoint, and no weights; writes nothing.
+ *
+ * Throws: AqError for the options and inputs that quantize refuses before it starts.
+ */
+export function estimate(options: EstimateOptions): EstimateResult {
+  const settings = resolveSettings({ ...options, out: options.out ?? "" });
+  const streamMemory = streamBudget(options.streamMemory);
+  if (options.threads !== undefined) setThreads(options.threads);
+  const { checkpoint, model } = openSource(options.model);
+  try {
+    const seqlen = windowLength(settings.seqlen, model.shape.maxTokens);
+    const started = performance.now();
+    const text = loadCalibration(options.calib, loadTokenizer(options.model), seqlen, settings);
+    const textSeconds = (performance.now() - started) / 1000;
+    const work: Workload = {
+      model,
+      settings,
+      windows: text.calibration.length,
+      evaluationWindows: text.evaluation.length,
+      tokens: seqlen,
+      textSeconds,
+      bytes: [...checkpoint.tensors.values()].reduce((sum, { bytes }) => sum + bytes, 0),
+    };
+    const measured = measureUnits(work);
+    const phases = phaseSeconds(work, measured);
+    const memory = memoryParts(work, checkpoint, streamMemory);
+    const disk = diskParts(work, streamMemory);
+    const sizes = {
+      memoryBytes: total(memory),
+      availableMemoryBytes: availableMemory(),
+      diskBytes: total(disk),
+      freeDiskBytes: options.out === undefined ? null : freeDisk(options.out),
+    };
+    const { affineEpochs, roundEpochs } = settings.train;
+    const epochs = settings.recipe.name === "rtn" ? 0 : affineEpochs + roundEpochs;
+    return {
+      model: options.model,
+      family: model.family,
+      blocks: model.shape.blocks,
+      windows: work.windows,
+      seqlen,
+      threads: threads(),
+      steps: model.shape.blocks * work.windows * epochs,
+      seconds: total(phases),
+      phaseSeconds: phases,
+      measured,
+      memoryParts: memory,
+      diskParts: disk,
+      ...sizes,
+      notes: [...text.notes, ...warnings(sizes, options.streamMemory)],
+    };
+  } finally {
+    checkpoint.close();
+  }
+}
+
+function warnings(
+  sizes: Pick<
+    EstimateResult,
+    "memoryBytes" | "availableMemoryBytes" | "diskBytes" | "freeDiskBytes"
+  >,
+  streamMemory: number | undefined,
+): string[] {
+  const { memoryBytes, availableMemoryBytes, diskBytes, freeDiskBytes } = sizes;
+  const notes: string[] = [];
+  if (memoryBytes > availableMemoryBytes) {
+    const way =
+      streamMemory === undefined
+        ? "set --stream-memory, or take fewer --nsamples"
+        : "take a shorter --seqlen";
+    notes.push(
+      `the run needs about ${byteSize(memoryBytes)} of memory and ${byteSize(availableMemoryBytes)} are available: ${way}`,
+    );
+  }
+  if (freeDiskBytes !== null && diskBytes > freeDiskBytes) {
+    notes.push(
+      `the run needs about ${byteSize(diskBytes)} of disk and ${byteSize(freeDiskBytes)} are free: choose another --out`,
+    );
+  }
+  return notes;
+}
+
+function availableMemory(): number {
+  const limit = process.constrainedMemory() ?? 0;
+  const free = process.availableMemory();
+  return limit > 0 ? Math.min(free, limit) : free;
+}
+
+/** Free bytes where the folder lies or will lie; null when the system does not tell. */
+function freeDisk(out: string): number | null {
+  let dir = path.resolve(out);
+  while (!fs.existsSync(dir) && path.dirname(dir) !== dir) dir = path.dirname(dir);
+  try {
+    const { bavail, bsize } = fs.statfsSync(dir);
+    return bavail * bsize;
+  } catch {
+    return null;
+  }
+}

@@ -1,0 +1,185 @@
+/**
+ * How fast this machine does what a run is made of, in about a second: products with their
+ * quantizers, attention, and what is neither, each in the model's own shapes as far as they are small.
+ */
+
+import { Eager, type Graph, type Var } from "../autograd/graph.ts";
+import { attention } from "../autograd/ops/attention.ts";
+import { fakeQuant } from "../autograd/ops/fake-quant.ts";
+import { linear } from "../autograd/ops/linear.ts";
+import { mse } from "../autograd/ops/mse.ts";
+import { scaleWeight } from "../autograd/ops/scale-weight.ts";
+import { siluMul } from "../autograd/ops/silu-mul.ts";
+import { Tape } from "../autograd/tape.ts";
+import type { ModelShape } from "../models/family.ts";
+import { type QuantScheme, quantizesTokens, TOKEN_FLOOR } from "../quant/scheme.ts";
+import { fakeQuantWeight, startClip } from "../quant/weights.ts";
+import { scope } from "../tensor/scope.ts";
+import { Tensor } from "../tensor/tensor.ts";
+
+/** Largest sides of what is measured: more is not faster, only longer. */
+const MAX_SIDE = 768;
+const MAX_ROWS = 512;
+const MAX_TOKENS = 1024;
+/** Time for each measurement, after a first run that warms caches and the thread pool. */
+const SLICE_MS = 25;
+const FEWEST_RUNS = 2;
+
+/** Seconds of a linear [out, in]: what depends on the tokens, for one token, and what does not. */
+export interface LinearSpeed {
+  /** Training: forward and both gradients. */
+  readonly perToken: number;
+  /** Training: folds, grids and gradients on the side of the weight. */
+  readonly perStep: number;
+  readonly forwardPerToken: number;
+}
+
+export interface AttentionSpeed {
+  /** Seconds of one window, all heads. */
+  readonly training: number;
+  readonly forward: number;
+}
+
+/** Smallest of several times, in seconds: the one that others disturbed least. */
+function seconds(body: () => void): number {
+  body();
+  let best = Number.POSITIVE_INFINITY;
+  const until = performance.now() + SLICE_MS;
+  for (let runs = 0; runs < FEWEST_RUNS || performance.now() < until; runs++) {
+    const start = performance.now();
+    body();
+    best = Math.min(best, performance.now() - start);
+  }
+  return best / 1000;
+}
+
+/** Values that look like activations; which ones does not matter to the time. */
+function noise(...shape: number[]): Tensor {
+  const data = new Float32Array(shape.reduce((a, b) => a * b, 1));
+  let state = 1;
+  for (let i = 0; i < data.length; i++) {
+    state = (state * 48271) % 2147483647;
+    data[i] = state / 2147483647 - 0.5;
+  }
+  return Tensor.from(data, shape);
+}
+
+/** Reduces to a loss and goes back, as a step does. */
+function backward(tape: Tape, y: Var): void {
+  const target = tape.constant(Tensor.empty(y.value.tensor.shape));
+  tape.backward(mse(tape, y, target));
+}
+
+const quantizeTokens = (graph: Graph, x: Var, scheme: QuantScheme, group: number): Var =>
+  quantizesTokens(scheme)
+    ? fakeQuant(graph, x, undefined, {
+        bits: scheme.abits,
+        group,
+        symmetric: false,
+        floor: TOKEN_FLOOR,
+      })
+    : x;
+
+/** Measures a linear [out, in] at two numbers of tokens and tells the two kinds of cost apart. */
+export function measureLinear(out: number, columns: number, scheme: QuantScheme): LinearSpeed {
+  const [o, i] = [Math.min(out, MAX_SIDE), Math.min(columns, MAX_SIDE)];
+  const scale = (out * columns) / (o * i);
+  return scope(() => {
+    const w = noise(o, i);
+    const factor = Tensor.from(new Float32Array(i).fill(1));
+    const start = startClip(o, i, scheme.groupSize);
+    const clip = Tensor.from(start.data, start.shape);
+    const step = (x: Tensor): void =>
+      scope(() => {
+        const tape = new Tape();
+        const columnsVar = tape.parameter(factor);
+        const folded = scaleWeight(tape, tape.parameter(w), { columns: columnsVar });
+        const wq = fakeQuantWeight(tape, folded, tape.parameter(clip), scheme);
+        backward(tape, linear(tape, quantizeTokens(tape, tape.parameter(x), scheme, 0), wq));
+      });
+    const few = noise(MAX_ROWS / 4, i);
+    const many = noise(MAX_ROWS, i);
+    const short = seconds(() => step(few));
+    const long = seconds(() => step(many));
+    const perToken = Math.max(0, long - short) / (0.75 * MAX_ROWS);
+    const forward = seconds(() =>
+      scope(() => {
+        const graph = new Eager();
+        linear(graph, graph.constant(many), graph.constant(w));
+      }),
+    );
+    return {
+      perToken: perToken * scale,
+      perStep: Math.max(0, short - (perToken * MAX_ROWS) / 4) * scale,
+      forwardPerToken: (forward / MAX_ROWS) * scale,
+    };
+  });
+}
+
+/** Measures causal attention over some heads, and extends to all heads and the whole window. */
+export function measureAttention(
+  { heads, kvHeads, headDim }: ModelShape,
+  tokens: number,
+  scheme: QuantScheme,
+): AttentionSpeed {
+  const t = Math.min(tokens, MAX_TOKENS);
+  const shared = heads / kvHeads;
+  const kv = Math.min(kvHeads, Math.max(1, Math.floor(8 / shared)));
+  const scale = (kvHeads / kv) * (tokens / t) ** 2;
+  const params = { heads: kv * shared, kvHeads: kv, scale: 1 / Math.sqrt(headDim) };
+  return scope(() => {
+    const [q, k, v] = [kv * shared, kv, kv].map((count) => noise(1, t, count * headDim)) as [
+      Tensor,
+      Tensor,
+      Tensor,
+    ];
+    const training = seconds(() =>
+      scope(() => {
+        const tape = new Tape();
+        const [a, b, c] = [q, k, v].map((x) =>
+          quantizeTokens(tape, tape.parameter(x), scheme, headDim),
+        ) as [Var, Var, Var];
+        backward(tape, attention(tape, a, b, c, params));
+      }),
+    );
+    const forward = seconds(() =>
+      scope(() => {
+        const graph = new Eager();
+        const [a, b, c] = [q, k, v].map((x) => graph.constant(x)) as [Var, Var, Var];
+        attention(graph, a, b, c, params);
+      }),
+    );
+    return { training: training * scale, forward: forward * scale };
+  });
+}
+
+/** Seconds of an elementwise pair, forward and backward, for each element of its output. */
+export function measureElementwise(width: number): number {
+  const columns = Math.min(width, MAX_SIDE);
+  return scope(() => {
+    const [gate, up] = [noise(MAX_ROWS, columns), noise(MAX_ROWS, columns)];
+    const time = seconds(() =>
+      scope(() => {
+        const tape = new Tape();
+        backward(tape, siluMul(tape, tape.parameter(gate), tape.parameter(up)));
+      }),
+    );
+    return time / (MAX_ROWS * columns);
+  });
+}
+
+/** Seconds of a call that computes next to nothing: what every op costs however small it is. */
+export function measureCall(): number {
+  const calls = 20;
+  return scope(() => {
+    const x = noise(1, 8);
+    const time = seconds(() =>
+      scope(() => {
+        const graph = new Eager();
+        const y = graph.constant(x);
+        for (let i = 0; i < calls; i++) siluMul(graph, y, y);
+      }),
+    );
+    return time / calls;
+  });
+}

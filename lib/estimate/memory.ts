@@ -1,0 +1,124 @@
+/** The memory and disk of a run, from the shapes of what it holds at the same time. */
+
+import type { Checkpoint } from "../checkpoint/folder.ts";
+import { groupsPerRow } from "../quant/weights.ts";
+import type { Workload } from "./time.ts";
+
+const F32 = 4;
+const F64 = 8;
+/** Node.js with the package, its tokenizer and the text. Measured: 125 to 165 MiB. */
+const PROGRAM = 150 * 2 ** 20;
+/** lib/eval/perplexity.ts holds at most this much of states, and of logits. */
+const EVAL_BYTES = 64 * 2 ** 20;
+/** A fold in float64: the weights, and what the sites make of them. */
+const FOLD_COPIES = 2.5;
+/** Beside it in float32: the weights, the folded ones, and those cast to what is stored. */
+const FOLDED_COPIES = 3.5;
+/** The equivalence check keeps three passes of one window. */
+const FOLD_PASSES = 3;
+/** Weights, two folds, and the gradients of both. */
+const AFFINE_COPIES = 5;
+/** Weights, folded weights, and for every weight an offset with its gradient and two moments. */
+const ROUND_COPIES = 6;
+/** A step's activations, and the gradients that are alive at the same time. */
+const STEP_PASSES = 1.5;
+/** Bytes that rotating takes for each element of embedding and head. */
+const ROTATED_BYTES = 21;
+
+/** Bytes that are held together when the run is at its largest. */
+export function memoryParts(
+  work: Workload,
+  checkpoint: Checkpoint,
+  streamMemory: number | undefined,
+): Record<string, number> {
+  const { model, settings, tokens } = work;
+  const { hidden, heads, kvHeads, headDim, mlp, vocabulary } = model.shape;
+  const weights = model.linears.reduce((sum, { out, in: columns }) => sum + out * columns, 0);
+  const width = 8 * hidden + (2 * heads + 3 * kvHeads) * headDim + 3 * mlp;
+  const pass = tokens * width * F32;
+  const allStreams = streamBytes(work);
+  const streams = Math.min(allStreams, streamMemory ?? allStreams) + tokens * hidden * F32;
+  const base = { program: PROGRAM, streams };
+  const stages: Record<string, number>[] = [
+    evaluationParts(work, checkpoint, weights),
+    { ...base, weights: 2 * weights * F32, activations: pass },
+  ];
+  if (settings.rotate) {
+    stages.push({ ...base, "embedding and head": 2 * vocabulary * hidden * ROTATED_BYTES });
+  }
+  if (isTrained(work)) {
+    const copies = settings.train.roundEpochs > 0 ? ROUND_COPIES : AFFINE_COPIES;
+    stages.push({
+      ...base,
+      weights: copies * weights * F32 + clipBytes(work),
+      activations: STEP_PASSES * pass,
+    });
+  }
+  if (isTrained(work) && settings.recipe.sites) {
+    const turned = settings.rotate ? 2 * weights * F32 + 4 * tokens * hidden * F32 : 0;
+    const folds = weights * (FOLD_COPIES * F64 + FOLDED_COPIES * F32);
+    stages.push({ ...base, weights: folds + turned, activations: FOLD_PASSES * pass });
+  }
+  return stages.reduce((most, stage) => (total(stage) > total(most) ? stage : most));
+}
+
+function evaluationParts(
+  { model, evaluationWindows, tokens }: Workload,
+  checkpoint: Checkpoint,
+  weights: number,
+): Record<string, number> {
+  const { hidden, vocabulary } = model.shape;
+  const outer = model.outerTensors().reduce((sum, { key, shape, name }) => {
+    const isStored = key === "embedding" && !model.traits.tiedHead;
+    const elements = shape.reduce((a, b) => a * b, 1);
+    return sum + (isStored ? checkpoint.info(name).bytes : elements * F32);
+  }, 0);
+  return {
+    program: PROGRAM,
+    weights: outer + weights * F32,
+    states: Math.min(EVAL_BYTES, evaluationWindows * tokens * hidden * F32),
+    logits: Math.min(EVAL_BYTES, tokens * vocabulary * F32),
+  };
+}
+
+/** Clipping logits with gradient and moments. */
+function clipBytes({ model, settings }: Workload): number {
+  return model.linears.reduce((sum, { out, in: columns }) => {
+    return sum + 4 * 2 * out * groupsPerRow(columns, settings.scheme.groupSize) * F32;
+  }, 0);
+}
+
+function isTrained({ settings: { recipe, train } }: Workload): boolean {
+  return recipe.name !== "rtn" && train.affineEpochs + train.roundEpochs > 0;
+}
+
+/** All streams: full precision, quantized, and the targets of the second loss. */
+function streamBytes(work: Workload): number {
+  const { model, settings, windows, tokens } = work;
+  const count = settings.train.augLoss && settings.recipe.name !== "rtn" ? 3 : 2;
+  return count * windows * tokens * model.shape.hidden * F32;
+}
+
+/** Bytes in the output folder: the checkpoint, codes and grids of every block, and spilled streams. */
+export function diskParts(
+  work: Workload,
+  streamMemory: number | undefined,
+): Record<string, number> {
+  const { model, settings, bytes } = work;
+  const { hidden, blocks, vocabulary } = model.shape;
+  const stored = model.linears.reduce((sum, { out, in: columns }) => {
+    const groups = out * groupsPerRow(columns, settings.scheme.groupSize);
+    return sum + out * columns + 3 * groups;
+  }, 0);
+  const untied = settings.rotate && model.traits.tiedHead ? 2 * vocabulary * hidden : 0;
+  const streams = streamBytes(work);
+  return {
+    checkpoint: bytes + untied,
+    "run state": blocks * stored,
+    "spilled streams": Math.max(0, streams - (streamMemory ?? streams)),
+  };
+}
+
+export function total(parts: Readonly<Record<string, number>>): number {
+  return Object.values(parts).reduce((sum, part) => sum + part, 0);
+}

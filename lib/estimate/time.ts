@@ -1,0 +1,103 @@
+/** The seconds of a run, from how often each part of it is done and how long it takes here. */
+
+import type { RunSettings } from "../calibration/settings.ts";
+import type { Model } from "../models/family.ts";
+import {
+  type LinearSpeed,
+  measureAttention,
+  measureCall,
+  measureElementwise,
+  measureLinear,
+} from "./measure.ts";
+
+/** Ops of a training step that are too small for their size to matter. */
+const SMALL_CALLS = 90;
+/** Passes over the hidden width, forward and backward, besides the products: norms, sums, RoPE, quantizers. */
+const HIDDEN_PASSES = 8;
+/** Bytes a second of reading and writing weights; measuring it would mean writing a large file. */
+const DISK_SPEED = 300e6;
+/** A fold in float64 against a training step's work on the weights, and its passes of one window. */
+const FOLD_FACTOR = 8;
+const FOLD_PASSES = 3;
+
+/** What the run works on. */
+export interface Workload {
+  readonly model: Model;
+  readonly settings: RunSettings;
+  /** Calibration windows and windows of each evaluation. */
+  readonly windows: number;
+  readonly evaluationWindows: number;
+  readonly tokens: number;
+  /** Bytes of the checkpoint. */
+  readonly bytes: number;
+  /** Seconds that reading and tokenizing the text took just now. */
+  readonly textSeconds: number;
+}
+
+/** Seconds by unit of work, as measured. */
+export interface UnitSeconds {
+  /** One optimizer step: one window, forward, backward and update. */
+  readonly step: number;
+  /** One window through one block, forward. */
+  readonly pass: number;
+  /** One window through the head. */
+  readonly head: number;
+  /** Folding and checking one block. */
+  readonly fold: number;
+  /** Rotating one block's weights. */
+  readonly rotate: number;
+}
+
+/** Measures for about a second. */
+export function measureUnits({ model, settings, tokens }: Workload): UnitSeconds {
+  const { scheme } = settings;
+  const { hidden, mlp, vocabulary } = model.shape;
+  const speeds = new Map<string, LinearSpeed>();
+  const linears = model.linears.map((spec) => {
+    const key = `${spec.out} ${spec.in}`;
+    const speed = speeds.get(key) ?? measureLinear(spec.out, spec.in, scheme);
+    speeds.set(key, speed);
+    return { ...speed, weights: spec.out * spec.in };
+  });
+  const sum = (of: (speed: (typeof linears)[number]) => number): number =>
+    linears.reduce((total, speed) => total + of(speed), 0);
+  const heads = measureAttention(model.shape, tokens, scheme);
+  const elementwise = measureElementwise(mlp) * tokens * (mlp + HIDDEN_PASSES * hidden);
+  const weightSide = sum(({ perStep }) => perStep);
+  const perWeight = sum((s) => s.forwardPerToken) / sum((s) => s.weights);
+  const pass = tokens * sum((s) => s.forwardPerToken) + heads.forward + elementwise / 3;
+  return {
+    step:
+      tokens * sum(({ perToken }) => perToken) +
+      weightSide +
+      heads.training +
+      elementwise +
+      SMALL_CALLS * measureCall(),
+    pass,
+    head: tokens * hidden * vocabulary * perWeight,
+    fold: FOLD_FACTOR * weightSide + FOLD_PASSES * pass,
+    rotate: 2 * hidden * sum((s) => s.weights) * perWeight,
+  };
+}
+
+/** Seconds by phase, in the names of the report. */
+export function phaseSeconds(work: Workload, unit: UnitSeconds): Record<string, number> {
+  const { model, settings, windows, evaluationWindows, bytes } = work;
+  const { blocks } = model.shape;
+  const { train, recipe } = settings;
+  const isRounded = recipe.name === "rtn" || train.affineEpochs + train.roundEpochs === 0;
+  const passes = windows * blocks * unit.pass;
+  const steps = windows * blocks * unit.step;
+  const all: Record<string, number> = {
+    text: work.textSeconds,
+    load: (settings.rotate ? blocks * unit.rotate : 0) + bytes / DISK_SPEED,
+    statistics: passes * (train.augLoss && !isRounded ? 2 : 1),
+    affine: isRounded ? 0 : train.affineEpochs * steps,
+    fold: isRounded ? 0 : blocks * unit.fold,
+    round: isRounded ? 0 : train.roundEpochs * steps,
+    propagate: passes,
+    evaluation: 2 * evaluationWindows * (blocks * unit.pass + unit.head),
+    export: (2 * bytes) / DISK_SPEED,
+  };
+  return Object.fromEntries(Object.entries(all).filter(([, value]) => value > 0));
+}

@@ -1,0 +1,29 @@
+/**
+ * The model_type of our own. A block that stock loaders would build wrongly (a matrix that is applied
+ * at run time, a bias that the architecture does not have) is written under "aq_" and its family's
+ * name and without `architectures`, so that they refuse the folder instead of running something else.
+ */
+
+import { AqError } from "../errors.ts";
+import { isOwnType, OWN_PREFIX } from "../models/registry.ts";
+import type { JsonObject } from "../util/json.ts";
+import { AQ_CONFIG_NAME, type AqConfig } from "./aq-config.ts";
+
+/** The config.json of a folder that only aq-native can run. */
+export function ownConfig(config: JsonObject): JsonObject {
+  const { architectures: _, auto_map: __, model_type: type, ...rest } = config;
+  return { ...rest, model_type: isOwnType(type) ? type : `${OWN_PREFIX}${String(type)}` };
+}
+
+/**
+ * A folder of our own type says in aq_config.json what its block does.
+ *
+ * Throws: AQ_FORMAT when that file is missing.
+ */
+export function checkOwnType(dir: string, config: JsonObject, aq: AqConfig | null): void {
+  if (aq || !isOwnType(config["model_type"])) return;
+  throw new AqError(
+    "AQ_FORMAT",
+    `${dir} has model_type ${JSON.stringify(config["model_type"])} but no ${AQ_CONFIG_NAME}, which says what is done at run time; copy the whole output folder`,
+  );
+}
