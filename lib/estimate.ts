@@ -3,6 +3,7 @@
 import * as fs from "node:fs";
 import * as path from "node:path";
 import { openSource } from "./calibration/open-source.ts";
+import { checkPolish } from "./calibration/polish-memory.ts";
 import { resolveSettings, windowLength } from "./calibration/settings.ts";
 import { streamBudget } from "./calibration/streams.ts";
 import { loadCalibration } from "./calibration/text.ts";
@@ -56,6 +57,7 @@ export function estimate(options: EstimateOptions): EstimateResult {
     const seqlen = windowLength(settings.seqlen, model.shape.maxTokens);
     const started = performance.now();
     const text = loadCalibration(options.calib, loadTokenizer(options.model), seqlen, settings);
+    checkPolish(model, settings, text.calibration.length, seqlen);
     const textSeconds = (performance.now() - started) / 1000;
     const work: Workload = {
       model,

@@ -4,7 +4,15 @@
 //
 // Every target is built in a temporary copy; build/ of the checkout stays as it is.
 import { spawnSync } from "node:child_process";
-import { mkdtempSync, openSync, readdirSync, readFileSync, readSync, rmSync, statSync } from "node:fs";
+import {
+  mkdtempSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  readSync,
+  rmSync,
+  statSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { join, relative } from "node:path";
 import { copyAddonTree } from "./addon-copy.mjs";
@@ -93,7 +101,9 @@ function checkTools(target) {
   if (target === host) return;
   const tools = cross[target];
   if (!tools || process.platform !== "linux") {
-    fail(`${target} cannot be built on ${host}; build it on a machine of its own (CONTRIBUTING.md)`);
+    fail(
+      `${target} cannot be built on ${host}; build it on a machine of its own (CONTRIBUTING.md)`,
+    );
   }
   if (!isOnPath(`${tools.prefix}g++`)) {
     fail(

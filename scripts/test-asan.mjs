@@ -40,7 +40,9 @@ const options = {
 };
 
 if (process.platform !== "linux") {
-  console.error("aq-native: test:asan preloads the sanitizer's runtime, which is done on Linux only.");
+  console.error(
+    "aq-native: test:asan preloads the sanitizer's runtime, which is done on Linux only.",
+  );
   process.exit(1);
 }
 

@@ -211,9 +211,9 @@ describe("a whole run with failing blocks", () => {
     }
     const said = (pattern: RegExp): number => notes.filter((note) => pattern.test(note)).length;
     expect(said(/is skipped$/)).toBe(1 + 3 + 6 + 9);
-    expect(said(/^block [123]: .* starting again at half the rate$/)).toBe(3);
-    expect(said(/^block [23]: .* starting again at a quarter of the rate$/)).toBe(2);
-    expect(said(/^block 3: .* rounding it to nearest$/)).toBe(1);
+    expect(said(/^block [123], affine: .* starting again at half the rate$/)).toBe(3);
+    expect(said(/^block [23], affine: .* starting again at a quarter of the rate$/)).toBe(2);
+    expect(said(/^block 3, affine: .* rounding it to nearest$/)).toBe(1);
     const reports = events.filter((event) => event.event === "block");
     expect(reports.map(({ fallback }) => fallback)).toEqual(
       result.blocks.map(({ fallback }) => fallback),

@@ -203,7 +203,7 @@ describe("job.json and aq_config.json", () => {
       abits: 4,
       group_size: GROUP,
       symmetric: false,
-      recipe: "default",
+      recipe: "affine",
       sites: ["updown", "norm.norm1", "norm.norm2", "vo", "qk-pairs"],
     });
     const config = readAqConfig(out);

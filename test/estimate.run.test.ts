@@ -1,5 +1,5 @@
 // What estimate says of a run: counts that are exact, sizes that are near, and refusals that are the
-// run's own. Its seconds are compared with a run by hand (docs/estimate.md): a loaded test machine
+// run's own. Its seconds are compared with a run by hand (docs/report.md): a loaded test machine
 // would make that a coin toss.
 import * as fs from "node:fs";
 import * as path from "node:path";

@@ -74,7 +74,7 @@ describe("the page", () => {
         model: { ...base.model, path: `/m/${evil}`, family: evil },
         calibration: { ...base.calibration, text: evil },
         phaseSeconds: { [evil]: 1 },
-        curves: [{ title: evil, unit: evil, values: [1, 2] }],
+        curves: [{ title: evil, unit: evil, first: 0, values: [1, 2] }],
       }),
     );
     expect(html).not.toContain("<img");

@@ -43,6 +43,9 @@ interface Session {
   readonly settings: RunSettings;
   readonly streamMemory: number | undefined;
   readonly checkpoint: Checkpoint;
+  /** As the checkpoint has it. */
+  readonly original: Model;
+  /** With what the settings add to it. */
   readonly model: Model;
   readonly text: CalibrationText;
   readonly run: RunState;
@@ -64,9 +67,9 @@ export async function runQuantize(
   checkResume(options);
   const streamMemory = streamBudget(options.streamMemory);
   if (options.threads !== undefined) setThreads(options.threads);
-  const { checkpoint, model: plain } = openSource(options.model);
+  const { checkpoint, model: original } = openSource(options.model);
   try {
-    const model = modelFor(checkpoint, plain, settings);
+    const model = modelFor(checkpoint, original, settings);
     const run = new RunState(options.out);
     const seqlen = windowLength(settings.seqlen, model.shape.maxTokens);
     const tokens = new TokenCache(options.model, run.dir);
@@ -103,6 +106,7 @@ export async function runQuantize(
         settings,
         streamMemory,
         checkpoint,
+        original,
         model,
         text,
         run,
@@ -178,7 +182,8 @@ async function runSession(
     const clock = new PhaseClock();
     clock.enter("evaluation");
     const pplBefore =
-      record.job.pplBefore ?? (await measure("before", { checkpoint, model, activations: null }));
+      record.job.pplBefore ??
+      (await measure("before", { checkpoint, model: session.original, activations: null }));
     record.update({ pplBefore });
     clock.pause();
 

@@ -1,5 +1,6 @@
 /** The memory and disk of a run, from the shapes of what it holds at the same time. */
 
+import { polishBytes } from "../calibration/polish-memory.ts";
 import type { Checkpoint } from "../checkpoint/folder.ts";
 import { groupsPerRow } from "../quant/weights.ts";
 import type { Workload } from "./time.ts";
@@ -58,6 +59,10 @@ export function memoryParts(
     const turned = settings.rotate ? 2 * weights * F32 + 4 * tokens * hidden * F32 : 0;
     const folds = weights * (FOLD_COPIES * F64 + FOLDED_COPIES * F32);
     stages.push({ ...base, weights: folds + turned, activations: FOLD_PASSES * pass });
+  }
+  if (settings.polish > 0) {
+    const polish = polishBytes(model, settings, work.windows, tokens);
+    stages.push({ program: PROGRAM, "all blocks": polish });
   }
   return stages.reduce((most, stage) => (total(stage) > total(most) ? stage : most));
 }

@@ -1,5 +1,6 @@
 /** The seconds of a run, from how often each part of it is done and how long it takes here. */
 
+import { heldBackWindows } from "../calibration/polish-memory.ts";
 import type { RunSettings } from "../calibration/settings.ts";
 import type { Model } from "../models/family.ts";
 import {
@@ -96,8 +97,19 @@ export function phaseSeconds(work: Workload, unit: UnitSeconds): Record<string, 
     fold: isRounded ? 0 : blocks * unit.fold,
     round: isRounded ? 0 : train.roundEpochs * steps,
     propagate: passes,
+    polish: polishSeconds(work, unit),
     evaluation: 2 * evaluationWindows * (blocks * unit.pass + unit.head),
     export: (2 * bytes) / DISK_SPEED,
   };
   return Object.fromEntries(Object.entries(all).filter(([, value]) => value > 0));
+}
+
+/** Steps through all blocks and the head, and after each epoch the windows that are held back. */
+function polishSeconds({ model, settings, windows }: Workload, unit: UnitSeconds): number {
+  const { blocks } = model.shape;
+  if (settings.polish === 0) return 0;
+  const held = heldBackWindows(windows);
+  const step = blocks * unit.step + 4 * unit.head;
+  const pass = blocks * unit.pass + unit.head;
+  return settings.polish * ((windows - held) * step + held * pass) + (windows + held) * pass;
 }

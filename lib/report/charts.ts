@@ -252,7 +252,7 @@ export function equivalenceChart(blocks: readonly BlockReport[]): Markup | null 
 }
 
 /** Curves of phases that train all blocks at once. */
-export function runCurve({ title, unit, values }: RunCurve): Markup | null {
+export function runCurve({ title, unit, first, values }: RunCurve): Markup | null {
   if (values.length === 0) return null;
   const y = linearScale(values, (value) => String(Number(value.toPrecision(3))));
   const at = (i: number): number => inset(values.length === 1 ? 0.5 : i / (values.length - 1));
@@ -260,7 +260,7 @@ export function runCurve({ title, unit, values }: RunCurve): Markup | null {
   const plot = framed({
     title,
     xTitle: "epoch",
-    xTicks: countTicks(values.length).map((n) => ({ at: at(n - 1), label: String(n) })),
+    xTicks: countTicks(values.length).map((n) => ({ at: at(n - 1), label: String(n - 1 + first) })),
     y,
     body: (place) => line(place, y, points, "stroke:var(--accent)", title),
   });

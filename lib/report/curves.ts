@@ -8,6 +8,7 @@ export function polishCurve({ divergence, heldBack }: PolishReport): RunCurve {
   return {
     title: `Polish: divergence from full precision, on ${heldBack} windows held back`,
     unit: "nats a token",
+    first: 0,
     values: divergence,
   };
 }

@@ -41,6 +41,8 @@ export interface BitsReport {
 export interface RunCurve {
   readonly title: string;
   readonly unit: string;
+  /** Epoch of the first value; 0 where it is the state before any. */
+  readonly first: number;
   readonly values: readonly number[];
 }
 
