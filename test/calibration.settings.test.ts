@@ -91,7 +91,10 @@ describe("settings", () => {
     const rotated = (options: object) => resolve(options).rotate;
     expect([rotated({ abits: 4 }), rotated({ abits: 16 })]).toEqual([true, false]);
     expect(rotated({ abits: 4, recipe: "affine" })).toBe(false);
-    expect([rotated({ abits: 4, rotate: "off" }), rotated({ rotate: "on" })]).toEqual([false, true]);
+    expect([rotated({ abits: 4, rotate: "off" }), rotated({ rotate: "on" })]).toEqual([
+      false,
+      true,
+    ]);
   });
 
   it("know their recipes", () => {

@@ -183,22 +183,27 @@ describe("the readers of config.json", () => {
   it("give a model whose tensors can be named and addressed, or refuse", () => {
     const tally = new Tally();
     fc.assert(
-      fc.property(fc.constantFrom(...configs), mutations(), fc.boolean(), (config, changes, has) => {
-        const text = mutate(config, changes);
-        tally.run(() => {
-          const model = openModel(JSON.parse(text), () => has);
-          const last = model.shape.blocks - 1;
-          for (const { name, shape } of [
-            ...model.outerTensors(),
-            ...model.blockTensors(0),
-            ...model.blockTensors(last),
-          ]) {
-            const bytes = shape.reduce((product, d) => product * d, 8);
-            const isSound = shape.every((d) => d > 0) && Number.isSafeInteger(bytes);
-            if (!isSound) throw new Error(`"${name}" has the shape [${shape.join(", ")}]`);
-          }
-        });
-      }),
+      fc.property(
+        fc.constantFrom(...configs),
+        mutations(),
+        fc.boolean(),
+        (config, changes, has) => {
+          const text = mutate(config, changes);
+          tally.run(() => {
+            const model = openModel(JSON.parse(text), () => has);
+            const last = model.shape.blocks - 1;
+            for (const { name, shape } of [
+              ...model.outerTensors(),
+              ...model.blockTensors(0),
+              ...model.blockTensors(last),
+            ]) {
+              const bytes = shape.reduce((product, d) => product * d, 8);
+              const isSound = shape.every((d) => d > 0) && Number.isSafeInteger(bytes);
+              if (!isSound) throw new Error(`"${name}" has the shape [${shape.join(", ")}]`);
+            }
+          });
+        },
+      ),
       { numRuns: CASES.config },
     );
     tally.expectBoth();

@@ -94,11 +94,17 @@ function encoded({ op, dtype, call }: Item) {
   };
 }
 
+/** A command that starts an arm64 Node.js on another processor (npm run test:arm64), for neon. */
+const EMULATED = process.env["AQ_EMULATED_NODE"]?.split(" ");
+
 /** Results of all items at a level, or undefined where the processor does not have it. */
 function runAt(level: string): Answer | undefined {
+  const [program = "", ...args] = (level === "neon" && EMULATED) || [process.execPath];
+  // What lies in build/ is for this processor; the emulated one takes its prebuilt addon.
+  const prebuilt = program === process.execPath ? {} : { PREBUILDS_ONLY: "1" };
   try {
-    const output = execFileSync(process.execPath, ["-e", CHILD, packageRoot()], {
-      env: { ...process.env, AQ_SIMD: level },
+    const output = execFileSync(program, [...args, "-e", CHILD, packageRoot()], {
+      env: { ...process.env, ...prebuilt, AQ_SIMD: level },
       input: serialize(items.map(encoded)),
       maxBuffer: 2 ** 30,
       stdio: ["pipe", "pipe", "pipe"],

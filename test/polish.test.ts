@@ -17,6 +17,7 @@ import { openModel } from "../lib/models/registry.ts";
 import type { invoke } from "../lib/tensor/invoke.ts";
 import { liveTensors } from "../lib/tensor/tensor.ts";
 import type { PolishReport, QuantizeEvent, QuantizeOptions } from "../lib/types.ts";
+import { interrupt, quantizeArgs, runCommand } from "./helpers/command.ts";
 import { expectAqError, expectAqRejection } from "./helpers/expect-error.ts";
 import { BOOKS, firstBlocks, withModel } from "./helpers/fixture.ts";
 import { expectSameResult, filesBelow, type Run, readJson, smallRun } from "./helpers/small-run.ts";
@@ -182,6 +183,20 @@ describe("a run that is stopped", () => {
     expect(events.some((e) => e.event === "block")).toBe(false);
     expectSameResult(out, whole);
     await smallRun({ ...SETTINGS, model, out, threads: 2 });
+  });
+
+  it("by kill -9, in polish, goes on to the same bytes", async () => {
+    const out = tempFolder();
+    const { wbits, abits, nsamples, polish } = SETTINGS;
+    const args = quantizeArgs({ model, calib: BOOKS, out, wbits, abits, nsamples, polish });
+    // The first epoch's end may have stored a better state already.
+    for (const moment of [1, 5, 9]) {
+      const inPolish: Moment = (e) => e.event === "polish" && e.step >= moment;
+      const { signal } = await interrupt(args, "SIGKILL", inPolish);
+      expect(signal).toBe("SIGKILL");
+    }
+    expect(runCommand(...args).code).toBe(0);
+    expectSameResult(out, whole);
   });
 
   it("computes again what is damaged", async () => {

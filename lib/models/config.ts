@@ -3,7 +3,15 @@
 import { AqError } from "../errors.ts";
 import type { DType } from "../tensor/dtype.ts";
 import { isJsonObject, type JsonObject, kindOf } from "../util/json.ts";
-import { checkSizes, MAX_COUNT, readBool, readInt, readNumber, readWord, wrong } from "./config-keys.ts";
+import {
+  checkSizes,
+  MAX_COUNT,
+  readBool,
+  readInt,
+  readNumber,
+  readWord,
+  wrong,
+} from "./config-keys.ts";
 import { type RopeSettings, readRope } from "./rope.ts";
 
 export { ropeTables } from "./rope.ts";

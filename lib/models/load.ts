@@ -90,12 +90,12 @@ export function loadStoredFinite(checkpoint: Checkpoint, spec: TensorSpec): Tens
   return scope(() => {
     const stored = loadStored(checkpoint, spec);
     for (let at = 0; at < stored.size; at += CHUNK_ELEMENTS) {
-      const isFinite = scope(() => {
+      const finite = scope(() => {
         const part = stored.view(at, [Math.min(CHUNK_ELEMENTS, stored.size - at)]);
         const floats = invokeOne("cast", [part], { dtype: dtypeCode("f32") });
         return invokeOne("all_finite", [floats]).item() === 1;
       });
-      if (!isFinite) throw notFinite(checkpoint, spec);
+      if (!finite) throw notFinite(checkpoint, spec);
     }
     return stored;
   });

@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "native/cpu/features.h"
 #include "native/cpu/kernel_util.h"
 #include "native/cpu/memory.h"
 #include "native/cpu/parallel.h"
@@ -40,17 +41,6 @@ struct Level {
   const aq_kernel_row* (*rows)(uint32_t* count);  // null: not built for this architecture
 };
 
-#if defined(__x86_64__)
-bool hasAvx2() {
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-         __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("f16c");
-}
-bool hasAvx512() {
-  return hasAvx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-}
-#endif
-
 struct Choice {
   Level level;
   aq_error error;  // code AQ_OK, or why AQ_SIMD cannot be followed; queue_open reports it
@@ -58,10 +48,10 @@ struct Choice {
 
 Choice choose() {
 #if defined(__x86_64__)
-  __builtin_cpu_init();
+  const Features features = readFeatures();
   const Level levels[] = {{"plain", true, plain::kernelRows},
-                          {"avx2", hasAvx2(), avx2::kernelRows},
-                          {"avx512", hasAvx512(), avx512::kernelRows},
+                          {"avx2", features.avx2, avx2::kernelRows},
+                          {"avx512", features.avx512, avx512::kernelRows},
                           {"neon", false, nullptr}};
 #elif defined(__aarch64__)
   const Level levels[] = {{"plain", true, plain::kernelRows},

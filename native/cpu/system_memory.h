@@ -9,8 +9,9 @@
 #include <cstdlib>
 
 #if defined(_WIN32)
-#define WIN32_LEAN_AND_MEAN
+#if !defined(NOMINMAX)
 #define NOMINMAX
+#endif
 #include <windows.h>
 
 #include <malloc.h>

@@ -59,8 +59,11 @@ namespace {
 using namespace aq::cpu;
 using std::vector;
 
+// In this order: each uses the one before.
 #include "native/tools/check_util.h"
+
 #include "native/tools/check_cases.h"
+
 #include "native/tools/check_time.h"
 
 }  // namespace

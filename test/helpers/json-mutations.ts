@@ -115,28 +115,33 @@ function apply(root: Slot, { place, other, action, value }: Mutation): void {
   const item = holder[at] as Node | [string, Node];
   switch (action) {
     case "replace":
-      return write(slot, { kind: "text", text: LONG[value] ?? value });
+      write(slot, { kind: "text", text: LONG[value] ?? value });
+      break;
     case "nudge":
-      return write(slot, nudged(node, other));
+      write(slot, nudged(node, other));
+      break;
     case "remove":
       if (slots.length > 1) holder.splice(at, 1);
-      return;
+      break;
     case "repeat":
       if (slots.length > 1) (holder as unknown[]).push(structuredClone(item));
-      return;
+      break;
     case "rename":
       if (Array.isArray(item)) item[0] = renamed(item[0], value, other);
-      return;
+      break;
     case "exchange": {
       const second = pick(other);
       const here = structuredClone(node);
       write(slot, structuredClone(read(second)));
-      return write(second, here);
+      write(second, here);
+      break;
     }
     case "copy":
-      return write(slot, structuredClone(read(pick(other))));
+      write(slot, structuredClone(read(pick(other))));
+      break;
     case "wrap":
-      return write(slot, { kind: "array", items: [node] });
+      write(slot, { kind: "array", items: [node] });
+      break;
   }
 }
 
