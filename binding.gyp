@@ -87,6 +87,27 @@
             },
           },
         ],
+        [
+          "OS=='win'",
+          {
+            # The kernels are written with the vector extensions of GCC and clang; Visual Studio brings
+            # a clang (component "C++ Clang tools for Windows").
+            "msbuild_toolset": "ClangCL",
+            "msvs_settings": {
+              "VCCLCompilerTool": {
+                "ExceptionHandling": "1",
+                "RuntimeTypeInfo": "true",
+                "AdditionalOptions": [
+                  "/std:c++20",
+                  "/clang:-O3",
+                  "/clang:-ffp-contract=off",
+                  "/clang:-fno-math-errno",
+                  "/clang:-fno-trapping-math",
+                ],
+              },
+            },
+          },
+        ],
       ],
     },
   ],

@@ -4,7 +4,7 @@ import * as fs from "node:fs";
 import * as path from "node:path";
 import { openSource } from "./calibration/open-source.ts";
 import { checkPolish } from "./calibration/polish-memory.ts";
-import { resolveSettings, windowLength } from "./calibration/settings.ts";
+import { resolveSettings, settingsFor, windowLength } from "./calibration/settings.ts";
 import { streamBudget } from "./calibration/streams.ts";
 import { loadCalibration } from "./calibration/text.ts";
 import { loadTokenizer } from "./data/tokenizer.ts";
@@ -49,11 +49,12 @@ export interface EstimateResult {
  * Throws: AqError for the options and inputs that quantize refuses before it starts.
  */
 export function estimate(options: EstimateOptions): EstimateResult {
-  const settings = resolveSettings({ ...options, out: options.out ?? "" });
+  const asked = resolveSettings({ ...options, out: options.out ?? "" });
   const streamMemory = streamBudget(options.streamMemory);
   if (options.threads !== undefined) setThreads(options.threads);
   const { checkpoint, model } = openSource(options.model);
   try {
+    const settings = settingsFor(model, asked, options);
     const seqlen = windowLength(settings.seqlen, model.shape.maxTokens);
     const started = performance.now();
     const text = loadCalibration(options.calib, loadTokenizer(options.model), seqlen, settings);

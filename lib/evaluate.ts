@@ -55,7 +55,8 @@ export async function evaluate(
       Math.min(limit, Math.max(1, Math.floor(ids.length / seqlen))),
     );
     const bits = abits ?? config?.scheme.abits ?? 16;
-    const activations = bits < 16 ? { bits, clips: config?.tokenClips ?? [] } : null;
+    const activations =
+      bits < 16 ? { bits, clips: config?.tokenClips ?? [], style: config?.scheme ?? {} } : null;
     return await perplexity({ checkpoint, model, activations }, windows, {
       onWindow: (window, total, ppl) =>
         hooks.onEvent?.({ event: "window", window, windows: total, ppl }),

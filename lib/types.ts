@@ -1,7 +1,16 @@
 /** The public vocabulary: options, events and results of quantize, evaluate and inspect. */
 
-/** Recipes: `default` (what we recommend), `affine` alone, `lwc-only` (learned clipping), `rtn`. */
-export type RecipeName = "default" | "affine" | "lwc-only" | "rtn";
+/**
+ * Recipes: `default` (what we recommend), `affine` alone, `lwc-only` (learned clipping), `rtn`;
+ * `paper-w4a4` and `paper-weight-only` do what the published code of AffineQuant does.
+ */
+export type RecipeName =
+  | "default"
+  | "affine"
+  | "lwc-only"
+  | "rtn"
+  | "paper-w4a4"
+  | "paper-weight-only";
 
 /** What `aq-native quantize` takes; names and meanings are those of the command's options. */
 export interface QuantizeOptions {
@@ -29,7 +38,7 @@ export interface QuantizeOptions {
   readonly symmetric?: boolean;
   /** Exponent of the activation statistic in the starting scales, default 0.5. */
   readonly alpha?: number;
-  /** Stability factor of the gradual mask, default 0.1. */
+  /** Stability factor of the gradual mask, default the recipe's, mostly 0.1. */
   readonly sf?: number;
   /** Learning rate of the transforms, default 5e-3. */
   readonly letLr?: number;
@@ -37,6 +46,11 @@ export interface QuantizeOptions {
   readonly lwcLr?: number;
   /** Weight decay, default 0. */
   readonly wd?: number;
+  /**
+   * A full matrix behind each norm, whose inverse is applied at run time: a larger model that only
+   * aq-native runs. Default: the recipe's.
+   */
+  readonly normFull?: boolean;
   /** Rotate the residual stream first: `auto` (default) where the recipe wants it. */
   readonly rotate?: "auto" | "on" | "off";
   /** `down`: a Hadamard transform runs before the down projection. Default none. */
@@ -83,6 +97,8 @@ export interface BlockReport {
   readonly equivalence: number | null;
   /** The same after the cast to the stored dtype. */
   readonly equivalenceStored: number | null;
+  /** False: the recipe's transforms are not exact on this model, and the two above have no limit. */
+  readonly equivalent?: boolean;
   /** Smallest 1 - (sum of off-diagonals)/|diagonal| over the rows of all matrices; null without one. */
   readonly dominanceMargin: number | null;
   /** |quantized - full precision| / |full precision| of the block's output stream (Frobenius). */

@@ -2,7 +2,7 @@
 // Run as a program it prints the C++ sources for binding.gyp, so that a new file needs no change
 // there.
 import { readdirSync, statSync } from "node:fs";
-import { dirname, join, relative } from "node:path";
+import { dirname, join, relative, sep } from "node:path";
 import { fileURLToPath } from "node:url";
 
 /** Root of the package. */
@@ -51,5 +51,5 @@ export function isAddonFresh() {
 
 if (process.argv[1] === fileURLToPath(import.meta.url)) {
   const sources = nativeFolders.flatMap(filesBelow).filter((path) => path.endsWith(".cc"));
-  for (const path of sources) console.log(relative(root, path));
+  for (const path of sources) console.log(relative(root, path).replaceAll(sep, "/"));
 }

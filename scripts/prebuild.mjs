@@ -2,7 +2,9 @@
 // node-gyp-build finds, so that installing needs no compiler. Without arguments: this machine's, and on
 // x64 Linux also linux-arm64, with Debian's cross compiler.
 //
-// Every target is built in a temporary copy; build/ of the checkout stays as it is.
+// Every target is built in a temporary copy; build/ of the checkout stays as it is. A Linux binary needs
+// the glibc of the system it was built on or a later one, so releases are built on an old one, and
+// AQ_MAX_GLIBC makes sure of it.
 import { spawnSync } from "node:child_process";
 import {
   mkdtempSync,
@@ -85,16 +87,22 @@ function check(file, target) {
     if (machine.readUInt16LE() !== machines[target]) fail(`${file} is not for ${target}`);
   }
   const size = (statSync(file).size / 1e6).toFixed(2);
-  const needs = target.startsWith("linux") ? `, needs glibc ${newestGlibc(file)}` : "";
-  console.log(`${relative(root, file)}: ${size} MB${needs}`);
+  if (!target.startsWith("linux")) return console.log(`${relative(root, file)}: ${size} MB`);
+  const needed = newestGlibc(file);
+  console.log(`${relative(root, file)}: ${size} MB, needs glibc ${needed.join(".")}`);
+  const limit = process.env.AQ_MAX_GLIBC;
+  if (!limit) return;
+  const [major, minor] = limit.split(".").map(Number);
+  if (needed[0] > major || (needed[0] === major && needed[1] > minor)) {
+    fail(`${file} needs glibc ${needed.join(".")}, expected ${limit} at most (AQ_MAX_GLIBC)`);
+  }
 }
 
 /** The newest version among the names of glibc's symbol versions, which stand in the file as text. */
 function newestGlibc(file) {
   const found = readFileSync(file, "latin1").matchAll(/GLIBC_(\d+)\.(\d+)/g);
-  const minors = [...found].map(([, major, minor]) => 1000 * Number(major) + Number(minor));
-  const newest = Math.max(...minors);
-  return `${Math.floor(newest / 1000)}.${newest % 1000}`;
+  const versions = [...found].map(([, major, minor]) => [Number(major), Number(minor)]);
+  return versions.sort((a, b) => a[0] - b[0] || a[1] - b[1]).at(-1) ?? [0, 0];
 }
 
 function checkTools(target) {

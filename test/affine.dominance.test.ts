@@ -2,11 +2,18 @@
 // diagonal are shrunk to it. In healthy runs this idles, so the matrices here are made up.
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
+import { DOMINANCE_LIMIT } from "../lib/affine/style.ts";
 import type { Mask } from "../lib/autograd/ops/gradual-mask.ts";
-import { DOMINANCE_LIMIT, Parameter } from "../lib/calibration/parameters.ts";
+import { type MatrixRule, Parameter } from "../lib/calibration/parameters.ts";
 import { invokeOne } from "../lib/tensor/invoke.ts";
 import { scope } from "../lib/tensor/scope.ts";
 import { liveTensors, Tensor } from "../lib/tensor/tensor.ts";
+
+const ruleOf = (mask: Mask): MatrixRule => ({
+  maskOf: () => mask,
+  dominance: DOMINANCE_LIMIT,
+  floor: 0,
+});
 
 interface Projected {
   readonly values: Float32Array;
@@ -19,7 +26,7 @@ function project(matrices: Float32Array, D: number, mask: Mask): Projected {
     const shape = [matrices.length / (D * D), D, D];
     const parameter = new Parameter("vo.S", "transform", { data: matrices, shape, masked: true });
     const gradient = Tensor.from(new Float32Array(matrices.length), shape);
-    const margin = parameter.update(gradient, 1, 0, 0, mask);
+    const margin = parameter.update(gradient, 1, 0, 0, ruleOf(mask));
     const result = { values: parameter.value.floats(), margin };
     parameter.dispose();
     return { result };
@@ -112,7 +119,7 @@ describe("the projection", () => {
     scope(() => {
       const start = { data: Float32Array.of(1, 2), shape: [2], masked: false };
       const parameter = new Parameter("updown.log_s", "transform", start);
-      const margin = parameter.update(Tensor.from(Float32Array.of(1, -1)), 1, 0.1, 0, full);
+      const margin = parameter.update(Tensor.from(Float32Array.of(1, -1)), 1, 0.1, 0, ruleOf(full));
       expect(margin).toBeUndefined();
       expect(Array.from(parameter.value.floats())).toEqual([
         expect.closeTo(0.9, 5),

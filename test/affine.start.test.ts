@@ -1,6 +1,7 @@
 // Where the transforms start: the published formula, written down a second time in float64.
 import { describe, expect, it } from "vitest";
 import { siteName, startSites } from "../lib/affine/sites.ts";
+import { EXACT_STYLE } from "../lib/affine/style.ts";
 import { scope } from "../lib/tensor/scope.ts";
 import { difference } from "./helpers/compare.ts";
 import { Draw } from "./helpers/random.ts";
@@ -40,6 +41,7 @@ function starts(alpha: number) {
       alpha,
       scheme: { wbits: 4, abits: 16, groupSize: 0, symmetric: false },
       rotated: false,
+      style: EXACT_STYLE,
     });
     return { result };
   }).result;
@@ -135,6 +137,7 @@ describe("the starts", () => {
         alpha: 0.5,
         scheme: { wbits: 4, abits: 16, groupSize: 0, symmetric: false },
         rotated: false,
+        style: EXACT_STYLE,
       };
       expect(() => startSites(model.sites, context)).toThrow("down");
     });

@@ -112,7 +112,7 @@ const names = Object.keys(randomSites(model, draw));
 /** Folds sites into the weights. The variables follow the names; a name without one is left out. */
 function fold(graph: Graph, specs: readonly SiteSpec[], vars: ReadonlyMap<string, Var>) {
   const folded = constants(graph, tensorsOf(weights, "f64"));
-  foldSites(specs, graph, folded, vars, model.shape, mask);
+  foldSites(specs, graph, folded, vars, model.shape, () => mask);
   return folded;
 }
 

@@ -65,7 +65,7 @@ const mistakes: readonly {
     title: "a gain of another size than the channels",
     code: "AQ_SHAPE",
     names: ["rms_norm", "[5]"],
-    body: () => invoke("rms_norm", [f32([2, 4]), f32([5])], { eps: 1e-5 }),
+    body: () => invoke("rms_norm", [f32([2, 4]), f32([5]), undefined], { eps: 1e-5 }),
   },
   {
     title: "a given output that does not fit",
@@ -119,6 +119,7 @@ const mistakes: readonly {
         group: 0,
         symmetric: 0,
         round_f16: 0,
+        rule: 0,
         floor: 1e-6,
       }),
   },

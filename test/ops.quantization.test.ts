@@ -43,6 +43,7 @@ function quantize(rows: readonly (readonly number[])[], settings: Settings) {
       group,
       symmetric: symmetric ? 1 : 0,
       round_f16: roundF16 ? 1 : 0,
+      rule: 0,
       floor,
     }) as [Tensor, Tensor];
     const codes = invokeOne("quantize", [x, scale, zero, undefined], { bits, group });
@@ -201,6 +202,7 @@ describe("grids of random groups", () => {
         group: 8,
         symmetric: 0,
         round_f16: 0,
+        rule: 0,
         floor: FLOOR,
       });
       const once = invokeOne("fake_quant", [x, ...grid, undefined], { bits: 4, group: 8 });
@@ -219,6 +221,7 @@ describe("grids of random groups", () => {
         group: 8,
         symmetric: 0,
         round_f16: 0,
+        rule: 0,
         floor: FLOOR,
       });
       const product = invokeOne(

@@ -1,6 +1,7 @@
 /**
  * qk-matrix: one D x D matrix A = S o M for each kv head, between q and k, where no rotary positions
  * stand in between. Wk <- At Wk, bk <- bk A, Wq <- A^-1 Wq, bq <- A^-1 bq. Exact: q kT cancels it.
+ * The published recipe has it before rotary positions too, where it changes the function.
  * Parameter: S [Hkv, D, D] from the identity, under the gradual mask.
  */
 
@@ -9,21 +10,18 @@ import { headMatmul } from "../autograd/ops/head-matmul.ts";
 import { inverse } from "../autograd/ops/inverse.ts";
 import type { SiteSpec } from "../models/family.ts";
 import { mapRows, type SiteKind } from "./site.ts";
+import { diagonalMatrices } from "./starts.ts";
 
-type Spec = Extract<SiteSpec, { kind: "qk-matrix" }>;
+type Spec = Extract<SiteSpec, { kind: "qk-matrix" | "qk-vector" }>;
 
 export const qkMatrixSite: SiteKind<Spec> = {
   start(_spec, { shape: { kvHeads, headDim: d } }) {
-    const data = new Float32Array(kvHeads * d * d);
-    for (let at = 0; at < kvHeads * d; at++) {
-      data[Math.floor(at / d) * d * d + (at % d) * (d + 1)] = 1;
-    }
-    return { S: { data, shape: [kvHeads, d, d], masked: true } };
+    return { S: diagonalMatrices(new Float32Array(kvHeads * d).fill(1), d) };
   },
 
-  fold(spec, { graph, weights, shape, mask }, { S }) {
+  fold(spec, { graph, weights, shape, maskOf }, { S }) {
     if (!S) throw new TypeError("qk-matrix needs S");
-    const a = gradualMask(graph, S, mask);
+    const a = gradualMask(graph, S, maskOf(shape.headDim));
     const inverted = inverse(graph, a);
     mapRows(weights, spec.k, (w) =>
       headMatmul(graph, w, a, { side: "rows", transpose: true, heads: shape.kvHeads }),

@@ -4,18 +4,25 @@
  */
 
 import type { Graph, Var } from "../autograd/graph.ts";
-import type { Mask } from "../autograd/ops/gradual-mask.ts";
+import { add } from "../autograd/ops/add.ts";
+import { exp } from "../autograd/ops/exp.ts";
+import { linear } from "../autograd/ops/linear.ts";
+import { reciprocal } from "../autograd/ops/reciprocal.ts";
+import { sub } from "../autograd/ops/sub.ts";
 import type { ModelShape } from "../models/family.ts";
 import type { QuantScheme } from "../quant/scheme.ts";
 import { invoke } from "../tensor/invoke.ts";
-import { scope } from "../tensor/scope.ts";
-import type { Tensor } from "../tensor/tensor.ts";
+import { Tensor } from "../tensor/tensor.ts";
+import type { MaskOf } from "./gradual-mask.ts";
+import type { TransformStyle } from "./style.ts";
 
 /** Where a parameter starts. `masked` ones are matrices [B, D, D] under the gradual mask. */
 export interface StartValue {
   readonly data: Float32Array;
   readonly shape: readonly number[];
   readonly masked: boolean;
+  /** An offset and not a factor: a floor under magnitudes leaves it alone. */
+  readonly shift?: boolean;
 }
 
 /** What a start may look at. */
@@ -28,6 +35,7 @@ export interface StartContext {
   readonly scheme: QuantScheme;
   /** The weights come in a rotated basis, values of a head included. */
   readonly rotated: boolean;
+  readonly style: TransformStyle;
 }
 
 /** What the full-precision pass saw of each activation, by channel. */
@@ -47,6 +55,8 @@ export interface SiteKind<Spec> {
   start(spec: Spec, context: StartContext): Readonly<Record<string, StartValue>>;
   /** Replaces weights by their folded form. The graph records it, so gradients reach the parameters. */
   fold(spec: Spec, fold: FoldContext, parameters: Readonly<Record<string, Var>>): void;
+  /** Keys of the block's weights that the fold makes where they were not there. */
+  adds?(spec: Spec, style: TransformStyle): readonly string[];
   /** One line for `inspect`: the map, its number of parameters, what it folds into. */
   describe(spec: Spec, shape: ModelShape): { map: string; parameters: number; foldsInto: string[] };
 }
@@ -55,43 +65,7 @@ export interface FoldContext {
   readonly graph: Graph;
   readonly weights: FoldedWeights;
   readonly shape: ModelShape;
-  readonly mask: Mask;
-}
-
-/** Smallest statistic and smallest start. */
-const FLOOR = 1e-5;
-
-/** max |w| of every input channel over the rows of several weights. */
-export function columnMax(weights: readonly Tensor[]): Float32Array {
-  const all = weights.map(
-    (w) => scope(() => ({ max: (invoke("channel_stats", [w])[0] as Tensor).floats() })).max,
-  );
-  return (all[0] as Float32Array).map((_, i) =>
-    Math.max(...all.map((column) => column[i] as number)),
-  );
-}
-
-/**
- * Starting scale of each channel, x^alpha / w^(1 - alpha) with floors of 1e-5: large activations move
- * into the weights. Source: SmoothQuant's scale, as AffineQuant starts its diagonals.
- */
-export function startScale(
-  activation: Float32Array,
-  weight: Float32Array,
-  alpha: number,
-): Float32Array {
-  return activation.map((x, i) => {
-    const numerator = Math.max(x, FLOOR) ** alpha;
-    const denominator = Math.max(weight[i] as number, FLOOR) ** (1 - alpha);
-    return Math.max(numerator / denominator, FLOOR);
-  });
-}
-
-/** The statistic of an activation. */
-export function statistic(context: StartContext, activation: string): Float32Array {
-  const max = context.statistics.max.get(activation);
-  if (!max) throw new TypeError(`no statistics of activation ${activation}`);
-  return max;
+  readonly maskOf: MaskOf;
 }
 
 /** The weight or tensor of a key. */
@@ -106,4 +80,37 @@ export function mapRows(weights: FoldedWeights, key: string, f: (w: Var) => Var)
   weights[key] = f(weightOf(weights, key));
   const bias = weights[`${key}.bias`];
   if (bias) weights[`${key}.bias`] = f(bias);
+}
+
+/** A diagonal and its inverse, from the parameter log_s or s that a site has. */
+export function diagonalOf(
+  graph: Graph,
+  { log_s, s }: Readonly<Record<string, Var>>,
+): { scale: Var; inverse: Var } {
+  if (log_s) return { scale: exp(graph, log_s), inverse: exp(graph, log_s, -1) };
+  if (s) return { scale: s, inverse: reciprocal(graph, s) };
+  throw new TypeError("a diagonal needs log_s or s");
+}
+
+/** a - b, where an absent a counts as zeros. */
+export function minus(graph: Graph, a: Var | undefined, b: Var): Var {
+  if (a) return sub(graph, a, b);
+  const { shape, dtype, device } = b.value.tensor;
+  const zeros = Tensor.empty(shape, dtype, device);
+  invoke("fill", [zeros], { value: 0 });
+  return sub(graph, graph.constant(zeros), b);
+}
+
+/** A shift d [I] of what linears read enters their biases: b + W d, a new bias where there is none. */
+export function absorbShift(
+  { graph, weights }: Pick<FoldContext, "graph" | "weights">,
+  consumers: readonly string[],
+  shift: Var,
+): void {
+  for (const key of consumers) {
+    // W d as a column: W read as rows of inputs, d as the one row of a weight.
+    const moved = linear(graph, weightOf(weights, key), shift);
+    const bias = weights[`${key}.bias`];
+    weights[`${key}.bias`] = bias ? add(graph, bias, moved) : moved;
+  }
 }

@@ -1,22 +1,27 @@
 /** All sites of a block: their starts, their fold in order, their description. */
 
 import type { Graph, Var } from "../autograd/graph.ts";
-import type { Mask } from "../autograd/ops/gradual-mask.ts";
 import type { ModelShape, SiteSpec } from "../models/family.ts";
 import type { Tensor } from "../tensor/tensor.ts";
+import type { MaskOf } from "./gradual-mask.ts";
+import { normFullSite } from "./norm-full-site.ts";
 import { normSite } from "./norm-site.ts";
 import { qkMatrixSite } from "./qk-matrix-site.ts";
 import { qkPairsSite } from "./qk-pairs-site.ts";
+import { qkVectorSite } from "./qk-vector-site.ts";
 import type { FoldedWeights, SiteKind, StartContext, StartValue } from "./site.ts";
+import type { TransformStyle } from "./style.ts";
 import { updownSite } from "./updown-site.ts";
 import { voSite } from "./vo-site.ts";
 
 const KINDS: { readonly [K in SiteSpec["kind"]]: SiteKind<Extract<SiteSpec, { kind: K }>> } = {
   updown: updownSite,
   norm: normSite,
+  "norm-full": normFullSite,
   vo: voSite,
   "qk-pairs": qkPairsSite,
   "qk-matrix": qkMatrixSite,
+  "qk-vector": qkVectorSite,
 };
 
 function kindOf(spec: SiteSpec): SiteKind<SiteSpec> {
@@ -25,7 +30,7 @@ function kindOf(spec: SiteSpec): SiteKind<SiteSpec> {
 
 /** Name of a site, unique in its block: the kind, and the norm where there are two. */
 export function siteName(spec: SiteSpec): string {
-  return spec.kind === "norm" ? `norm.${spec.norm}` : spec.kind;
+  return "norm" in spec ? `${spec.kind}.${spec.norm}` : spec.kind;
 }
 
 /** Starting values of every parameter of the sites, as `site.parameter`. */
@@ -59,7 +64,7 @@ export function foldSites(
   weights: FoldedWeights,
   parameters: ReadonlyMap<string, Var>,
   shape: ModelShape,
-  mask: Mask,
+  maskOf: MaskOf,
 ): void {
   for (const spec of specs) {
     const prefix = `${siteName(spec)}.`;
@@ -68,8 +73,13 @@ export function foldSites(
         .filter(([name]) => name.startsWith(prefix))
         .map(([name, v]) => [name.slice(prefix.length), v]),
     );
-    kindOf(spec).fold(spec, { graph, weights, shape, mask }, own);
+    kindOf(spec).fold(spec, { graph, weights, shape, maskOf }, own);
   }
+}
+
+/** Keys of the weights that folding makes where a block does not have them, each once. */
+export function addedBySites(specs: readonly SiteSpec[], style: TransformStyle): readonly string[] {
+  return [...new Set(specs.flatMap((spec) => kindOf(spec).adds?.(spec, style) ?? []))];
 }
 
 /** What `inspect` says of a site. */

@@ -7,7 +7,8 @@
 import { exp } from "../autograd/ops/exp.ts";
 import { scaleWeight } from "../autograd/ops/scale-weight.ts";
 import type { SiteSpec } from "../models/family.ts";
-import { columnMax, mapRows, type SiteKind, startScale, statistic, weightOf } from "./site.ts";
+import { mapRows, type SiteKind, weightOf } from "./site.ts";
+import { columnMax, startScale, statistic } from "./starts.ts";
 
 type Spec = Extract<SiteSpec, { kind: "updown" }>;
 

@@ -1,14 +1,17 @@
 /**
  * vo: one D x D matrix A = S o M for each kv head, between v and o, shared by the head's query group.
  * Wv <- A^-T Wv, bv <- bv A^-1, Wo <- Wo At for every head of the group. Exact: softmax rows sum to
- * one and A is block-diagonal by head. Parameter: S [Hkv, D, D], under the gradual mask.
+ * one and A is block-diagonal by head. Where shifts are everywhere, a shift d leaves v and enters o:
+ * bv - d and bo + Wo d, both before A. Parameters: S [Hkv, D, D], under the gradual mask, and d [H*D].
  */
 
 import { gradualMask } from "../autograd/ops/gradual-mask.ts";
 import { headMatmul } from "../autograd/ops/head-matmul.ts";
 import { inverse } from "../autograd/ops/inverse.ts";
+import { reshape } from "../autograd/ops/reshape.ts";
 import type { SiteSpec } from "../models/family.ts";
-import { columnMax, mapRows, type SiteKind, startScale, statistic, weightOf } from "./site.ts";
+import { absorbShift, mapRows, minus, type SiteKind, weightOf } from "./site.ts";
+import { diagonalMatrices, shiftStart, startScale, startSources } from "./starts.ts";
 
 type Spec = Extract<SiteSpec, { kind: "vo" }>;
 
@@ -32,22 +35,28 @@ function groupMax(
 export const voSite: SiteKind<Spec> = {
   start(spec, context) {
     const { heads, kvHeads, headDim: d } = context.shape;
-    const activation = groupMax(statistic(context, spec.activation), heads, kvHeads, d);
-    const weight = groupMax(columnMax([weightOf(context.weights, spec.o)]), heads, kvHeads, d);
+    const o = weightOf(context.weights, spec.o);
+    const sources = startSources(context, spec.activation, [o], o);
+    const activation = groupMax(sources.activation, heads, kvHeads, d);
+    const weight = groupMax(sources.weight, heads, kvHeads, d);
     // After a Hadamard rotation of the heads all channels are alike, and the identity is the start.
     const diagonal = context.rotated
       ? new Float32Array(kvHeads * d).fill(1)
       : startScale(activation, weight, context.alpha);
-    const data = new Float32Array(kvHeads * d * d);
-    for (const [at, value] of diagonal.entries()) {
-      data[Math.floor(at / d) * d * d + (at % d) * (d + 1)] = value;
-    }
-    return { S: { data, shape: [kvHeads, d, d], masked: true } };
+    const S = diagonalMatrices(diagonal, d);
+    if (context.style.shifts !== "everywhere") return { S };
+    return { S, shift: shiftStart(context, spec.activation, heads * d) };
   },
 
-  fold(spec, { graph, weights, shape, mask }, { S }) {
+  fold(spec, { graph, weights, shape, maskOf }, { S, shift }) {
     if (!S) throw new TypeError("vo needs S");
-    const a = gradualMask(graph, S, mask);
+    if (shift) {
+      const bias = `${spec.v}.bias`;
+      const column = reshape(graph, shift, [shift.value.tensor.size, 1]);
+      absorbShift({ graph, weights }, [spec.o], shift);
+      weights[bias] = minus(graph, weights[bias], column);
+    }
+    const a = gradualMask(graph, S, maskOf(shape.headDim));
     const inverted = inverse(graph, a);
     mapRows(weights, spec.v, (w) =>
       headMatmul(graph, w, inverted, { side: "rows", transpose: true, heads: shape.kvHeads }),
@@ -58,6 +67,8 @@ export const voSite: SiteKind<Spec> = {
       heads: shape.heads,
     });
   },
+
+  adds: (spec, { shifts }) => (shifts === "everywhere" ? [`${spec.v}.bias`, `${spec.o}.bias`] : []),
 
   describe: (spec, { kvHeads, headDim }) => ({
     map: `matrices [${kvHeads}, ${headDim}, ${headDim}], gradual mask`,

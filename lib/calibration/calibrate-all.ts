@@ -3,7 +3,7 @@
 import { setImmediate } from "node:timers/promises";
 import { AqError } from "../errors.ts";
 import type { RunState } from "../export/run-state.ts";
-import type { BlockContext } from "../models/family.ts";
+import type { BlockContext, Model } from "../models/family.ts";
 import type { WeightSource } from "../models/source.ts";
 import type { QuantizeEvent, RunHooks } from "../types.ts";
 
@@ -22,6 +22,8 @@ export type QuantizeHooks = RunHooks<QuantizeEvent> & { readonly watch?: Gradien
 /** What a run works on. */
 export interface RunParts {
   readonly source: WeightSource;
+  /** The model with all tensors that the run makes. */
+  readonly written: Model;
   readonly settings: RunSettings;
   readonly windows: readonly Int32Array[];
   /** Bytes for the streams in memory; undefined: no limit. */
@@ -75,7 +77,7 @@ export async function calibrateAll(parts: RunParts): Promise<void> {
 
 /** Passes a stored block, and says so if the streams do not come out as they were. */
 function replay(
-  { source, settings, run, record, hooks }: RunParts,
+  { source, written, settings, run, record, hooks }: RunParts,
   context: BlockContext,
   streams: Streams,
   block: number,
@@ -85,7 +87,7 @@ function replay(
   hooks.onEvent?.({ event: "phase", block, phase: "replay" });
   const file = run.openBlock(block);
   try {
-    const finished = file.load(block, source.model, settings.scheme.groupSize);
+    const finished = file.load(block, written, settings.scheme.groupSize);
     const { tokenClips, report } = stored;
     let error: number;
     try {
@@ -105,7 +107,7 @@ function replay(
 }
 
 function blockHooks(
-  { source, settings, run, hooks }: RunParts,
+  { source, written, settings, run, hooks }: RunParts,
   block: number,
   estimate: (share: number) => number | null,
 ): BlockHooks {
@@ -126,7 +128,7 @@ function blockHooks(
     onFinished: (finished, learned) => {
       const clips = JSON.stringify(finished.tokenClips);
       if (settings.polish > 0) run.writeLearned(block, learned);
-      run.writeBlock(block, source.model, finished, { block: String(block), token_clips: clips });
+      run.writeBlock(block, written, finished, { block: String(block), token_clips: clips });
     },
     watch: hooks.watch,
     signal: hooks.signal,

@@ -172,6 +172,7 @@ function report(
     losses,
     equivalence: folded.equivalence,
     equivalenceStored: folded.equivalenceStored,
+    equivalent: folded.equivalent,
     dominanceMargin: affine.margin,
     skippedSteps: affine.skippedSteps + (round?.skippedSteps ?? 0),
     fallback: affine.failed ? "rtn" : (roundFallback ?? affine.fallback),

@@ -1,5 +1,6 @@
 /** From learned parameters to codes: fold in float64, check equivalence, quantize. */
 
+import { isEquivalent } from "../affine/style.ts";
 import { Eager, type Var } from "../autograd/graph.ts";
 import { AqError } from "../errors.ts";
 import type { BlockContext, Model } from "../models/family.ts";
@@ -15,6 +16,7 @@ import type { Tensor } from "../tensor/tensor.ts";
 import type { Parameter } from "./parameters.ts";
 import type { AffineResult } from "./phases/affine.ts";
 import { type BlockProblem, foldedWeights, tokenClipName, weightClipName } from "./problem.ts";
+import { recipeSites } from "./recipe.ts";
 
 /** Above this the folded block is another function, and the run fails. */
 const EQUIVALENCE_LIMIT = 1e-3;
@@ -25,6 +27,8 @@ export interface FoldedBlock {
   /** |y - y'| / |y - x| before and after the cast to the stored dtypes; null without transforms. */
   readonly equivalence: number | null;
   readonly equivalenceStored: number | null;
+  /** Do the recipe's transforms leave the block's function as it is, in exact arithmetic? */
+  readonly equivalent: boolean;
 }
 
 /** A finished block; the caller owns the tensors. */
@@ -53,7 +57,8 @@ export function throughStored(tensor: Tensor, dtype: DType): Tensor {
  * `sample` is one window of the full-precision stream [1, T, C]. The comparison is with the block as
  * the checkpoint has it, so that it covers a rotation too.
  *
- * Throws: AQ_NUMERIC if the folded block differs from the original by more than 1e-3.
+ * Throws: AQ_NUMERIC if the folded block differs from the original by more than 1e-3, unless the
+ * recipe's transforms are not meant to be exact.
  */
 export function foldBlock(
   problem: BlockProblem,
@@ -63,12 +68,13 @@ export function foldBlock(
 ): FoldedBlock {
   return scope(() => {
     const transforms = affine.parameters.filter((p) => p.group === "transform");
+    const equivalent = isEquivalent(
+      recipeSites(problem.model, problem.recipe),
+      problem.model.sites,
+    );
     if (transforms.length === 0) {
-      return {
-        weights: keepAll(copyAll(problem.weights)),
-        equivalence: null,
-        equivalenceStored: null,
-      };
+      const weights = keepAll(copyAll(problem.weights));
+      return { weights, equivalence: null, equivalenceStored: null, equivalent };
     }
     const weights = foldInDouble(problem, transforms, affine);
     const original = runOriginal(problem, source, sample);
@@ -81,13 +87,13 @@ export function foldBlock(
       throughStored(w, source.storedDType(problem.index, key)),
     ]);
     const equivalenceStored = distance(Object.fromEntries(cast) as LoadedWeights);
-    if (!(equivalence <= EQUIVALENCE_LIMIT)) {
+    if (equivalent && !(equivalence <= EQUIVALENCE_LIMIT)) {
       throw new AqError(
         "AQ_NUMERIC",
         `block ${problem.index}: after folding its output differs by ${equivalence.toExponential(1)}, at most ${EQUIVALENCE_LIMIT} is allowed; try a smaller --let-lr or --sf`,
       );
     }
-    return { weights: keepAll(weights), equivalence, equivalenceStored };
+    return { weights: keepAll(weights), equivalence, equivalenceStored, equivalent };
   });
 }
 
@@ -107,7 +113,7 @@ function runOriginal(problem: BlockProblem, source: WeightSource, sample: Tensor
 function foldInDouble(
   problem: BlockProblem,
   transforms: readonly Parameter[],
-  { mask }: AffineResult,
+  { maskOf }: AffineResult,
 ): LoadedWeights {
   const graph = new Eager();
   const double = (tensor: Tensor): Tensor => invokeOne("cast", [tensor], { dtype: F64 });
@@ -116,7 +122,7 @@ function foldInDouble(
   );
   const parameters = new Map<string, Var>();
   for (const p of transforms) parameters.set(p.name, graph.constant(double(p.value)));
-  const folded = foldedWeights(problem, graph, weights, parameters, mask);
+  const folded = foldedWeights(problem, graph, weights, parameters, maskOf);
   return Object.fromEntries(
     Object.entries(folded).map(([key, v]) => {
       const single = invokeOne("cast", [v.value.tensor], { dtype: F32 });

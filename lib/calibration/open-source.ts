@@ -3,6 +3,7 @@
 import { type Checkpoint, openCheckpoint } from "../checkpoint/folder.ts";
 import { AqError } from "../errors.ts";
 import { AQ_CONFIG_NAME, readAqConfig } from "../export/aq-config.ts";
+import { checkOwnType } from "../export/own-type.ts";
 import type { Model } from "../models/family.ts";
 import { randomHadamard } from "../models/hadamard-down.ts";
 import { openModel } from "../models/registry.ts";
@@ -12,7 +13,9 @@ import type { RunSettings } from "./settings.ts";
 export function openSource(dir: string): { checkpoint: Checkpoint; model: Model } {
   const checkpoint = openCheckpoint(dir);
   try {
-    if (checkpoint.quantization || readAqConfig(dir)) {
+    const own = readAqConfig(dir);
+    checkOwnType(dir, checkpoint.config, own);
+    if (checkpoint.quantization || own) {
       const how = checkpoint.quantization
         ? "quantization_config in its config.json"
         : AQ_CONFIG_NAME;

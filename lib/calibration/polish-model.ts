@@ -11,7 +11,7 @@ import { fakeQuantWeight } from "../quant/weights.ts";
 import { invoke } from "../tensor/invoke.ts";
 import type { Tensor } from "../tensor/tensor.ts";
 import { type FinishedBlock, quantizeBlock } from "./finish-block.ts";
-import { disposeParameters, Parameter } from "./parameters.ts";
+import { disposeParameters, NO_MATRICES, Parameter } from "./parameters.ts";
 import { OFFSET_LIMIT } from "./phases/round.ts";
 import { activationHook, tokenClipName, weightClipName } from "./problem.ts";
 
@@ -32,7 +32,6 @@ interface PolishBlock {
   readonly offsets: LoadedWeights;
 }
 
-const NO_MASK = { band: 0, sf: 0 };
 const offsetName = (key: string): string => `offset.${key}`;
 
 /** The state of all blocks; dispose it after use. */
@@ -102,7 +101,7 @@ export class PolishModel {
     for (const [i, { parameters, offsets }] of this.#blocks.entries()) {
       for (const p of parameters) {
         const g = gradients.get(`${i}.${p.name}`);
-        if (g) p.update(g, step, p.group === "clip" ? rates.clip : rates.gain, 0, NO_MASK);
+        if (g) p.update(g, step, p.group === "clip" ? rates.clip : rates.gain, 0, NO_MATRICES);
       }
       for (const [key, v] of Object.entries(offsets)) {
         const g = gradients.get(`${i}.${offsetName(key)}`);

@@ -1,14 +1,14 @@
 /** One block's problem: the block, its streams, and how it is to be quantized. */
 
+import type { MaskOf } from "../affine/gradual-mask.ts";
 import type { ActivationStatistics } from "../affine/site.ts";
 import { constants, foldSites } from "../affine/sites.ts";
 import type { Graph, Var } from "../autograd/graph.ts";
-import type { Mask } from "../autograd/ops/gradual-mask.ts";
 import type { BlockContext, Model } from "../models/family.ts";
 import type { LoadedWeights } from "../models/load.ts";
 import { type QuantScheme, quantizesTokens } from "../quant/scheme.ts";
 import { type ActivationHook, passThrough, TokenQuantizers } from "../quant/tokens.ts";
-import type { Recipe, TrainSettings } from "./recipe.ts";
+import { type Recipe, recipeSites, type TrainSettings } from "./recipe.ts";
 import type { Stream } from "./stream.ts";
 
 export interface BlockProblem {
@@ -41,12 +41,11 @@ export function foldedWeights(
   graph: Graph,
   weights: LoadedWeights,
   parameters: ReadonlyMap<string, Var>,
-  mask: Mask,
+  maskOf: MaskOf,
 ): Record<string, Var> {
+  const { model, recipe } = problem;
   const folded = constants(graph, weights);
-  if (problem.recipe.sites) {
-    foldSites(problem.model.sites, graph, folded, parameters, problem.model.shape, mask);
-  }
+  foldSites(recipeSites(model, recipe), graph, folded, parameters, model.shape, maskOf);
   return folded;
 }
 
@@ -55,5 +54,5 @@ export function activationHook(
   scheme: QuantScheme,
   clips: ReadonlyMap<string, Var>,
 ): ActivationHook {
-  return quantizesTokens(scheme) ? new TokenQuantizers(scheme.abits, clips) : passThrough;
+  return quantizesTokens(scheme) ? new TokenQuantizers(scheme.abits, clips, scheme) : passThrough;
 }

@@ -1,6 +1,13 @@
 /** Recipes: what of the method is switched on. */
 
+import {
+  EXACT_STYLE,
+  PUBLISHED_STYLE,
+  sitesInStyle,
+  type TransformStyle,
+} from "../affine/style.ts";
 import { AqError } from "../errors.ts";
+import type { Model, SiteSpec } from "../models/family.ts";
 import type { QuantScheme } from "../quant/scheme.ts";
 import type { RecipeName } from "../types.ts";
 
@@ -16,23 +23,45 @@ export interface Recipe {
   readonly rotate: boolean;
   /** How the last codes are found. */
   readonly rounding: Rounding;
+  /** How the transforms look and learn. */
+  readonly transforms: TransformStyle;
+  /** Grids other than ours. */
+  readonly grids?: "published";
+  /** Stability factor of the gradual mask where it is not said, by family, or for all of them. */
+  readonly sf: number | Readonly<Record<string, number>>;
 }
 
 /** Learned offsets, round to nearest, or error feedback along the columns. */
 export type Rounding = "learned" | "nearest" | "gptq";
 export const ROUNDINGS: readonly Rounding[] = ["learned", "nearest", "gptq"];
 
+const OURS = { transforms: EXACT_STYLE, sf: 0.1 } as const;
+const AFFINE: Omit<Recipe, "name"> = {
+  ...OURS,
+  rotate: false,
+  sites: true,
+  weightClip: true,
+  tokenClip: true,
+  rounding: "nearest",
+};
+const PUBLISHED: Omit<Recipe, "name"> = {
+  ...AFFINE,
+  tokenClip: false,
+  transforms: PUBLISHED_STYLE,
+  grids: "published",
+};
+
 const RECIPES: Readonly<Record<RecipeName, Omit<Recipe, "name">>> = {
-  default: { rotate: true, sites: true, weightClip: true, tokenClip: true, rounding: "learned" },
-  affine: { rotate: false, sites: true, weightClip: true, tokenClip: true, rounding: "nearest" },
-  "lwc-only": {
-    rotate: false,
-    sites: false,
-    weightClip: true,
-    tokenClip: false,
-    rounding: "nearest",
+  default: { ...AFFINE, rotate: true, rounding: "learned" },
+  affine: AFFINE,
+  "lwc-only": { ...AFFINE, sites: false, tokenClip: false },
+  rtn: { ...AFFINE, sites: false, weightClip: false, tokenClip: false },
+  "paper-w4a4": PUBLISHED,
+  "paper-weight-only": {
+    ...PUBLISHED,
+    transforms: { ...PUBLISHED_STYLE, norms: "full", qk: "vector" },
+    sf: { llama: 1e-2, opt: 1 },
   },
-  rtn: { rotate: false, sites: false, weightClip: false, tokenClip: false, rounding: "nearest" },
 };
 
 export const RECIPE_NAMES: readonly RecipeName[] = Object.keys(RECIPES) as RecipeName[];
@@ -50,6 +79,11 @@ export function recipeOf(name: string): Recipe {
 /** Does the recipe learn anything, and so need gradients? */
 export function learns(recipe: Recipe): boolean {
   return recipe.sites || recipe.weightClip || recipe.tokenClip;
+}
+
+/** Sites of a model that the recipe trains, in the order of folding. */
+export function recipeSites(model: Model, recipe: Recipe): readonly SiteSpec[] {
+  return recipe.sites ? sitesInStyle(model.sites, recipe.transforms) : [];
 }
 
 /** Training settings of a run. */

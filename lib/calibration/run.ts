@@ -17,6 +17,7 @@ import type { Model } from "../models/family.ts";
 import { oddPart } from "../models/hadamard-down.ts";
 import { openModel } from "../models/registry.ts";
 import { weightSource } from "../models/source.ts";
+import { addedBits } from "../report/added.ts";
 import { buildReport } from "../report/build.ts";
 import { polishCurve } from "../report/curves.ts";
 import { writeReport } from "../report/write.ts";
@@ -28,10 +29,11 @@ import { identify } from "./identity.ts";
 import { modelFor, openSource } from "./open-source.ts";
 import { PhaseClock } from "./phase-clock.ts";
 import { polishAll } from "./phases/polish.ts";
+import { planOf } from "./plan.ts";
 import { checkPolish } from "./polish-memory.ts";
 import { checkIdentity, checkResume, findIntact, findJob, leftovers } from "./resume.ts";
 import { newJob, RunRecord } from "./run-record.ts";
-import { type RunSettings, resolveSettings, windowLength } from "./settings.ts";
+import { type RunSettings, resolveSettings, settingsFor, windowLength } from "./settings.ts";
 import { streamBudget } from "./streams.ts";
 import { type CalibrationText, loadCalibration } from "./text.ts";
 import { TokenCache } from "./token-cache.ts";
@@ -63,13 +65,14 @@ export async function runQuantize(
   hooks: QuantizeHooks = {},
 ): Promise<QuantizeResult> {
   const started = performance.now();
-  const settings = resolveSettings(options);
+  const asked = resolveSettings(options);
   checkResume(options);
   const streamMemory = streamBudget(options.streamMemory);
   if (options.threads !== undefined) setThreads(options.threads);
   const { checkpoint, model: original } = openSource(options.model);
   try {
-    const model = modelFor(checkpoint, original, settings);
+    const model = modelFor(checkpoint, original, asked);
+    const settings = settingsFor(model, asked, options);
     const run = new RunState(options.out);
     const seqlen = windowLength(settings.seqlen, model.shape.maxTokens);
     const tokens = new TokenCache(options.model, run.dir);
@@ -195,8 +198,15 @@ async function runSession(
     }
     if (model.hadamardDown && intact === 0) emit({ event: "note", text: hadamardNote(model) });
     const source = weightSource(checkpoint, model, rotation);
+    const { sites, added, notes } = planOf(model, settings.recipe);
+    const has = (name: string): boolean => checkpoint.has(name);
+    const { hadamardDown } = model;
+    const extras = { hadamardDown: hadamardDown ?? undefined, added };
+    const written = openModel(checkpoint.config, has, extras);
+    for (const text of intact === 0 ? notes : []) emit({ event: "note", text });
     const parts = {
       source,
+      written,
       settings,
       windows: text.calibration,
       streamMemory: session.streamMemory,
@@ -211,14 +221,15 @@ async function runSession(
     const config: AqConfig = {
       scheme: settings.scheme,
       recipe: settings.recipe.name,
-      sites: settings.recipe.sites ? model.sites.map(siteName) : [],
+      sites: sites.map(siteName),
+      added,
       hadamardDown: model.hadamardDown,
       tokenClips: live.tokenClips,
     };
     clock.enter("export");
     emit({ event: "stage", stage: "export" });
     const stored = (block: number): StoredBlock => run.openBlock(block, live.set);
-    await writeHuggingFace(folder, source, stored, config, packageVersion(), hooks.signal);
+    await writeHuggingFace(folder, source, written, stored, config, packageVersion(), hooks.signal);
 
     clock.enter("evaluation");
     const pplAfter = await measureOutput(options.out, config, measure);
@@ -233,7 +244,10 @@ async function runSession(
       recipe: settings.recipe.name,
       source: checkpoint,
       model,
-      extras: { untiedHead: rotation !== null && model.traits.tiedHead },
+      extras: {
+        untiedHead: rotation !== null && model.traits.tiedHead,
+        ...addedBits(checkpoint, written),
+      },
       calibration: {
         text: text.source,
         windows: text.calibration.length,
@@ -309,7 +323,8 @@ async function measureOutput(
   try {
     const model = openModel(checkpoint.config, (name) => checkpoint.has(name), extrasOf(config));
     const { abits } = config.scheme;
-    const activations = abits < 16 ? { bits: abits, clips: config.tokenClips } : null;
+    const activations =
+      abits < 16 ? { bits: abits, clips: config.tokenClips, style: config.scheme } : null;
     return await measure("after", { checkpoint, model, activations });
   } finally {
     checkpoint.close();

@@ -1,6 +1,7 @@
 /** Options of a run, checked and completed with their defaults. */
 
 import { AqError } from "../errors.ts";
+import type { Model } from "../models/family.ts";
 import { checkScheme, type QuantScheme, quantizesTokens } from "../quant/scheme.ts";
 import { DEVICE_NAMES } from "../tensor/device.ts";
 import type { QuantizeOptions } from "../types.ts";
@@ -74,6 +75,52 @@ function polishEpochs(epochs: number, { rounding }: Recipe): number {
   return epochs;
 }
 
+/** The recipe with what the options say otherwise. */
+function adjusted(recipe: Recipe, { rounding, normFull }: QuantizeOptions): Recipe {
+  const norms = normFull ? ("full" as const) : recipe.transforms.norms;
+  return {
+    ...recipe,
+    rounding: rounding ?? recipe.rounding,
+    transforms: { ...recipe.transforms, norms },
+  };
+}
+
+/** The recipe's stability factor as far as it is known without the family. */
+function startingSf({ sf }: Recipe, family?: string): number {
+  if (typeof sf === "number") return sf;
+  return sf[family ?? ""] ?? 0.1;
+}
+
+/**
+ * The settings for a model, where the recipe depends on it.
+ *
+ * Throws: AQ_MODEL when the recipe cannot be applied to the model, with the reason.
+ */
+export function settingsFor(
+  model: Model,
+  settings: RunSettings,
+  options: Pick<QuantizeOptions, "sf">,
+): RunSettings {
+  const { recipe, scheme, train } = settings;
+  if (recipe.grids !== "published") return settings;
+  const { heads, kvHeads } = model.shape;
+  if (kvHeads !== heads) {
+    throw new AqError(
+      "AQ_MODEL",
+      `--recipe ${recipe.name} does what the published code does, which cannot run grouped-query models: its matrices need a key/value head for every query head, and this model has ${kvHeads} for ${heads}; use --recipe default or affine`,
+    );
+  }
+  // LayerNorm models: shifts start where the statistics say, and q, k, v share a scale over all heads.
+  const { centred } = model.residual;
+  const transforms = { ...recipe.transforms, shiftStart: centred ? "middle" : "zero" } as const;
+  return {
+    ...settings,
+    recipe: { ...recipe, transforms },
+    scheme: centred ? { ...scheme, heads: "together" } : scheme,
+    train: { ...train, sf: options.sf ?? startingSf(recipe, model.family) },
+  };
+}
+
 /** Throws: AQ_ARG naming the option, its range and its value. */
 export function resolveSettings(options: QuantizeOptions): RunSettings {
   const scheme = checkScheme({
@@ -84,23 +131,22 @@ export function resolveSettings(options: QuantizeOptions): RunSettings {
   });
   const { sampling = "sequential", device = "auto", rotate = "auto" } = options;
   const { hadamard = "none" } = options;
-  const base = recipeOf(options.recipe ?? "default");
-  const recipe = { ...base, rounding: options.rounding ?? base.rounding };
+  const recipe = adjusted(recipeOf(options.recipe ?? "default"), options);
   oneOf("rounding", recipe.rounding, ROUNDINGS);
   oneOf("rotate", rotate, ["auto", "on", "off"]);
   oneOf("hadamard", hadamard, ["none", "down"]);
   oneOf("sampling", sampling, ["sequential", "random"]);
   oneOf("device", device, DEVICE_NAMES);
   return {
-    scheme,
+    scheme: recipe.grids ? { ...scheme, grids: recipe.grids } : scheme,
     recipe,
-    rotate: rotate === "on" || (rotate === "auto" && base.rotate && quantizesTokens(scheme)),
+    rotate: rotate === "on" || (rotate === "auto" && recipe.rotate && quantizesTokens(scheme)),
     hadamardDown: hadamard === "down",
     polish: polishEpochs(options.polish ?? 0, recipe),
     train: {
       ...splitEpochs(within("epochs", options.epochs ?? 20, 0, 10_000, true), recipe),
       alpha: within("alpha", options.alpha ?? 0.5, 0, 1, false),
-      sf: within("sf", options.sf ?? 0.1, 0, 1, false),
+      sf: within("sf", options.sf ?? startingSf(recipe), 0, 1, false),
       letLr: within("letLr", options.letLr ?? 5e-3, 0, 1, false),
       lwcLr: within("lwcLr", options.lwcLr ?? 1e-2, 0, 1, false),
       weightDecay: within("wd", options.wd ?? 0, 0, 1, false),

@@ -14,7 +14,14 @@ import type {
 } from "../types.ts";
 import { byteCount, choice, decimal, integer, path } from "./values.ts";
 
-const RECIPES = ["default", "affine", "lwc-only", "rtn"] as const satisfies readonly RecipeName[];
+const RECIPES = [
+  "default",
+  "affine",
+  "lwc-only",
+  "rtn",
+  "paper-w4a4",
+  "paper-weight-only",
+] as const satisfies readonly RecipeName[];
 const RESUMES = ["auto", "required", "never"] as const satisfies readonly ResumeMode[];
 const SAMPLINGS = ["sequential", "random"] as const;
 const DEVICES = ["auto", "cpu"] as const;
@@ -123,7 +130,17 @@ function addRunOptions(command: Command, own: readonly Option[]): Command {
       ),
     )
     .addOption(
-      valued("--sf <x>", "stability factor of the gradual mask (default: 0.1)", decimal(0, 1)),
+      valued(
+        "--sf <x>",
+        "stability factor of the gradual mask (default: 0.1; paper-weight-only: 0.01 for LLaMA, 1 for OPT)",
+        decimal(0, 1),
+      ),
+    )
+    .addOption(
+      flag(
+        "--norm-full",
+        "a full matrix behind each norm, its inverse applied at run time: a larger model that only aq-native runs",
+      ),
     )
     .addOption(
       valued("--let-lr <x>", "learning rate of the transforms (default: 5e-3)", decimal(0, 1)),

@@ -6,6 +6,7 @@ import type { Checkpoint } from "../checkpoint/folder.ts";
 import { AqError } from "../errors.ts";
 import type { BlockContext, Model } from "../models/family.ts";
 import { disposeAll, type LoadedWeights, loadBlock, loadOuter } from "../models/load.ts";
+import type { GridStyle } from "../quant/scheme.ts";
 import { type ActivationHook, passThrough, TokenQuantizers } from "../quant/tokens.ts";
 import { invokeOne } from "../tensor/invoke.ts";
 import { keep, scope } from "../tensor/scope.ts";
@@ -25,6 +26,7 @@ export interface EvalModel {
     readonly bits: number;
     /** Clipping logits by activation, for each block; absent blocks are not clipped. */
     readonly clips: readonly Readonly<Record<string, number>>[];
+    readonly style?: GridStyle;
   };
 }
 
@@ -119,7 +121,7 @@ function hookOf({ activations }: EvalModel, block: number, graph: Eager): Activa
   for (const [name, logit] of Object.entries(activations.clips[block] ?? {})) {
     clips.set(name, graph.constant(Tensor.from(Float32Array.of(logit))));
   }
-  return new TokenQuantizers(activations.bits, clips);
+  return new TokenQuantizers(activations.bits, clips, activations.style);
 }
 
 /** Mean next-token loss of one window; the head runs over a few rows at a time. */

@@ -7,8 +7,7 @@ import * as path from "node:path";
 import { hasFile } from "../checkpoint/source-files.ts";
 import { AqError } from "../errors.ts";
 import type { HadamardDown, ModelExtras } from "../models/family.ts";
-import type { QuantScheme } from "../quant/scheme.ts";
-import { checkScheme, TOKEN_FLOOR } from "../quant/scheme.ts";
+import { checkScheme, type GridStyle, type QuantScheme, scaleFloors } from "../quant/scheme.ts";
 import { isJsonObject, type JsonObject, kindOf, readJsonFile } from "../util/json.ts";
 import { hadamardJson, readHadamard } from "./hadamard-json.ts";
 
@@ -21,18 +20,21 @@ export interface AqConfig {
   readonly sites: readonly string[];
   /** The transform that runs before down, if there is one. */
   readonly hadamardDown: HadamardDown | null;
+  /** Keys of tensors that each block has beside its architecture's: matrices of the run time, biases. */
+  readonly added?: readonly string[];
   /** Clipping logits by activation, for each block. */
   readonly tokenClips: readonly Readonly<Record<string, number>>[];
 }
 
 /** What the folder's model computes beyond its family's architecture. */
 export function extrasOf(config: AqConfig | null): ModelExtras {
-  return { hadamardDown: config?.hadamardDown ?? undefined };
+  return { hadamardDown: config?.hadamardDown ?? undefined, added: config?.added };
 }
 
 /** The file's content. */
 export function aqConfigJson(config: AqConfig, version: string): JsonObject {
-  const { wbits, abits, groupSize, symmetric } = config.scheme;
+  const { wbits, abits, groupSize, symmetric, grids, heads } = config.scheme;
+  const { added = [] } = config;
   return {
     format: FORMAT,
     written_by: `aq-native ${version}`,
@@ -41,11 +43,27 @@ export function aqConfigJson(config: AqConfig, version: string): JsonObject {
     group_size: groupSize,
     symmetric,
     recipe: config.recipe,
+    ...(grids ? { grids } : {}),
     sites: config.sites,
     ...(config.hadamardDown && { hadamard_down: hadamardJson(config.hadamardDown) }),
+    ...(added.length > 0
+      ? { run_time: added.filter(isRunTime), added: added.filter((key) => !isRunTime(key)) }
+      : {}),
     activations:
-      abits < 16 ? { bits: abits, scale_floor: TOKEN_FLOOR, clip_logits: config.tokenClips } : null,
+      abits < 16
+        ? {
+            bits: abits,
+            scale_floor: scaleFloors(config.scheme).token,
+            ...(heads ? { heads } : {}),
+            clip_logits: config.tokenClips,
+          }
+        : null,
   };
+}
+
+/** Is a tensor that a block has beside its architecture's a matrix that is applied at run time? */
+export function isRunTime(key: string): boolean {
+  return key.endsWith(".residue");
 }
 
 /**
@@ -74,14 +92,32 @@ export function readAqConfig(dir: string): AqConfig | null {
     abits: number("abits"),
     groupSize: number("group_size"),
     symmetric: json["symmetric"] === true,
+    ...readStyle(json, where),
   });
   return {
     scheme,
     recipe: String(json["recipe"]),
-    sites: Array.isArray(json["sites"]) ? json["sites"].map(String) : [],
+    sites: words(json["sites"]),
     hadamardDown: readHadamard(json["hadamard_down"], where),
+    added: [...words(json["run_time"]), ...words(json["added"])],
     tokenClips: readClips(json["activations"], where),
   };
+}
+
+function words(list: unknown): string[] {
+  return Array.isArray(list) ? list.map(String) : [];
+}
+
+function readStyle(json: JsonObject, where: string): GridStyle {
+  const { grids, activations } = json;
+  const heads = isJsonObject(activations) ? activations["heads"] : undefined;
+  if (grids !== undefined && grids !== "published") {
+    throw new AqError("AQ_FORMAT", `${where}: expected published as "grids", got ${kindOf(grids)}`);
+  }
+  if (heads !== undefined && heads !== "together") {
+    throw new AqError("AQ_FORMAT", `${where}: expected together as "heads", got ${kindOf(heads)}`);
+  }
+  return { ...(grids ? { grids } : {}), ...(heads ? { heads } : {}) };
 }
 
 function readClips(activations: unknown, where: string): Readonly<Record<string, number>>[] {

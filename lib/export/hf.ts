@@ -4,11 +4,13 @@
  *
  * A rotated run replaces embeddings, last norm and head as well; a head that was tied to the embedding
  * is then a tensor of its own, and config.json says so. A model that computes something at run time
- * gets a model_type of our own, so that stock loaders refuse it.
+ * gets a model_type of our own, so that stock loaders refuse it; tensors that its architecture lacks
+ * lie behind the others.
  */
 
 import type { OutputFolder } from "../checkpoint/output-folder.ts";
 import type { TensorSpec as FileTensor } from "../checkpoint/safetensors-header.ts";
+import type { Model } from "../models/family.ts";
 import { disposeAll, weightDType } from "../models/load.ts";
 import type { WeightSource } from "../models/source.ts";
 import { dtypeCode } from "../tensor/dtype.ts";
@@ -20,10 +22,14 @@ import { AQ_CONFIG_NAME, type AqConfig, aqConfigJson } from "./aq-config.ts";
 import { ownConfig } from "./own-type.ts";
 import type { StoredBlock } from "./stored-block.ts";
 
-/** Writes the folder from stored blocks, which `openBlock` opens. Throws: AQ_FILE, AQ_STOPPED. */
+/**
+ * Writes the folder from stored blocks, which `openBlock` opens; `written` is the model with all their
+ * tensors. Throws: AQ_FILE, AQ_STOPPED.
+ */
 export async function writeHuggingFace(
   folder: OutputFolder,
   source: WeightSource,
+  written: Model,
   openBlock: (block: number) => StoredBlock,
   config: AqConfig,
   version: string,
@@ -31,8 +37,13 @@ export async function writeHuggingFace(
 ): Promise<void> {
   const { checkpoint, model } = source;
   const blockOf = new Map<string, number>();
+  const extra: FileTensor[] = [];
   for (let i = 0; i < model.shape.blocks; i++) {
-    for (const { name } of model.blockTensors(i)) blockOf.set(name, i);
+    for (const { name, shape } of written.blockTensors(i)) {
+      blockOf.set(name, i);
+      if (checkpoint.has(name)) continue;
+      extra.push({ name, shape, dtype: checkpoint.info(likeName(model, i)).dtype });
+    }
   }
   const outer = outerNames(source);
   const untied = source.rotation !== null && model.traits.tiedHead;
@@ -50,19 +61,20 @@ export async function writeHuggingFace(
   try {
     await folder.assemble({
       source: checkpoint,
-      config: outputConfig(source, untied),
+      config: outputConfig(source, untied, extra.length > 0),
       tensorBytes: ({ name }) => {
         const index = blockOf.get(name);
-        const like = checkpoint.has(name) ? name : outer.embedding;
         if (index !== undefined) {
+          const like = checkpoint.has(name) ? name : likeName(model, index);
           return scope(() =>
             bytesOf(stored(index).weight(name, config.scheme.groupSize), source, like),
           );
         }
         const own = rotated[outer.keys.get(name) ?? ""];
+        const like = checkpoint.has(name) ? name : outer.embedding;
         return own && scope(() => bytesOf(own, source, like));
       },
-      extraTensors: untied ? [headTensor(source, outer.embedding)] : [],
+      extraTensors: untied ? [...extra, headTensor(source, outer.embedding)] : extra,
       extraJson: { [AQ_CONFIG_NAME]: aqConfigJson(config, version) },
       ...(signal ? { signal } : {}),
     });
@@ -73,9 +85,20 @@ export async function writeHuggingFace(
 }
 
 /** The source's config.json, with what differs in the output. */
-function outputConfig({ checkpoint, model }: WeightSource, untied: boolean): JsonObject {
+function outputConfig(
+  { checkpoint, model }: WeightSource,
+  untied: boolean,
+  extended: boolean,
+): JsonObject {
   const config = untied ? { ...checkpoint.config, tie_word_embeddings: false } : checkpoint.config;
-  return model.hadamardDown ? ownConfig(config) : config;
+  return model.hadamardDown || extended ? ownConfig(config) : config;
+}
+
+/** The tensor of a block in whose dtype those are stored that its architecture lacks. */
+function likeName(model: Model, block: number): string {
+  const [first] = model.blockTensors(block);
+  if (!first) throw new TypeError(`block ${block} has no weights`);
+  return first.name;
 }
 
 /** Keys of the outer tensors by name in the checkpoint, the head's included where it is tied. */

@@ -13,7 +13,7 @@ import * as fs from "node:fs";
 import * as path from "node:path";
 import { SafetensorsWriter } from "../checkpoint/safetensors.ts";
 import type { TensorSpec as FileTensor } from "../checkpoint/safetensors-header.ts";
-import type { Model } from "../models/family.ts";
+import type { Model, TensorSpec } from "../models/family.ts";
 import { dtypeCode } from "../tensor/dtype.ts";
 import { invokeOne } from "../tensor/invoke.ts";
 import { scope } from "../tensor/scope.ts";
@@ -132,7 +132,7 @@ export class RunState {
     this.#drop(POLISHED_FOLDER);
   }
 
-  /** Stores a finished block under the names of the checkpoint. Throws: AQ_FILE. */
+  /** Stores a finished block under the names that `model` has for its tensors. Throws: AQ_FILE. */
   writeBlock(
     block: number,
     model: Model,
@@ -141,11 +141,12 @@ export class RunState {
     set: BlockSet = "blocks",
   ): void {
     makeFolder(this.#folder(set));
-    const names = new Map(model.blockTensors(block).map(({ key, name }) => [key, name]));
+    const specs = new Map(model.blockTensors(block).map((spec) => [spec.key, spec]));
     const parts: { spec: FileTensor; bytes: () => Uint8Array }[] = [];
     for (const { key } of model.linears) {
-      const name = names.get(key) as string;
+      const { name } = specs.get(key) as TensorSpec;
       const { codes, scale, zero } = finished.quantized[key] as QuantizedByKey[string];
+      const zeros = zeroType(zero);
       parts.push({
         spec: { name: `${name}.codes`, dtype: "U8", shape: codes.shape },
         bytes: () => rawBytes(codes),
@@ -155,18 +156,16 @@ export class RunState {
         bytes: () => castBytes(scale, "f16"),
       });
       parts.push({
-        spec: { name: `${name}.zero`, dtype: "U8", shape: zero.shape },
-        bytes: () => castBytes(zero, "u8"),
+        spec: { name: `${name}.zero`, dtype: zeros.file, shape: zero.shape },
+        bytes: () => castBytes(zero, zeros.engine),
       });
     }
     for (const [key, tensor] of Object.entries(finished.others)) {
-      parts.push({
-        spec: { name: names.get(key) as string, dtype: "F32", shape: [tensor.size] },
-        bytes: () => rawBytes(tensor),
-      });
+      const { name, shape } = specs.get(key) as TensorSpec;
+      parts.push({ spec: { name, dtype: "F32", shape }, bytes: () => rawBytes(tensor) });
     }
-    const specs = parts.map(({ spec }) => spec);
-    const writer = new SafetensorsWriter(this.blockFile(block, set), specs, {
+    const tensors = parts.map(({ spec }) => spec);
+    const writer = new SafetensorsWriter(this.blockFile(block, set), tensors, {
       format: "aq-native",
       ...metadata,
     });
@@ -216,7 +215,13 @@ function rawBytes(tensor: Tensor): Uint8Array {
   return new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
 }
 
-function castBytes(tensor: Tensor, dtype: "f16" | "u8"): Uint8Array {
+/** Zero points are codes, but for a published grid of values that all have one sign. */
+function zeroType(zero: Tensor): { file: "U8" | "F32"; engine: "u8" | "f32" } {
+  const fit = zero.floats().every((z) => z >= 0 && z <= 255);
+  return fit ? { file: "U8", engine: "u8" } : { file: "F32", engine: "f32" };
+}
+
+function castBytes(tensor: Tensor, dtype: "f16" | "f32" | "u8"): Uint8Array {
   return scope(() => ({
     bytes: rawBytes(invokeOne("cast", [tensor], { dtype: dtypeCode(dtype) })),
   })).bytes;

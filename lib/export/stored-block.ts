@@ -2,11 +2,11 @@
 
 import * as fs from "node:fs";
 import { readSafetensorsHeader } from "../checkpoint/safetensors.ts";
-import type { TensorEntry } from "../checkpoint/safetensors-header.ts";
+import { engineDType, type TensorEntry } from "../checkpoint/safetensors-header.ts";
 import { AqError } from "../errors.ts";
 import type { Model } from "../models/family.ts";
 import { dequantizeWeight, groupsPerRow, type QuantizedWeight } from "../quant/weights.ts";
-import { dtypeCode } from "../tensor/dtype.ts";
+import { type DType, dtypeCode } from "../tensor/dtype.ts";
 import { invokeOne } from "../tensor/invoke.ts";
 import { scope } from "../tensor/scope.ts";
 import { Tensor } from "../tensor/tensor.ts";
@@ -56,9 +56,10 @@ export class StoredBlock {
     fs.closeSync(this.#fd);
   }
 
-  #read(name: string): { shape: readonly number[]; bytes: Uint8Array } {
+  #read(name: string): { shape: readonly number[]; dtype: DType; bytes: Uint8Array } {
     const entry = this.#tensors.get(name);
-    if (!entry) {
+    const dtype = entry && engineDType(entry.dtype);
+    if (!entry || !dtype) {
       throw new AqError(
         "AQ_FORMAT",
         `${this.#file} has no "${name}"; the run folder is damaged, start the run anew`,
@@ -66,7 +67,7 @@ export class StoredBlock {
     }
     const bytes = new Uint8Array(entry.bytes);
     readFully(this.#fd, bytes, entry.offset, this.#file);
-    return { shape: entry.shape, bytes };
+    return { shape: entry.shape, dtype, bytes };
   }
 
   #plain(name: string): Tensor {
@@ -77,16 +78,15 @@ export class StoredBlock {
   #quantized(name: string, groupSize: number): QuantizedWeight {
     const { shape, bytes } = this.#read(`${name}.codes`);
     const grid = [shape[0] as number, groupsPerRow(shape[1] as number, groupSize)];
-    const single = (part: "scale" | "zero", dtype: "f16" | "u8"): Tensor =>
-      scope(() =>
-        invokeOne("cast", [Tensor.from(this.#read(`${name}.${part}`).bytes, grid, dtype)], {
-          dtype: dtypeCode("f32"),
-        }),
-      );
+    const single = (part: "scale" | "zero"): Tensor =>
+      scope(() => {
+        const { bytes, dtype } = this.#read(`${name}.${part}`);
+        return invokeOne("cast", [Tensor.from(bytes, grid, dtype)], { dtype: dtypeCode("f32") });
+      });
     return {
       codes: Tensor.from(bytes, shape, "u8"),
-      scale: single("scale", "f16"),
-      zero: single("zero", "u8"),
+      scale: single("scale"),
+      zero: single("zero"),
     };
   }
 }

@@ -51,14 +51,16 @@ export type SiteSpec =
       readonly activation: string;
     }
   | {
-      readonly kind: "norm";
+      readonly kind: "norm" | "norm-full";
       readonly norm: string;
       readonly consumers: readonly string[];
       readonly activation: string;
+      /** The one consumer whose statistics the published starts take; the first where absent. */
+      readonly lead?: string;
     }
   | { readonly kind: "vo"; readonly v: string; readonly o: string; readonly activation: string }
   | { readonly kind: "qk-pairs"; readonly q: string; readonly k: string }
-  | { readonly kind: "qk-matrix"; readonly q: string; readonly k: string };
+  | { readonly kind: "qk-matrix" | "qk-vector"; readonly q: string; readonly k: string };
 
 /** How the block meets the residual stream: what an orthogonal change of its basis has to turn. */
 export interface ResidualSpec {
@@ -128,6 +130,11 @@ export interface HadamardDown {
 /** What a model computes beyond its family's architecture. */
 export interface ModelExtras {
   readonly hadamardDown?: HadamardDown | undefined;
+  /**
+   * Keys of tensors in every block that the architecture lacks: `norm1.residue` [C, C], applied to the
+   * norm's output like a linear's weight, `norm1.beta`, `q.bias`. The block applies what it is given.
+   */
+  readonly added?: readonly string[] | undefined;
 }
 
 /** Reads a config.json whose model_type is one of `modelTypes`. */

@@ -11,6 +11,7 @@ import type { ActivationHook } from "../quant/tokens.ts";
 import { dtypeCode } from "../tensor/dtype.ts";
 import { invokeOne } from "../tensor/invoke.ts";
 import { Tensor } from "../tensor/tensor.ts";
+import { pick, withResidue } from "./added.ts";
 import { type LlamaConfig, readLlamaConfig, ropeTables } from "./config.ts";
 import type {
   BlockContext,
@@ -37,10 +38,12 @@ const LINEARS = {
   down: "mlp.down_proj",
 } as const;
 
+const NORMS = { norm1: "input_layernorm", norm2: "post_attention_layernorm" } as const;
+
 const SITES: readonly SiteSpec[] = [
   { kind: "updown", up: "up", down: "down", activation: "down" },
   { kind: "norm", norm: "norm1", consumers: ["q", "k", "v"], activation: "norm1" },
-  { kind: "norm", norm: "norm2", consumers: ["gate", "up"], activation: "norm2" },
+  { kind: "norm", norm: "norm2", consumers: ["gate", "up"], activation: "norm2", lead: "up" },
   { kind: "vo", v: "v", o: "o", activation: "o" },
   { kind: "qk-pairs", q: "q", k: "k" },
 ];
@@ -64,10 +67,12 @@ class Llama implements Model {
   readonly hadamardDown: HadamardDown | null;
   readonly #config: LlamaConfig;
   readonly #prefix: string;
+  readonly #extras: ModelExtras;
 
   constructor(config: LlamaConfig, prefix: string, extras: ModelExtras) {
     this.#config = config;
     this.#prefix = prefix;
+    this.#extras = extras;
     this.hadamardDown = checkHadamard(extras.hadamardDown, config.mlp);
     this.sites = this.hadamardDown ? SITES.filter(({ kind }) => kind !== "updown") : SITES;
     const { hidden: c, heads, kvHeads, headDim: d, mlp: f } = config;
@@ -101,17 +106,39 @@ class Llama implements Model {
   blockTensors(i: number): readonly TensorSpec[] {
     const at = `${this.#prefix}layers.${i}.`;
     const c = this.#config.hidden;
-    const specs: TensorSpec[] = [
-      { key: "norm1", name: `${at}input_layernorm.weight`, shape: [c] },
-      { key: "norm2", name: `${at}post_attention_layernorm.weight`, shape: [c] },
-    ];
+    const specs: TensorSpec[] = Object.entries(NORMS).map(([key, name]) => ({
+      key,
+      name: `${at}${name}.weight`,
+      shape: [c],
+    }));
     for (const { key, out, in: columns } of this.linears) {
       const name = `${at}${LINEARS[key as keyof typeof LINEARS]}`;
       specs.push({ key, name: `${name}.weight`, shape: [out, columns] });
-      const biased = "qkvo".includes(key) ? this.#config.attentionBias : this.#config.mlpBias;
-      if (biased) specs.push({ key: `${key}.bias`, name: `${name}.bias`, shape: [out] });
+      if (this.#isBiased(key))
+        specs.push({ key: `${key}.bias`, name: `${name}.bias`, shape: [out] });
     }
-    return specs;
+    return [...specs, ...pick(this.#addable(i), this.#extras.added)];
+  }
+
+  /** Tensors that the architecture lacks and the block would apply. */
+  #addable(i: number): readonly TensorSpec[] {
+    const at = `${this.#prefix}layers.${i}.`;
+    const c = this.#config.hidden;
+    const norms = Object.entries(NORMS).flatMap(([key, name]) => [
+      { key: `${key}.beta`, name: `${at}${name}.bias`, shape: [c] },
+      { key: `${key}.residue`, name: `${at}${name}.residue`, shape: [c, c] },
+    ]);
+    const unbiased = this.linears.filter(({ key }) => !this.#isBiased(key));
+    const biases = unbiased.map(({ key, out }) => ({
+      key: `${key}.bias`,
+      name: `${at}${LINEARS[key as keyof typeof LINEARS]}.bias`,
+      shape: [out],
+    }));
+    return [...norms, ...biases];
+  }
+
+  #isBiased(key: string): boolean {
+    return "qkvo".includes(key) ? this.#config.attentionBias : this.#config.mlpBias;
   }
 
   outerTensors(): readonly TensorSpec[] {
@@ -151,8 +178,12 @@ class Llama implements Model {
     const sin = graph.constant(context.tensors["sin"] as Tensor);
     const project = (input: Var, key: string): Var =>
       linear(graph, input, w[key] as Var, w[`${key}.bias`]);
+    const norm = (input: Var, key: string): Var => {
+      const normed = rmsNorm(graph, input, w[key] as Var, rmsEps, w[`${key}.beta`]);
+      return activations.apply(graph, key, withResidue(graph, normed, w, key), 0);
+    };
 
-    const h1 = activations.apply(graph, "norm1", rmsNorm(graph, x, w["norm1"] as Var, rmsEps), 0);
+    const h1 = norm(x, "norm1");
     const q = rope(graph, project(h1, "q"), cos, sin, heads);
     const k = rope(graph, project(h1, "k"), cos, sin, kvHeads);
     const o = attention(
@@ -164,12 +195,7 @@ class Llama implements Model {
     );
     const middle = add(graph, x, project(activations.apply(graph, "o", o, 0), "o"));
 
-    const h2 = activations.apply(
-      graph,
-      "norm2",
-      rmsNorm(graph, middle, w["norm2"] as Var, rmsEps),
-      0,
-    );
+    const h2 = norm(middle, "norm2");
     const gated = siluMul(graph, project(h2, "gate"), project(h2, "up"));
     const m = transformDown(graph, context, gated);
     return add(graph, middle, project(activations.apply(graph, "down", m, 0), "down"));

@@ -10,6 +10,7 @@ import type { ActivationHook } from "../quant/tokens.ts";
 import { dtypeCode } from "../tensor/dtype.ts";
 import { invoke, invokeOne } from "../tensor/invoke.ts";
 import { Tensor } from "../tensor/tensor.ts";
+import { pick, withResidue } from "./added.ts";
 import type {
   BlockContext,
   HadamardDown,
@@ -67,10 +68,12 @@ class Opt implements Model {
   readonly hadamardDown: HadamardDown | null;
   readonly #config: OptConfig;
   readonly #prefix: string;
+  readonly #extras: ModelExtras;
 
   constructor(config: OptConfig, prefix: string, extras: ModelExtras) {
     this.#config = config;
     this.#prefix = prefix;
+    this.#extras = extras;
     this.hadamardDown = checkHadamard(extras.hadamardDown, config.mlp);
     this.sites = this.hadamardDown ? SITES.filter(({ kind }) => kind !== "updown") : SITES;
     const { hidden: c, heads, mlp: f } = config;
@@ -112,7 +115,25 @@ class Opt implements Model {
       specs.push({ key, name: `${name}.weight`, shape: [out, columns] });
       if (this.#config.bias) specs.push({ key: `${key}.bias`, name: `${name}.bias`, shape: [out] });
     }
-    return specs;
+    return [...specs, ...pick(this.#addable(i), this.#extras.added)];
+  }
+
+  /** Tensors that the architecture lacks and the block would apply. */
+  #addable(i: number): readonly TensorSpec[] {
+    const at = `${this.#prefix}layers.${i}.`;
+    const c = this.#config.hidden;
+    const residues = Object.entries(NORMS).map(([key, name]) => ({
+      key: `${key}.residue`,
+      name: `${at}${name}.residue`,
+      shape: [c, c],
+    }));
+    if (this.#config.bias) return residues;
+    const biases = this.linears.map(({ key, out }) => ({
+      key: `${key}.bias`,
+      name: `${at}${LINEARS[key as keyof typeof LINEARS]}.bias`,
+      shape: [out],
+    }));
+    return [...residues, ...biases];
   }
 
   outerTensors(): readonly TensorSpec[] {
@@ -158,13 +179,10 @@ class Opt implements Model {
     const headDim = this.shape.headDim;
     const project = (input: Var, key: string): Var =>
       linear(graph, input, w[key] as Var, w[`${key}.bias`]);
-    const norm = (input: Var, key: string): Var =>
-      activations.apply(
-        graph,
-        key,
-        layerNorm(graph, input, w[key] as Var, w[`${key}.beta`] as Var, EPS),
-        0,
-      );
+    const norm = (input: Var, key: string): Var => {
+      const normed = layerNorm(graph, input, w[key] as Var, w[`${key}.beta`] as Var, EPS);
+      return activations.apply(graph, key, withResidue(graph, normed, w, key), 0);
+    };
 
     const h1 = norm(x, "norm1");
     const o = attention(

@@ -52,8 +52,10 @@ export function weightSource(
       return rotation ? rotated(weights, (w) => rotation.outer(w)) : weights;
     },
     storedDType(block, key) {
-      const spec = model.blockTensors(block).find((tensor) => tensor.key === key);
-      if (!spec) throw new TypeError(`the block has no weight '${key}'`);
+      const specs = model.blockTensors(block);
+      // A tensor that the architecture lacks is stored like the first that it has.
+      const spec = specs.find((tensor) => tensor.key === key) ?? specs[0];
+      if (!spec) throw new TypeError(`block ${block} has no weights`);
       return weightDType(checkpoint, spec.name);
     },
   };

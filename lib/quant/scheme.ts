@@ -9,8 +9,19 @@ export const TOKEN_FLOOR = 1e-6;
 /** Where clipping logits start: sigmoid(4) = 0.982. Source: OmniQuant, AffineQuant. */
 export const CLIP_START = 4;
 
+/** Smallest scale of weights and tokens in the published style. Source: OmniQuant. */
+export const PUBLISHED_FLOOR = 1e-5;
+
+/** Where grids follow the published code instead of our rules; see docs/method.md. */
+export interface GridStyle {
+  /** Zero need not lie in a grid's range, and its zero point passes no gradient on. */
+  readonly grids?: "published";
+  /** One scale for all heads of a token of q, k and v, instead of one each. */
+  readonly heads?: "together";
+}
+
 /** Settings of a quantized model. */
-export interface QuantScheme {
+export interface QuantScheme extends GridStyle {
   /** Bits of a weight, 2..8. */
   readonly wbits: number;
   /** Bits of an activation and of q, k, v; 16 = not quantized. */
@@ -23,6 +34,13 @@ export interface QuantScheme {
 /** Are activations quantized? */
 export function quantizesTokens(scheme: QuantScheme): boolean {
   return scheme.abits < 16;
+}
+
+/** Smallest scale of a weight group and of a token. */
+export function scaleFloors({ grids }: GridStyle): { weight: number; token: number } {
+  return grids === "published"
+    ? { weight: PUBLISHED_FLOOR, token: PUBLISHED_FLOOR }
+    : { weight: WEIGHT_FLOOR, token: TOKEN_FLOOR };
 }
 
 /** Checks the settings. Throws: AQ_ARG with the field, what it may be and what it was. */

@@ -2,7 +2,7 @@
 
 import type { Graph, Var } from "../autograd/graph.ts";
 import { fakeQuant } from "../autograd/ops/fake-quant.ts";
-import { TOKEN_FLOOR } from "./scheme.ts";
+import { type GridStyle, scaleFloors } from "./scheme.ts";
 
 /**
  * A block calls `apply` on every activation that may be quantized: the inputs of its linears (group
@@ -22,18 +22,21 @@ export const passThrough: ActivationHook = { apply: (_graph, _name, x) => x };
 export class TokenQuantizers implements ActivationHook {
   readonly #bits: number;
   readonly #clips: ReadonlyMap<string, Var>;
+  readonly #style: GridStyle;
 
-  constructor(bits: number, clips: ReadonlyMap<string, Var> = new Map()) {
+  constructor(bits: number, clips: ReadonlyMap<string, Var> = new Map(), style: GridStyle = {}) {
     this.#bits = bits;
     this.#clips = clips;
+    this.#style = style;
   }
 
   apply(graph: Graph, name: string, x: Var, group: number): Var {
     return fakeQuant(graph, x, this.#clips.get(name), {
       bits: this.#bits,
-      group,
+      group: this.#style.heads === "together" ? 0 : group,
       symmetric: false,
-      floor: TOKEN_FLOOR,
+      floor: scaleFloors(this.#style).token,
+      published: this.#style.grids === "published",
     });
   }
 }

@@ -6,7 +6,7 @@ import { AqError } from "../errors.ts";
 import { invoke, invokeOne } from "../tensor/invoke.ts";
 import { scope } from "../tensor/scope.ts";
 import type { Tensor } from "../tensor/tensor.ts";
-import { CLIP_START, type QuantScheme, WEIGHT_FLOOR } from "./scheme.ts";
+import { CLIP_START, type QuantScheme, scaleFloors } from "./scheme.ts";
 
 /** Codes u8 [O, I] with scale and zero f32 [O, G]; scale holds float16 values. w = (code - zero) scale. */
 export interface QuantizedWeight {
@@ -45,7 +45,8 @@ export function fakeQuantWeight(
     bits: scheme.wbits,
     group: scheme.groupSize,
     symmetric: scheme.symmetric,
-    floor: WEIGHT_FLOOR,
+    floor: scaleFloors(scheme).weight,
+    published: scheme.grids === "published",
   };
   return fakeQuant(graph, w, clip, params, offset);
 }
@@ -63,8 +64,9 @@ function finalGrid(
     bits: scheme.wbits,
     group: scheme.groupSize,
     symmetric: scheme.symmetric ? 1 : 0,
-    floor: WEIGHT_FLOOR,
+    floor: scaleFloors(scheme).weight,
     round_f16: 1,
+    rule: scheme.grids === "published" ? 1 : 0,
   }) as [Tensor, Tensor];
   if (scope(() => invokeOne("all_finite", [scale]).item()) !== 1) {
     scale.dispose();

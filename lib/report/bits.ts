@@ -12,6 +12,8 @@ const SCALE_BITS = 16;
 export interface BitsExtras {
   /** Matrices that inference applies beside the linears. */
   readonly runtime?: readonly OtherBits[];
+  /** Biases that the source does not have. */
+  readonly added?: readonly OtherBits[];
   /** The head was tied in the source and is a tensor of its own in the output. */
   readonly untiedHead?: boolean;
 }
@@ -46,7 +48,7 @@ export function countBits(
     zeroBits: sum(linears, (row) => row.zeroBits),
   });
   const runtime = extras.runtime ?? [];
-  const rest = countRest(source, model, extras.untiedHead ?? false);
+  const rest = [...countRest(source, model, extras.untiedHead ?? false), ...(extras.added ?? [])];
   const linearBits = total.codeBits + total.scaleBits + total.zeroBits;
   const runtimeBits = sum(runtime, ({ bits }) => bits);
   const parameters = total.weights + sum(rest, (row) => row.parameters);

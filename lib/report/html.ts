@@ -127,16 +127,18 @@ function tile(what: string, value: string, more: string): Markup {
 
 /** What a person has to know, in words; nothing when all went well. */
 function alerts({ blocks }: RunReport): Markup | null {
-  const lines = blocks.flatMap(({ block, fallback, skippedSteps, equivalence }) => {
+  const lines = blocks.flatMap(({ block, fallback, skippedSteps, equivalence, equivalent }) => {
     const name = `Block ${block + 1}`;
     const said: string[] = [];
     if (fallback !== null) said.push(`${name} ${FALLBACKS[fallback]}.`);
     if (skippedSteps > 0)
       said.push(`${name}: ${plural(skippedSteps, "step")} skipped, not finite.`);
     if (equivalence !== null && !(equivalence <= EXACT)) {
-      said.push(
-        `${name} is not equivalent: ${equivalence.toExponential(1)}, expected at most 1e-5.`,
-      );
+      const why =
+        equivalent === false
+          ? "the recipe's transforms are not exact on this model"
+          : "expected at most 1e-5";
+      said.push(`${name} is not equivalent: ${equivalence.toExponential(1)}, ${why}.`);
     }
     return said;
   });

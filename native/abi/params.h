@@ -70,6 +70,8 @@ typedef struct {
 } aq_masked_adam_params;
 // adam(p! T, g T, m! T, v! T) -> ()        AdamW on every entry, any shape
 typedef struct { double lr, beta1, beta2, eps, weight_decay; int32_t step, pad; } aq_adam_params;
+// keep_away(p! T) -> ()                    p = sign(p) max(|p|, limit), sign(0) = 0: not near zero
+typedef struct { double limit; } aq_keep_away_params;
 // sign_step(v! T, g T) -> ()               v = clamp(v - lr sign(g), -limit, limit), sign(0) = 0
 typedef struct { double lr, limit; } aq_sign_step_params;
 
@@ -81,9 +83,12 @@ typedef struct { double lr, limit; } aq_sign_step_params;
 //   symmetric:  s = max(max(mx,-mn)/(2^(bits-1)-1), floor), z = 2^(bits-1)
 //   round_f16: s is rounded to float16 before z is taken.   round is half to even, everywhere.
 //   z is kept within 0 .. 2^bits-1 (it can leave it by one when s was rounded).
+//   rule 1, the published code's: mx = (max x) f1, mn = (min x) f2, 0 not forced into the range;
+//   z = round(clamp(-mn/s, -1e4, 1e4)), not kept within the codes; symmetric: |mx|, |mn| and
+//   z = 2^(bits-1) - 1. rule 0: what is above.
 typedef struct {
   double floor;
-  int32_t bits, group, symmetric, round_f16;
+  int32_t bits, group, symmetric, round_f16, rule, pad;
 } aq_quant_grid_params;
 // fake_quant(x T[M,K], scale T[M,G], zero T[M,G], v T[M,K]?) -> (y)
 //   y = (clamp(round(x/s + v) + z, 0, 2^bits-1) - z) s;  v: learned rounding offsets, absent = 0
@@ -92,9 +97,10 @@ typedef struct { int32_t bits, group; } aq_fake_quant_params;
 //     -> (gx T[M,K], or [0] where need_gx is 0, gclip T like clip, else [0], gv T like v, else [0])
 //   straight through every round (z's too), clamp passes inside and at its bounds, max and min pass
 //   to the extreme elements (ties share equally). See docs/method.md for the formulas.
+//   rule 1: the grid is quant_grid's rule 1, and z passes nothing on.
 typedef struct {
   double floor;
-  int32_t bits, group, symmetric, need_gx;
+  int32_t bits, group, symmetric, need_gx, rule, pad;
 } aq_fake_quant_grad_params;
 // fake_quant_gemm(a T, b T, a_scale?, a_zero?, b_scale?, b_zero?, bias T[N]?, b_v T like b?) -> (c T[M,N])
 //   c = op(A^) op(B^) + bias;  a is stored [M,K] (trans_a 0) or [K,M] (1); b [K,N] (0) or [N,K] (1);
@@ -119,7 +125,8 @@ typedef struct { double damping; int32_t bits, group, block, pad; } aq_gptq_para
 typedef struct { int32_t group, pad; } aq_dequantize_params;
 
 // ---------------------------------------------------------------- the block
-// rms_norm(x T[M,C], w T[C]) -> (y T[M,C], rstd T[M])      rstd = 1/sqrt(mean x^2 + eps), y = x rstd w
+// rms_norm(x T[M,C], w T[C], b T[C]?) -> (y T[M,C], rstd T[M])
+//   rstd = 1/sqrt(mean x^2 + eps), y = x rstd w + b, absent b = 0
 typedef struct { double eps; } aq_rms_norm_params;
 // rms_norm_grad(x, w, rstd, g T[M,C]) -> (gx T[M,C], gw T[C])
 typedef struct { int32_t pad[2]; } aq_rms_norm_grad_params;

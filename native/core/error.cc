@@ -15,16 +15,26 @@ void raise(int32_t code, const char* format, ...) {
 
 const char* codeName(int32_t code) {
   switch (code) {
-    case AQ_SHAPE: return "AQ_SHAPE";
-    case AQ_DTYPE: return "AQ_DTYPE";
-    case AQ_ARG: return "AQ_ARG";
-    case AQ_DEVICE: return "AQ_DEVICE";
-    case AQ_OOM: return "AQ_OOM";
-    case AQ_UNSUPPORTED: return "AQ_UNSUPPORTED";
-    case AQ_NUMERIC: return "AQ_NUMERIC";
-    case AQ_CUDA: return "AQ_CUDA";
-    case AQ_DISPOSED: return "AQ_DISPOSED";
-    default: return "AQ_INTERNAL";
+    case AQ_SHAPE:
+      return "AQ_SHAPE";
+    case AQ_DTYPE:
+      return "AQ_DTYPE";
+    case AQ_ARG:
+      return "AQ_ARG";
+    case AQ_DEVICE:
+      return "AQ_DEVICE";
+    case AQ_OOM:
+      return "AQ_OOM";
+    case AQ_UNSUPPORTED:
+      return "AQ_UNSUPPORTED";
+    case AQ_NUMERIC:
+      return "AQ_NUMERIC";
+    case AQ_CUDA:
+      return "AQ_CUDA";
+    case AQ_DISPOSED:
+      return "AQ_DISPOSED";
+    default:
+      return "AQ_INTERNAL";
   }
 }
 

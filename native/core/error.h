@@ -13,7 +13,8 @@ struct Error {
 };
 
 // Throws Error with a printf-style message.
-[[noreturn]] __attribute__((format(printf, 2, 3))) void raise(int32_t code, const char* format, ...);
+[[noreturn]] __attribute__((format(printf, 2, 3))) void raise(int32_t code, const char* format,
+                                                              ...);
 
 // "AQ_SHAPE" for AQ_SHAPE, and so on.
 const char* codeName(int32_t code);

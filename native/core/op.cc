@@ -51,7 +51,8 @@ void fillParams(const OpSpec& spec, std::span<const double> values, char* params
     const Field& field = spec.fields[i];
     const double value = values[i];
     if (field.kind == FieldKind::kFloat) {
-      if (std::isnan(value)) raise(AQ_ARG, "%s: parameter %s is not a number", spec.name, field.name);
+      if (std::isnan(value))
+        raise(AQ_ARG, "%s: parameter %s is not a number", spec.name, field.name);
       std::memcpy(params + field.offset, &value, sizeof value);
       continue;
     }
@@ -79,8 +80,8 @@ void checkInputs(const OpSpec& spec, std::span<const Tensor* const> inputs) {
     }
     const Queue& own = inputs[i]->queue();
     if (queue && queue != &own) {
-      raise(AQ_DEVICE, "%s: input %s is on %s, another input on %s", spec.name,
-            spec.inputs[i].name, own.device().c_str(), queue->device().c_str());
+      raise(AQ_DEVICE, "%s: input %s is on %s, another input on %s", spec.name, spec.inputs[i].name,
+            own.device().c_str(), queue->device().c_str());
     }
     queue = &own;
   }
@@ -105,8 +106,8 @@ std::vector<Tensor> invoke(size_t op, std::span<const Tensor* const> inputs,
   const Queue& queue = any->queue();
   const aq_kernel kernel = queue.backend().kernels[op];
   if (!kernel) {
-    raise(AQ_UNSUPPORTED, "%s has no kernel for '%s': move the tensors to cpu", queue.device().c_str(),
-          spec.name);
+    raise(AQ_UNSUPPORTED, "%s has no kernel for '%s': move the tensors to cpu",
+          queue.device().c_str(), spec.name);
   }
 
   std::vector<Tensor> outputs;
@@ -162,8 +163,8 @@ int32_t Infer::compute(std::initializer_list<int> which) const {
       first = i;
     } else if (dtype(i) != dtype(first)) {
       fail(AQ_DTYPE, "%s is %s but %s is %s: both must be the same",
-           spec_.inputs[size_t(first)].name, dtypeName(dtype(first)),
-           spec_.inputs[size_t(i)].name, dtypeName(dtype(i)));
+           spec_.inputs[size_t(first)].name, dtypeName(dtype(first)), spec_.inputs[size_t(i)].name,
+           dtypeName(dtype(i)));
     }
   }
   return dtype(first);

@@ -63,7 +63,9 @@ class Infer {
   int64_t rows(int i) const { return rowCount(shape(i)); }
   int64_t cols(int i) const { return lastDim(shape(i)); }
   template <class P>
-  const P& params() const { return *static_cast<const P*>(params_); }
+  const P& params() const {
+    return *static_cast<const P*>(params_);
+  }
 
   // f32 or f64, the same for all the given inputs that are present; returns it.
   int32_t compute(std::initializer_list<int> which) const;

@@ -6,11 +6,23 @@
 
 namespace aq::cpu {
 
-struct Half { uint16_t bits; };
-struct Bfloat { uint16_t bits; };
+struct Half {
+  uint16_t bits;
+};
+struct Bfloat {
+  uint16_t bits;
+};
 
-inline uint32_t floatBits(float f) { uint32_t u; std::memcpy(&u, &f, 4); return u; }
-inline float bitsFloat(uint32_t u) { float f; std::memcpy(&f, &u, 4); return f; }
+inline uint32_t floatBits(float f) {
+  uint32_t u;
+  std::memcpy(&u, &f, 4);
+  return u;
+}
+inline float bitsFloat(uint32_t u) {
+  float f;
+  std::memcpy(&f, &u, 4);
+  return f;
+}
 
 inline float toFloat(Bfloat b) { return bitsFloat(uint32_t(b.bits) << 16); }
 

@@ -10,9 +10,13 @@
 namespace aq::cpu {
 
 template <class T>
-inline const T* ptr(const aq_view& v) { return static_cast<const T*>(v.data); }
+inline const T* ptr(const aq_view& v) {
+  return static_cast<const T*>(v.data);
+}
 template <class T>
-inline T* mut(const aq_view& v) { return static_cast<T*>(v.data); }
+inline T* mut(const aq_view& v) {
+  return static_cast<T*>(v.data);
+}
 
 inline int64_t numel(const aq_view& v) {
   int64_t n = 1;

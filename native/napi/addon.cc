@@ -6,11 +6,13 @@
 #include "native/napi/errors.h"
 #include "native/napi/napi_setup.h"
 #include "native/napi/op_api.h"
+#include "native/napi/stay_loaded.h"
 #include "native/napi/tensor_handle.h"
 
 namespace {
 
 Napi::Object init(Napi::Env env, Napi::Object exports) {
+  aq::stayLoaded();
   auto* state = new aq::EnvState;
   env.SetInstanceData(state);
   state->tensorConstructor = Napi::Persistent(aq::TensorHandle::define(env));

@@ -13,7 +13,8 @@ namespace aq {
 namespace {
 
 std::string readDevice(const Napi::CallbackInfo& info, size_t i) {
-  if (!info[i].IsString()) throwToJs(info.Env(), Error{AQ_ARG, "a device must be a name, like 'cpu'"});
+  if (!info[i].IsString())
+    throwToJs(info.Env(), Error{AQ_ARG, "a device must be a name, like 'cpu'"});
   return info[i].As<Napi::String>().Utf8Value();
 }
 
@@ -53,7 +54,8 @@ Napi::Value deviceInfo(const Napi::CallbackInfo& info) {
 Napi::Value memory(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   const std::string device = readDevice(info, 0);
-  const aq_memory_info got = guarded(env, [&] { return EnvState::of(env).queue(device)->memory(); });
+  const aq_memory_info got =
+      guarded(env, [&] { return EnvState::of(env).queue(device)->memory(); });
   auto result = Napi::Object::New(env);
   result.Set("usedBytes", double(got.used_bytes));
   result.Set("cachedBytes", double(got.cached_bytes));

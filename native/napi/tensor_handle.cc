@@ -23,7 +23,8 @@ Shape readShape(const Napi::Value& value) {
   if (!value.IsArray()) throwToJs(value.Env(), Error{AQ_ARG, "a shape must be an array"});
   const auto array = value.As<Napi::Array>();
   Shape shape(array.Length());
-  for (uint32_t i = 0; i < array.Length(); i++) shape[i] = readWhole(array.Get(i), "a size of a shape");
+  for (uint32_t i = 0; i < array.Length(); i++)
+    shape[i] = readWhole(array.Get(i), "a size of a shape");
   return shape;
 }
 

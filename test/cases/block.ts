@@ -38,17 +38,23 @@ const normElements = (dims: Dims) => dim(dims, "M") * dim(dims, "C");
 
 const rmsNorm: OpCase = {
   op: "rms_norm",
-  sets: NORM_SETS,
+  // b: with the bias that a shift makes.
+  sets: [...NORM_SETS, { M: 5, C: 64, b: 1 }, { M: 33, C: 19, b: 1 }],
   real: NORM_REAL,
   make: (draw, dims) => {
     const C = dim(dims, "C");
     return {
-      inputs: [draw.normal([dim(dims, "M"), C], 2), draw.normal([C], 0.2, 1)],
+      inputs: [
+        draw.normal([dim(dims, "M"), C], 2),
+        draw.normal([C], 0.2, 1),
+        dims["b"] === 1 ? draw.normal([C]) : undefined,
+      ],
       params: { eps: EPS },
     };
   },
   reference: (call) => {
-    const { y, rstd } = rmsNormReference(input(call, 0).data, input(call, 1).data, EPS);
+    const [x, w, b] = [input(call, 0).data, input(call, 1).data, call.inputs[2]?.data];
+    const { y, rstd } = rmsNormReference(x, w, EPS, b);
     return [y, rstd];
   },
   tolerance: SUMMED,

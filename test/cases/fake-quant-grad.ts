@@ -9,6 +9,7 @@ import {
   gridOptions,
   OFFSET_REAL,
   OFFSET_SETS,
+  PUBLISHED_SETS,
 } from "./quantize.ts";
 
 /** Data that random numbers do not give; the number is the set's `data`. */
@@ -48,7 +49,10 @@ const fakeQuantGrad: OpCase = {
   sets: [
     ...OFFSET_SETS,
     ...OFFSET_SETS.map((dims) => ({ ...dims, x: 0 })),
+    ...PUBLISHED_SETS,
+    ...PUBLISHED_SETS.map((dims) => ({ ...dims, v: 1, x: 0 })),
     ...SPECIAL_SETS,
+    ...SPECIAL_SETS.map((dims) => ({ ...dims, rule: 1 })),
     ...SPECIAL_SETS.filter(({ clip }) => clip === 2).map((dims) => ({ ...dims, v: 1, x: 0 })),
   ],
   real: OFFSET_REAL.map((dims) => (dims["v"] === 1 ? { ...dims, x: 0 } : dims)),
@@ -77,6 +81,7 @@ const fakeQuantGrad: OpCase = {
         symmetric: dim(dims, "symmetric"),
         floor: options.floor,
         need_gx: dims["x"] ?? 1,
+        rule: dims["rule"] ?? 0,
       },
     };
   },
@@ -91,6 +96,7 @@ const fakeQuantGrad: OpCase = {
       symmetric: param(call, "symmetric") === 1,
       floor: param(call, "floor"),
       roundF16: false,
+      published: param(call, "rule") === 1,
     };
     const offset = call.inputs[5]?.data;
     const { gx, gclip, gv } = fakeQuantGradient(x.data, clip?.data, g.data, options, offset);

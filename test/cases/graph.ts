@@ -14,7 +14,9 @@ import { layerNorm } from "../../lib/autograd/ops/layer-norm.ts";
 import { linear } from "../../lib/autograd/ops/linear.ts";
 import { mse } from "../../lib/autograd/ops/mse.ts";
 import { mul } from "../../lib/autograd/ops/mul.ts";
+import { reciprocal } from "../../lib/autograd/ops/reciprocal.ts";
 import { relu } from "../../lib/autograd/ops/relu.ts";
+import { reshape } from "../../lib/autograd/ops/reshape.ts";
 import { rmsNorm } from "../../lib/autograd/ops/rms-norm.ts";
 import { rope } from "../../lib/autograd/ops/rope.ts";
 import { rotatePairs } from "../../lib/autograd/ops/rotate-pairs.ts";
@@ -116,6 +118,19 @@ const SMOOTH: readonly GraphCase[] = [
   smooth(["exp"], "a reciprocal exponential", [draw.normal([9])], [9], (g, x) =>
     exp(g, at(x, 0), -1),
   ),
+  smooth(["reciprocal"], "a reciprocal", [draw.uniform([9], 0.3, 2)], [9], (g, x) =>
+    reciprocal(g, at(x, 0)),
+  ),
+  smooth(
+    ["reshape", "add", "sub"],
+    "a value seen under two shapes",
+    [draw.normal([6]), draw.normal([2, 3])],
+    [2, 3],
+    (g, x) => {
+      const seen = reshape(g, at(x, 0), [2, 3]);
+      return add(g, sub(g, at(x, 1), seen), add(g, seen, reshape(g, at(x, 0), [2, 3])));
+    },
+  ),
   smooth(
     ["scale-weight"],
     "rows and columns of a weight",
@@ -162,6 +177,13 @@ const SMOOTH: readonly GraphCase[] = [
     [draw.normal([3, 7]), draw.normal([7])],
     [3, 7],
     (g, x) => rmsNorm(g, at(x, 0), at(x, 1), 1e-5),
+  ),
+  smooth(
+    ["rms-norm"],
+    "a norm with a bias",
+    [draw.normal([3, 7]), draw.normal([7]), draw.normal([7])],
+    [3, 7],
+    (g, x) => rmsNorm(g, at(x, 0), at(x, 1), 1e-5, at(x, 2)),
   ),
   smooth(
     ["layer-norm"],
@@ -281,9 +303,11 @@ function quantizedLinear(rounding: boolean): GraphCase {
   };
 }
 
-function quantizedAttention(): GraphCase {
+/** With grids per token and head, or with one for all heads of a token. */
+function quantizedAttention(together: boolean): GraphCase {
   const [T, heads, kvHeads, D] = [5, 4, 2, 3];
-  const params: FakeQuantParams = { bits: 4, group: D, symmetric: false, floor: 1e-6 };
+  const group = together ? 0 : D;
+  const params: FakeQuantParams = { bits: 4, group, symmetric: false, floor: 1e-6 };
   const counts = [heads, kvHeads, kvHeads];
   const values = counts.map((count) => draw.normal([1, T, count * D]));
   const clips = counts.map(() => draw.normal([1], 0.2, 2));
@@ -291,7 +315,7 @@ function quantizedAttention(): GraphCase {
   const sizes = { B: 1, T, heads, kvHeads, D, scale: 0.7 };
   return {
     pairs: ["fake-quant", "attention", "mse"],
-    title: "attention on quantized heads",
+    title: `attention on heads quantized ${together ? "together" : "one by one"}`,
     inputs: [...values, ...clips],
     loss: (graph, vars) => {
       const [q, k, v] = [0, 1, 2].map((i) =>
@@ -319,5 +343,6 @@ export const GRAPH_CASES: readonly GraphCase[] = [
   ...SMOOTH,
   quantizedLinear(false),
   quantizedLinear(true),
-  quantizedAttention(),
+  quantizedAttention(false),
+  quantizedAttention(true),
 ];

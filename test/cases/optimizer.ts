@@ -1,9 +1,10 @@
-// Cases of adam, masked_adam and sign_step.
+// Cases of adam, masked_adam, keep_away and sign_step.
 import type { Draw } from "../helpers/random.ts";
 import type { Value } from "../helpers/value.ts";
 import {
   type AdamOptions,
   adam as adamReference,
+  keepAway as keepAwayReference,
   maskedAdam as maskedAdamReference,
   signStep as signStepReference,
 } from "../reference/linalg.ts";
@@ -114,6 +115,23 @@ const maskedAdam: OpCase = {
   bound: "memory",
 };
 
+const keepAway: OpCase = {
+  op: "keep_away",
+  sets: [{ N: 1 }, { N: 37 }, { N: 33000 }],
+  real: [{ N: 512 * 512 }, { N: 4096 * 4096 }],
+  make: (draw, dims) => {
+    const shape = [dim(dims, "N")];
+    const p = draw.normal(shape, 0.3).data.map((value, i) => (i % 5 === 4 ? 0 : value));
+    return { inputs: [draw.value(p, shape)], params: { limit: 0.25 } };
+  },
+  reference: (call) => [keepAwayReference(input(call, 0).data, param(call, "limit"))],
+  writes: [0],
+  tolerance: CLOSE,
+  bytes: (dims, size) => 2 * dim(dims, "N") * size,
+  flops: (dims) => 3 * dim(dims, "N"),
+  bound: "memory",
+};
+
 const signStep: OpCase = {
   op: "sign_step",
   // Offsets start anywhere within a limit of 0.5, so that some reach it; every third has no gradient.
@@ -148,4 +166,4 @@ const signStep: OpCase = {
   bound: "memory",
 };
 
-export const CASES: readonly OpCase[] = [adam, maskedAdam, signStep];
+export const CASES: readonly OpCase[] = [adam, maskedAdam, keepAway, signStep];

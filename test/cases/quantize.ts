@@ -24,6 +24,14 @@ export const GRID_SETS: readonly Dims[] = [
   { M: 2, K: 6, group: 1, bits: 4, symmetric: 0, clip: 2 },
 ];
 
+/** Grids of the published code; groups of one or two values mostly have one sign. */
+export const PUBLISHED_SETS: readonly Dims[] = [
+  { M: 1, K: 1, group: 0, bits: 4, symmetric: 0, clip: 0, rule: 1 },
+  ...GRID_SETS.map((dims) => ({ ...dims, rule: 1 })),
+  { M: 9, K: 26, group: 2, bits: 3, symmetric: 0, clip: 2, rule: 1 },
+  { M: 9, K: 26, group: 2, bits: 3, symmetric: 1, clip: 2, rule: 1 },
+];
+
 /** Weights per channel and in groups, tokens, of llama-23m and of a 7B model. */
 export const GRID_REAL: readonly Dims[] = [
   { M: 1376, K: 512, group: 0, bits: 4, symmetric: 0, clip: 2 },
@@ -57,6 +65,7 @@ export function gridOptions(dims: Dims): reference.GridOptions {
     symmetric: dim(dims, "symmetric") === 1,
     floor: dim(dims, "clip") === 1 ? TOKEN_FLOOR : WEIGHT_FLOOR,
     roundF16: dims["f16"] === 1,
+    published: dims["rule"] === 1,
   };
 }
 
@@ -98,6 +107,8 @@ const quantGrid: OpCase = {
     ...GRID_SETS,
     { M: 7, K: 48, group: 16, bits: 3, symmetric: 0, clip: 2, f16: 1 },
     { M: 7, K: 48, group: 0, bits: 4, symmetric: 1, clip: 0, f16: 1 },
+    ...PUBLISHED_SETS,
+    { M: 7, K: 48, group: 16, bits: 3, symmetric: 0, clip: 2, f16: 1, rule: 1 },
   ],
   real: GRID_REAL,
   make: (draw, dims) => {
@@ -108,6 +119,7 @@ const quantGrid: OpCase = {
         bits: options.bits,
         group: options.group,
         symmetric: dim(dims, "symmetric"),
+        rule: dims["rule"] ?? 0,
         round_f16: dims["f16"] ?? 0,
         floor: options.floor,
       },
@@ -123,6 +135,7 @@ const quantGrid: OpCase = {
       symmetric: param(call, "symmetric") === 1,
       floor: param(call, "floor"),
       roundF16: param(call, "round_f16") === 1,
+      published: param(call, "rule") === 1,
     });
     return [scale, zero];
   },

@@ -7,6 +7,7 @@ export function rmsNorm(
   x: Float64Array,
   w: Float64Array,
   eps: number,
+  b?: Float64Array,
 ): { readonly y: Float64Array; readonly rstd: Float64Array } {
   const C = w.length;
   const rstd = new Float64Array(x.length / C);
@@ -16,7 +17,9 @@ export function rmsNorm(
     for (let c = 0; c < C; c++) squares += at(x, row * C + c) ** 2;
     const factor = 1 / Math.sqrt(squares / C + eps);
     rstd[row] = factor;
-    for (let c = 0; c < C; c++) y[row * C + c] = at(x, row * C + c) * factor * at(w, c);
+    for (let c = 0; c < C; c++) {
+      y[row * C + c] = at(x, row * C + c) * factor * at(w, c) + (b ? at(b, c) : 0);
+    }
   }
   return { y, rstd };
 }

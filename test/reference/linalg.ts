@@ -138,6 +138,11 @@ export function maskedAdam(
   return { ...next, margin };
 }
 
+/** Values with magnitudes raised to a limit, zeros excepted. */
+export function keepAway(p: Float64Array, limit: number): Float64Array {
+  return p.map((value) => Math.sign(value) * Math.max(Math.abs(value), limit));
+}
+
 /** Offsets after a step of `lr` against the sign of each gradient, kept within the limit. */
 export function signStep(
   v: Float64Array,

@@ -17,6 +17,8 @@ export interface GridOptions extends Groups {
   /** Smallest scale. */
   readonly floor: number;
   readonly roundF16: boolean;
+  /** The published code's rule. */
+  readonly published?: boolean | undefined;
 }
 
 /** Scale and zero point of every group, [M, G]. */
@@ -57,29 +59,35 @@ export function clipFactors(
   return [sigmoid(at(clip, group)), sigmoid(at(clip, count + group))];
 }
 
-/** Scale and zero point from the extremes of each group, zero always inside. */
+/** Scale and zero point from the extremes of each group; zero always inside, but for the published rule. */
 export function quantGrid(
   x: Float64Array,
   clip: Float64Array | undefined,
   options: GridOptions,
 ): Grid {
-  const { bits, symmetric, floor, roundF16 } = options;
+  const { bits, symmetric, floor, roundF16, published = false } = options;
   const lists = groupElements(options);
   const scale = new Float64Array(lists.length);
   const zero = new Float64Array(lists.length);
   lists.forEach((elements, group) => {
     const values = elements.map((i) => at(x, i));
     const [highFactor, lowFactor] = clipFactors(clip, group, lists.length);
-    const high = Math.max(...values, 0) * highFactor;
-    const low = Math.min(...values, 0) * lowFactor;
+    const zeroToo = published ? [] : [0];
+    const high = Math.max(...values, ...zeroToo) * highFactor;
+    const low = Math.min(...values, ...zeroToo) * lowFactor;
     const codes = 2 ** bits - 1;
     let s = symmetric
-      ? Math.max(Math.max(high, -low) / (2 ** (bits - 1) - 1), floor)
+      ? Math.max(Math.max(Math.abs(high), Math.abs(low)) / (2 ** (bits - 1) - 1), floor)
       : Math.max((high - low) / codes, floor);
     if (roundF16) s = roundHalf(s, F16);
     scale[group] = s;
-    const z = symmetric ? 2 ** (bits - 1) : roundEven(-low / s);
-    zero[group] = Math.min(Math.max(z, 0), codes);
+    if (published) {
+      const z = Math.min(Math.max(-low / s, -1e4), 1e4);
+      zero[group] = symmetric ? 2 ** (bits - 1) - 1 : roundEven(z);
+    } else {
+      const z = symmetric ? 2 ** (bits - 1) : roundEven(-low / s);
+      zero[group] = Math.min(Math.max(z, 0), codes);
+    }
   });
   return { scale, zero };
 }

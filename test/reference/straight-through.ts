@@ -1,5 +1,6 @@
 // Gradient of learned fake quantization by the written rule: the forward formula on differentiable
 // scalars, grid included.
+import { roundEven } from "../helpers/half.ts";
 import {
   backward,
   clampTo,
@@ -25,6 +26,12 @@ export interface FakeQuantGradients {
   readonly gv: Float64Array;
 }
 
+/** The published zero point, which is a constant to its gradient. */
+function publishedZero(low: number, s: number, bits: number, symmetric: boolean): number {
+  if (symmetric) return 2 ** (bits - 1) - 1;
+  return roundEven(Math.min(Math.max(-low / s, -1e4), 1e4));
+}
+
 /** Gradients of sum(g y) for y = fakeQuant(x, quantGrid(x, clip), offset). */
 export function fakeQuantGradient(
   x: Float64Array,
@@ -33,7 +40,7 @@ export function fakeQuantGradient(
   options: GridOptions,
   offset?: Float64Array,
 ): FakeQuantGradients {
-  const { bits, symmetric, floor } = options;
+  const { bits, symmetric, floor, published = false } = options;
   const codes = 2 ** bits - 1;
   const xs = Array.from(x, leaf);
   const logits = Array.from(clip ?? [], leaf);
@@ -48,15 +55,19 @@ export function fakeQuantGradient(
     const lowLogit = shared ? logits[0] : logits[lists.length + group];
     const scaled = (extreme: Node, logit: Node | undefined) =>
       logit ? times(extreme, squash(logit)) : extreme;
-    const high = scaled(clampTo(largest(values), 0, Number.POSITIVE_INFINITY), highLogit);
-    const low = scaled(clampTo(smallest(values), Number.NEGATIVE_INFINITY, 0), lowLogit);
+    const atLeast = published ? Number.NEGATIVE_INFINITY : 0;
+    const high = scaled(clampTo(largest(values), atLeast, Number.POSITIVE_INFINITY), highLogit);
+    const low = scaled(clampTo(smallest(values), Number.NEGATIVE_INFINITY, -atLeast), lowLogit);
+    const size = (node: Node) => (node.value < 0 ? negate(node) : node);
     const range = symmetric
-      ? over(largest([high, negate(low)]), leaf(2 ** (bits - 1) - 1))
+      ? over(largest([size(high), size(low)]), leaf(2 ** (bits - 1) - 1))
       : over(minus(high, low), leaf(codes));
     const s = clampTo(range, floor, Number.POSITIVE_INFINITY);
-    const z = symmetric
-      ? leaf(2 ** (bits - 1))
-      : clampTo(roundThrough(over(negate(low), s)), 0, codes);
+    const z = published
+      ? leaf(publishedZero(low.value, s.value, bits, symmetric))
+      : symmetric
+        ? leaf(2 ** (bits - 1))
+        : clampTo(roundThrough(over(negate(low), s)), 0, codes);
     for (const i of elements) {
       const steps = over(xs[i] as Node, s);
       const shift = offsets[i];

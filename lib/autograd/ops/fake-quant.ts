@@ -9,6 +9,8 @@ export interface FakeQuantParams {
   readonly symmetric: boolean;
   /** Smallest scale. */
   readonly floor: number;
+  /** The published code's grids and gradients instead of ours. */
+  readonly published?: boolean | undefined;
 }
 
 const pair: OpPair<FakeQuantParams> = {
@@ -21,6 +23,7 @@ const pair: OpPair<FakeQuantParams> = {
       symmetric: p.symmetric ? 1 : 0,
       floor: p.floor,
       round_f16: 0,
+      rule: p.published ? 1 : 0,
     });
     if (!scale || !zero) throw new TypeError("quant_grid gives two outputs");
     const offset = inputs[2]?.tensor;
@@ -39,6 +42,7 @@ const pair: OpPair<FakeQuantParams> = {
       symmetric: p.symmetric ? 1 : 0,
       floor: p.floor,
       need_gx: needs[0] ? 1 : 0,
+      rule: p.published ? 1 : 0,
     });
   },
 };

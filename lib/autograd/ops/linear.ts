@@ -43,7 +43,7 @@ const operandOf = ({ tensor, grid }: Value, transpose: boolean): Operand => ({
 });
 
 /** Sums over the rows of g [M, N], as the product with a row of ones, in the bias's own shape. */
-function columnSums(g: Tensor, bias: Tensor): Tensor {
+export function columnSums(g: Tensor, bias: Tensor): Tensor {
   const n = g.shape.at(-1) as number;
   const ones = Tensor.empty([1, g.size / n], g.dtype, g.device);
   invoke("fill", [ones], { value: 1 });

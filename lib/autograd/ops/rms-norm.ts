@@ -1,14 +1,13 @@
 import { invoke } from "../../tensor/invoke.ts";
 import type { Tensor } from "../../tensor/tensor.ts";
 import { type Graph, type OpPair, tensorOf, type Var } from "../graph.ts";
+import { columnSums } from "./linear.ts";
 
 const pair: OpPair<number> = {
   name: "rms_norm",
   forward: (x, eps) => {
-    const [tensor, rstd] = invoke("rms_norm", [tensorOf(x, 0), tensorOf(x, 1)], { eps }) as [
-      Tensor,
-      Tensor,
-    ];
+    const inputs = [tensorOf(x, 0), tensorOf(x, 1), x[2]?.tensor];
+    const [tensor, rstd] = invoke("rms_norm", inputs, { eps }) as [Tensor, Tensor];
     return { tensor, saved: [rstd] };
   },
   backward: ({ g, inputs, saved, needs }) => {
@@ -20,11 +19,12 @@ const pair: OpPair<number> = {
     ]);
     if (!needs[0]) gx?.dispose();
     if (!needs[1]) gw?.dispose();
-    return [needs[0] ? gx : undefined, needs[1] ? gw : undefined];
+    const gb = needs[2] ? columnSums(g, tensorOf(inputs, 2)) : undefined;
+    return [needs[0] ? gx : undefined, needs[1] ? gw : undefined, gb];
   },
 };
 
-/** x / sqrt(mean x^2 + eps) * w over the last dimension. */
-export function rmsNorm(graph: Graph, x: Var, w: Var, eps: number): Var {
-  return graph.apply(pair, [x, w], eps);
+/** x / sqrt(mean x^2 + eps) * w + b over the last dimension; no model has a b, but a shift makes one. */
+export function rmsNorm(graph: Graph, x: Var, w: Var, eps: number, b?: Var): Var {
+  return graph.apply(pair, [x, w, b], eps);
 }

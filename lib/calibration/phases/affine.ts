@@ -1,23 +1,22 @@
 /** Phase affine: transforms and clipping learned together, under the widening mask. */
 
-import { maskOfEpoch } from "../../affine/gradual-mask.ts";
+import { type MaskOf, maskOfEpoch } from "../../affine/gradual-mask.ts";
 import { startSites } from "../../affine/sites.ts";
 import type { Var } from "../../autograd/graph.ts";
-import type { Mask } from "../../autograd/ops/gradual-mask.ts";
 import { CLIP_START, quantizesTokens } from "../../quant/scheme.ts";
 import { fakeQuantWeight, startClip } from "../../quant/weights.ts";
 import { type PhaseResult, type TrainHooks, trainPhase } from "../attempts.ts";
 import { blockLoss } from "../block-loss.ts";
 import { cosine, disposeParameters, Parameter } from "../parameters.ts";
 import { type BlockProblem, foldedWeights, tokenClipName, weightClipName } from "../problem.ts";
-import { learns } from "../recipe.ts";
+import { learns, recipeSites } from "../recipe.ts";
 import { trainStep } from "../train-step.ts";
 
 /** What the phase learned. The caller owns the parameters; there are none where it did not run. */
 export interface AffineResult extends Omit<PhaseResult<unknown>, "state"> {
   readonly parameters: readonly Parameter[];
-  /** The mask of the last epoch: folding uses it. */
-  readonly mask: Mask;
+  /** The masks of the last epoch: folding uses them. */
+  readonly maskOf: MaskOf;
   /** True: every attempt failed, and the block is to be rounded to nearest. */
   readonly failed: boolean;
 }
@@ -35,8 +34,9 @@ export function startParameters(problem: BlockProblem): Parameter[] {
       alpha,
       scheme,
       rotated: problem.rotated,
+      style: recipe.transforms,
     };
-    for (const [name, start] of startSites(model.sites, context)) {
+    for (const [name, start] of startSites(recipeSites(model, recipe), context)) {
       parameters.push(new Parameter(name, "transform", start));
     }
   }
@@ -59,29 +59,38 @@ export function startParameters(problem: BlockProblem): Parameter[] {
 export async function affinePhase(problem: BlockProblem, hooks: TrainHooks): Promise<AffineResult> {
   const { settings, model, scheme, recipe } = problem;
   const { affineEpochs: epochs, sf } = settings;
-  const idle = { band: 0, sf };
+  const { floor, dominance, rates: fall, mask: maskRule } = recipe.transforms;
+  const idle: MaskOf = () => ({ band: 0, sf });
   if (!learns(recipe) || epochs === 0) {
     const none = { losses: [], margin: null, skippedSteps: 0, fallback: null };
-    return { ...none, parameters: [], mask: idle, failed: false };
+    return { ...none, parameters: [], maskOf: idle, failed: false };
   }
-  const maskOf = (epoch: number): Mask => maskOfEpoch(epoch, epochs, model.shape.headDim, sf);
+  const masksOf =
+    (epoch: number): MaskOf =>
+    (size) =>
+      maskOfEpoch(epoch, epochs, size, sf, maskRule);
   const { state, ...result } = await trainPhase<readonly Parameter[]>(
     {
       name: "affine",
       block: problem.index,
       windows: problem.inputs.windows,
       epochs,
-      start: () => startParameters(problem),
+      start() {
+        const parameters = startParameters(problem);
+        for (const p of parameters) p.keepAway(floor);
+        return parameters;
+      },
       dispose: disposeParameters,
       step(parameters, n, { epoch, t, steps, rate }) {
-        const mask = maskOf(epoch);
-        const fall = rate * cosine(t, steps);
+        const maskOf = masksOf(epoch);
+        const share = rate * (fall === "cosine" ? cosine(t, steps) : 1);
         const rateOf = ({ group }: Parameter): number =>
-          (group === "clip" ? settings.lwcLr : settings.letLr) * fall;
+          (group === "clip" ? settings.lwcLr : settings.letLr) * share;
+        const rule = { maskOf, dominance, floor };
         return trainStep({
           parameters: new Map(parameters.map((p) => [p.name, p.value])),
           record(tape, vars) {
-            const weights = foldedWeights(problem, tape, problem.weights, vars, mask);
+            const weights = foldedWeights(problem, tape, problem.weights, vars, maskOf);
             for (const { key } of model.linears) {
               const clip = vars.get(weightClipName(key));
               weights[key] = fakeQuantWeight(tape, weights[key] as Var, clip, scheme);
@@ -93,7 +102,7 @@ export async function affinePhase(problem: BlockProblem, hooks: TrainHooks): Pro
             for (const p of parameters) {
               const g = gradients.get(p.name);
               if (!g) continue;
-              const own = p.update(g, t + 1, rateOf(p), settings.weightDecay, mask);
+              const own = p.update(g, t + 1, rateOf(p), settings.weightDecay, rule);
               if (own !== undefined) margin = Math.min(margin ?? own, own);
             }
             return margin;
@@ -108,7 +117,7 @@ export async function affinePhase(problem: BlockProblem, hooks: TrainHooks): Pro
   return {
     ...result,
     parameters: state ?? [],
-    mask: state ? maskOf(epochs - 1) : idle,
+    maskOf: state ? masksOf(epochs - 1) : idle,
     failed: state === undefined,
   };
 }

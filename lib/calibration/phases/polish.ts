@@ -235,10 +235,10 @@ function writtenOuter(source: WeightSource): LoadedWeights {
 }
 
 /** A block as calibration left it. */
-function storedBlock({ source, settings, run, record }: RunParts, i: number): WrittenBlock {
+function storedBlock({ written, settings, run, record }: RunParts, i: number): WrittenBlock {
   const file = run.openBlock(i);
   try {
-    const finished = file.load(i, source.model, settings.scheme.groupSize);
+    const finished = file.load(i, written, settings.scheme.groupSize);
     return { ...finished, tokenClips: record.job.finished[i]?.tokenClips ?? {} };
   } finally {
     file.close();
@@ -246,14 +246,13 @@ function storedBlock({ source, settings, run, record }: RunParts, i: number): Wr
 }
 
 /** Writes all blocks as they are now, over those of an earlier epoch. */
-function storeBlocks({ source, run }: RunParts, student: PolishModel): JobPolish["blocks"] {
-  const { model } = source;
-  return Array.from({ length: model.shape.blocks }, (_, i) => {
+function storeBlocks({ written, run }: RunParts, student: PolishModel): JobPolish["blocks"] {
+  return Array.from({ length: written.shape.blocks }, (_, i) => {
     const finished = student.finish(i);
     const { tokenClips } = finished;
     try {
       const metadata = { block: String(i), token_clips: JSON.stringify(tokenClips) };
-      run.writeBlock(i, model, finished, metadata, "polished");
+      run.writeBlock(i, written, finished, metadata, "polished");
     } finally {
       disposeFinished(finished);
     }

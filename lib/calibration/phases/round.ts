@@ -12,7 +12,7 @@ import { invoke } from "../../tensor/invoke.ts";
 import { Tensor } from "../../tensor/tensor.ts";
 import { type PhaseResult, type TrainHooks, trainPhase } from "../attempts.ts";
 import { blockLoss } from "../block-loss.ts";
-import { disposeParameters, Parameter } from "../parameters.ts";
+import { disposeParameters, NO_MATRICES, Parameter } from "../parameters.ts";
 import { type BlockProblem, weightClipName } from "../problem.ts";
 import { trainStep } from "../train-step.ts";
 
@@ -69,7 +69,7 @@ export function roundPhase(
           apply(gradients) {
             for (const p of state.clips) {
               const g = gradients.get(p.name);
-              if (g) p.update(g, t + 1, clipRate, settings.weightDecay, { band: 0, sf: 0 });
+              if (g) p.update(g, t + 1, clipRate, settings.weightDecay, NO_MATRICES);
             }
             for (const [key, v] of state.offsets) {
               const g = gradients.get(offsetName(key));

@@ -7,8 +7,9 @@ namespace aq {
 namespace {
 
 void inferRmsNorm(Infer& in) {
-  const int32_t dtype = in.compute({0, 1});
+  const int32_t dtype = in.compute({0, 1, 2});
   in.elements(1, in.cols(0), "one per channel of x");
+  if (in.has(2)) in.elements(2, in.cols(0), "one per channel of x");
   in.range("eps", in.params<aq_rms_norm_params>().eps, 0, 1);
   in.outputLike(0);
   in.output(dtype, {in.rows(0)});
@@ -163,7 +164,7 @@ void addBlockOps(std::vector<OpSpec>& ops) {
   attentionGrad.insert(attentionGrad.end(), {{"o"}, {"lse"}, {"go"}});
 
   ops.push_back({"rms_norm",
-                 {{"x"}, {"w"}},
+                 {{"x"}, {"w"}, {"b", kOptional}},
                  {"y", "rstd"},
                  {AQ_FLOAT(aq_rms_norm_params, eps)},
                  sizeof(aq_rms_norm_params),

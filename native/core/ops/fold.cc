@@ -126,27 +126,50 @@ void addFoldOps(std::vector<OpSpec>& ops) {
   using MmGrad = aq_head_matmul_grad_params;
   using Rot = aq_rotate_pairs_params;
   using RotGrad = aq_rotate_pairs_grad_params;
-  ops.push_back({"scale_weight", {{"w"}, {"r", kOptional}, {"c", kOptional}}, {"y"}, {},
-                 sizeof(aq_scale_weight_params), inferScaleWeight});
-  ops.push_back({"scale_weight_grad", {{"w"}, {"r", kOptional}, {"c", kOptional}, {"g"}},
-                 {"gr", "gc"}, {}, sizeof(aq_scale_weight_grad_params), inferScaleWeightGrad});
-  ops.push_back({"head_matmul", {{"w"}, {"m"}}, {"y"},
-                 {AQ_INT(Mm, side), AQ_INT(Mm, transpose), AQ_INT(Mm, heads)}, sizeof(Mm),
+  ops.push_back({"scale_weight",
+                 {{"w"}, {"r", kOptional}, {"c", kOptional}},
+                 {"y"},
+                 {},
+                 sizeof(aq_scale_weight_params),
+                 inferScaleWeight});
+  ops.push_back({"scale_weight_grad",
+                 {{"w"}, {"r", kOptional}, {"c", kOptional}, {"g"}},
+                 {"gr", "gc"},
+                 {},
+                 sizeof(aq_scale_weight_grad_params),
+                 inferScaleWeightGrad});
+  ops.push_back({"head_matmul",
+                 {{"w"}, {"m"}},
+                 {"y"},
+                 {AQ_INT(Mm, side), AQ_INT(Mm, transpose), AQ_INT(Mm, heads)},
+                 sizeof(Mm),
                  inferHeadMatmul});
-  ops.push_back({"head_matmul_grad", {{"w"}, {"g"}}, {"gm"},
+  ops.push_back({"head_matmul_grad",
+                 {{"w"}, {"g"}},
+                 {"gm"},
                  {AQ_INT(MmGrad, side), AQ_INT(MmGrad, transpose), AQ_INT(MmGrad, heads),
                   AQ_INT(MmGrad, kv_heads)},
-                 sizeof(MmGrad), inferHeadMatmulGrad});
-  ops.push_back({"rotate_pairs", {{"w"}, {"log_r"}, {"theta"}}, {"y"},
-                 {AQ_INT(Rot, heads), AQ_INT(Rot, sign_r), AQ_INT(Rot, sign_theta)}, sizeof(Rot),
+                 sizeof(MmGrad),
+                 inferHeadMatmulGrad});
+  ops.push_back({"rotate_pairs",
+                 {{"w"}, {"log_r"}, {"theta"}},
+                 {"y"},
+                 {AQ_INT(Rot, heads), AQ_INT(Rot, sign_r), AQ_INT(Rot, sign_theta)},
+                 sizeof(Rot),
                  inferRotatePairs});
-  ops.push_back({"rotate_pairs_grad", {{"y"}, {"g"}}, {"glog_r", "gtheta"},
+  ops.push_back({"rotate_pairs_grad",
+                 {{"y"}, {"g"}},
+                 {"glog_r", "gtheta"},
                  {AQ_INT(RotGrad, heads), AQ_INT(RotGrad, kv_heads), AQ_INT(RotGrad, sign_r),
                   AQ_INT(RotGrad, sign_theta)},
-                 sizeof(RotGrad), inferRotatePairsGrad});
-  ops.push_back({"gradual_mask", {{"s"}}, {"a"},
+                 sizeof(RotGrad),
+                 inferRotatePairsGrad});
+  ops.push_back({"gradual_mask",
+                 {{"s"}},
+                 {"a"},
                  {AQ_INT(aq_gradual_mask_params, band), AQ_FLOAT(aq_gradual_mask_params, sf)},
-                 sizeof(aq_gradual_mask_params), inferGradualMask});
+                 sizeof(aq_gradual_mask_params),
+                 inferGradualMask});
 }
 
 }  // namespace aq

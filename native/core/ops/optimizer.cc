@@ -1,5 +1,5 @@
-// Shape rules: adam (any shape), masked_adam (banded matrices with the dominance projection) and
-// sign_step (learned rounding).
+// Shape rules: adam (any shape), masked_adam (banded matrices with the dominance projection),
+// keep_away and sign_step (learned rounding).
 #include "native/core/op.h"
 
 namespace aq {
@@ -32,6 +32,11 @@ void inferMaskedAdam(Infer& in) {
   in.output(dtype, {s[0]});
 }
 
+void inferKeepAway(Infer& in) {
+  in.compute({0});
+  in.range("limit", in.params<aq_keep_away_params>().limit, 0, 1e30);
+}
+
 void inferSignStep(Infer& in) {
   in.compute({0, 1});
   in.same(0, 1);
@@ -59,6 +64,12 @@ void addOptimizerOps(std::vector<OpSpec>& ops) {
                   AQ_INT(M, band)},
                  sizeof(M),
                  inferMaskedAdam});
+  ops.push_back({"keep_away",
+                 {{"p", kMutable}},
+                 {},
+                 {AQ_FLOAT(aq_keep_away_params, limit)},
+                 sizeof(aq_keep_away_params),
+                 inferKeepAway});
   ops.push_back({"sign_step",
                  {{"v", kMutable}, {"g"}},
                  {},

@@ -34,6 +34,7 @@ void inferQuantGrid(Infer& in) {
   const int32_t dtype = in.compute({0, 1});
   const auto& p = in.params<aq_quant_grid_params>();
   in.range("bits", p.bits, p.symmetric ? 2 : 1, 8);
+  in.range("rule", p.rule, 0, 1);
   in.range("floor", p.floor, 1e-30, 1e30);
   const int64_t rows = in.rows(0), groups = groupsOf(in, p.group, in.cols(0));
   checkClip(in, 1, rows * groups);
@@ -57,6 +58,7 @@ void inferFakeQuantGrad(Infer& in) {
   checkClip(in, 4, in.numel(1));
   checkOffset(in, 0, 5);
   in.range("need_gx", p.need_gx, 0, 1);
+  in.range("rule", p.rule, 0, 1);
   in.output(dtype, p.need_gx ? in.shape(0) : Shape{0});
   in.output(dtype, in.has(4) ? in.shape(4) : Shape{0});
   in.output(dtype, in.has(5) ? in.shape(5) : Shape{0});
@@ -140,7 +142,7 @@ void addQuantizeOps(std::vector<OpSpec>& ops) {
                  {{"x"}, {"clip", kOptional}},
                  {"scale", "zero"},
                  {AQ_INT(Grid, bits), AQ_INT(Grid, group), AQ_INT(Grid, symmetric),
-                  AQ_INT(Grid, round_f16), AQ_FLOAT(Grid, floor)},
+                  AQ_INT(Grid, round_f16), AQ_FLOAT(Grid, floor), AQ_INT(Grid, rule)},
                  sizeof(Grid),
                  inferQuantGrid});
   ops.push_back({"fake_quant",
@@ -153,7 +155,7 @@ void addQuantizeOps(std::vector<OpSpec>& ops) {
                  {{"x"}, {"scale"}, {"zero"}, {"g"}, {"clip", kOptional}, {"v", kOptional}},
                  {"gx", "gclip", "gv"},
                  {AQ_INT(Grad, bits), AQ_INT(Grad, group), AQ_INT(Grad, symmetric),
-                  AQ_FLOAT(Grad, floor), AQ_INT(Grad, need_gx)},
+                  AQ_FLOAT(Grad, floor), AQ_INT(Grad, need_gx), AQ_INT(Grad, rule)},
                  sizeof(Grad),
                  inferFakeQuantGrad});
   ops.push_back(

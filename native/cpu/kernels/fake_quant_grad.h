@@ -11,9 +11,11 @@
 // extremes and how often they occur: one pass over x and g, and one more for the few elements that
 // are extreme. Where x wants no gradient (it is a constant while rounding is learned) neither counts
 // nor the second pass are needed.
+// The published rule differs in that z passes nothing on, and in that hi and lo need not lie on
+// either side of zero.
 
-// What one pass over a group gathers. The extremes start at 0, as the grid's do; a count of 0 says
-// that no element attains the extreme, and then nothing flows to x through it.
+// What one pass over a group gathers. The extremes start at the grid's seed; a count of 0 says that
+// no element attains the extreme, and then nothing flows to x through it.
 template <class T>
 struct GroupSums {
   T steps = T(0);    // S
@@ -29,7 +31,7 @@ struct GradGroup {
   const T* v;
   T* gx;
   T* gv;
-  T s, z, top;
+  T s, z, top, seed;
   int64_t n;
 };
 
@@ -67,7 +69,8 @@ static GroupSums<T> gradSums(const GradGroup<T>& group) {
   T* __restrict const gv = group.gv;
   const T s = group.s, z = group.z, top = group.top;
   const int64_t n = group.n;
-  Lanes steps{}, outside{}, low{}, high{}, lowCount{}, highCount{};
+  Lanes steps{}, outside{}, lowCount{}, highCount{};
+  Lanes low = Lanes::splat(group.seed), high = low;
   int64_t i = 0;
   for (; i + Lanes::kCount <= n; i += Lanes::kCount) {
     AQ_UNROLL
@@ -122,8 +125,13 @@ inline ExtremeGrads<T> extremeGrads(const GroupSums<T>& sums, const GridRule<T>&
   const bool free = rule.rawScale(low, high) >= rule.floor;
   if (rule.symmetric) {
     const T raw = free ? sums.steps / rule.levels : T(0);
-    const T share = high > -low ? T(1) : (high == -low ? T(0.5) : T(0));
-    return {raw * share, -raw * (T(1) - share)};
+    const T above = std::fabs(high), below = std::fabs(low);
+    const T share = above > below ? T(1) : (above == below ? T(0.5) : T(0));
+    return {raw * std::copysign(share, high), raw * std::copysign(T(1) - share, low)};
+  }
+  if (rule.published) {
+    const T raw = free ? sums.steps / rule.levels : T(0);
+    return {raw, -raw};
   }
   const T raw = free ? (sums.steps - sums.outside * low / s) / rule.levels : T(0);
   return {raw, sums.outside - raw};
@@ -148,7 +156,7 @@ static int32_t fake_quant_grad(aq_queue*, const aq_view* in, int32_t, const aq_v
   const int64_t groups = grouping.rows * grouping.perRow;
   return visitFloat(in[0].dtype, [&](auto zero) {
     using T = decltype(zero);
-    const GridRule<T> rule(o.bits, o.symmetric != 0, o.floor);
+    const GridRule<T> rule(o.bits, o.symmetric != 0, o.floor, o.rule);
     const ClipFactors<T> clip(in[4], groups);
     const bool oneLogit = clip.logits && clip.shared;
     const T* const v = ptr<T>(in[5]);
@@ -174,6 +182,7 @@ static int32_t fake_quant_grad(aq_queue*, const aq_view* in, int32_t, const aq_v
                                  ptr<T>(in[1])[index],
                                  ptr<T>(in[2])[index],
                                  rule.top,
+                                 rule.seed(ptr<T>(in[0]) + at, n),
                                  n};
         const GroupSums<T> sums = gradSums(group);
         const T f1 = clip.high(index), f2 = clip.low(index);

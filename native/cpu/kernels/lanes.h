@@ -11,6 +11,13 @@ struct LaneArray {
   static constexpr int kParts = kCount / V::kWidth;
   Type part[kParts];
 
+  static LaneArray splat(T x) {
+    LaneArray all;
+    AQ_UNROLL
+    for (int p = 0; p < kParts; p++) all.part[p] = V::splat(x);
+    return all;
+  }
+
   template <class Op>
   T fold(const Op& op) const {
     Type x[kParts];

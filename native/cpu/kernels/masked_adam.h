@@ -1,5 +1,6 @@
 // masked_adam.h: AdamW on the learnable band of square matrices with the projection that keeps them
-// strictly diagonally dominant (masked_adam), and plain AdamW (adam).
+// strictly diagonally dominant (masked_adam), plain AdamW (adam), and the floor under magnitudes that
+// the published code has instead of a projection (keep_away).
 //
 // Of a matrix only |i - j| <= band is read or written, so a step costs what the band holds. The
 // update is that of torch.optim.AdamW: the decoupled decay first, then
@@ -108,9 +109,29 @@ static int32_t adam(aq_queue*, const aq_view* in, int32_t, const aq_view*, int32
     using T = decltype(zero);
     const AdamFactors<T> factors(o);
     forChunks(numel(in[0]), [&](int64_t i, int64_t end) {
-      adamRange(factors, mut<T>(in[0]) + i, ptr<T>(in[1]) + i, mut<T>(in[2]) + i,
-                mut<T>(in[3]) + i, end - i);
+      adamRange(factors, mut<T>(in[0]) + i, ptr<T>(in[1]) + i, mut<T>(in[2]) + i, mut<T>(in[3]) + i,
+                end - i);
     });
+    return int32_t(AQ_OK);
+  });
+}
+
+template <class T>
+inline void keepAwayRange(T* __restrict p, T limit, int64_t n) {
+  for (int64_t i = 0; i < n; i++) {
+    const bool inside = p[i] < limit && p[i] > -limit && p[i] != T(0);
+    const T moved = p[i] > T(0) ? limit : -limit;
+    p[i] = inside ? moved : p[i];
+  }
+}
+
+static int32_t keep_away(aq_queue*, const aq_view* in, int32_t, const aq_view*, int32_t,
+                         const void* params, aq_error*) {
+  const double limit = static_cast<const aq_keep_away_params*>(params)->limit;
+  return visitFloat(in[0].dtype, [&](auto zero) {
+    using T = decltype(zero);
+    forChunks(numel(in[0]),
+              [&](int64_t i, int64_t end) { keepAwayRange(mut<T>(in[0]) + i, T(limit), end - i); });
     return int32_t(AQ_OK);
   });
 }

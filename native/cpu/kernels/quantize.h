@@ -1,6 +1,10 @@
 // quantize.h: uniform integer grids (quant_grid) and what they do to values (fake_quant, quantize,
 // dequantize).
 
+// Which rule a grid follows, and with it what is differentiated: ours, or the published code's.
+inline constexpr int32_t kPublishedRule = 1;
+inline constexpr double kPublishedZeroLimit = 1e4;
+
 // The parameters of a grid in the arithmetic of T.
 template <class T>
 struct GridRule {
@@ -9,17 +13,34 @@ struct GridRule {
   T middle;  // zero point of a symmetric grid
   T floor;
   bool symmetric;
+  bool published;
 
-  GridRule(int32_t bits, bool isSymmetric, double least)
+  GridRule(int32_t bits, bool isSymmetric, double least, int32_t rule)
       : top(T((1 << bits) - 1)),
         levels(isSymmetric ? T((1 << (bits - 1)) - 1) : top),
-        middle(T(1 << (bits - 1))),
+        middle(T((1 << (bits - 1)) - (rule == kPublishedRule ? 1 : 0))),
         floor(T(least)),
-        symmetric(isSymmetric) {}
+        symmetric(isSymmetric),
+        published(rule == kPublishedRule) {}
 
   T rawScale(T low, T high) const {
-    return (symmetric ? (high > -low ? high : -low) : high - low) / levels;
+    const T above = std::fabs(high), below = std::fabs(low);
+    return (symmetric ? (above > below ? above : below) : high - low) / levels;
   }
+
+  // The code that stands for zero, where s is the scale in use.
+  T zeroPoint(T low, T s) const {
+    if (symmetric) return middle;
+    if (!published) {
+      const T z = roundEven(-low / s);
+      return z < top ? z : top;
+    }
+    const T limit = T(kPublishedZeroLimit), z = -low / s;
+    return roundEven(z < -limit ? -limit : (z > limit ? limit : z));
+  }
+
+  // What a group's extremes are taken from besides its n elements: zero, or nothing.
+  T seed(const T* x, int64_t n) const { return published && n > 0 ? x[0] : T(0); }
 };
 
 // Clipping factors f1, f2 of a group: sigmoid of one shared logit, of the group's own two, or 1.
@@ -70,10 +91,10 @@ inline T roundToHalf(T s) {
   return T(toFloat(toHalf(narrow(s))));
 }
 
-// Extremes of n values and 0; NaN is ignored.
+// Extremes of n values and `seed`; NaN is ignored.
 template <class T>
-inline void extremesOf(const T* x, int64_t n, T& low, T& high) {
-  LaneArray<T> lows{}, highs{};
+inline void extremesOf(const T* x, int64_t n, T seed, T& low, T& high) {
+  LaneArray<T> lows = LaneArray<T>::splat(seed), highs = lows;
   int64_t i = 0;
   for (; i + LaneArray<T>::kCount <= n; i += LaneArray<T>::kCount) {
     AQ_UNROLL
@@ -97,24 +118,19 @@ static int32_t quant_grid(aq_queue*, const aq_view* in, int32_t, const aq_view* 
   const Grouping grouping(in[0], o.group);
   return visitFloat(in[0].dtype, [&](auto zero) {
     using T = decltype(zero);
-    const GridRule<T> rule(o.bits, o.symmetric != 0, o.floor);
+    const GridRule<T> rule(o.bits, o.symmetric != 0, o.floor, o.rule);
     const ClipFactors<T> clip(in[1], grouping.rows * grouping.perRow);
     const T* x = ptr<T>(in[0]);
     grouping.each([&](int64_t index, int64_t at, int64_t n) {
       T low, high;
-      extremesOf(x + at, n, low, high);
+      extremesOf(x + at, n, rule.seed(x + at, n), low, high);
       high *= clip.high(index);
       low *= clip.low(index);
       T s = rule.rawScale(low, high);
       s = s > rule.floor ? s : rule.floor;
       if (o.round_f16) s = roundToHalf(s);
-      T z = rule.middle;
-      if (!rule.symmetric) {
-        z = roundEven(-low / s);
-        z = z < rule.top ? z : rule.top;
-      }
       mut<T>(out[0])[index] = s;
-      mut<T>(out[1])[index] = z;
+      mut<T>(out[1])[index] = rule.zeroPoint(low, s);
     });
     return int32_t(AQ_OK);
   });

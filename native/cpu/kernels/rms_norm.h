@@ -1,9 +1,13 @@
-// rms_norm.h: y = x rstd w with rstd = 1 / sqrt(mean x^2 + eps) per row, and its gradient
+// rms_norm.h: y = x rstd w + b with rstd = 1 / sqrt(mean x^2 + eps) per row, and its gradient
 //   gx = rstd (g w - x rstd^2 mean(g w x)),  gw = sum over rows of g x rstd.
 
 template <class T>
-inline void normalizeRow(const T* x, const T* w, T rstd, T* __restrict y, int64_t n) {
-  for (int64_t i = 0; i < n; i++) y[i] = x[i] * rstd * w[i];
+inline void normalizeRow(const T* x, const T* w, const T* b, T rstd, T* __restrict y, int64_t n) {
+  if (b) {
+    for (int64_t i = 0; i < n; i++) y[i] = x[i] * rstd * w[i] + b[i];
+  } else {
+    for (int64_t i = 0; i < n; i++) y[i] = x[i] * rstd * w[i];
+  }
 }
 
 static int32_t rms_norm(aq_queue*, const aq_view* in, int32_t, const aq_view* out, int32_t,
@@ -17,7 +21,7 @@ static int32_t rms_norm(aq_queue*, const aq_view* in, int32_t, const aq_view* ou
         const T* x = ptr<T>(in[0]) + row * cols;
         const T rstd = T(1) / std::sqrt(dotOf(x, x, cols) / T(cols) + T(eps));
         mut<T>(out[1])[row] = rstd;
-        normalizeRow(x, ptr<T>(in[1]), rstd, mut<T>(out[0]) + row * cols, cols);
+        normalizeRow(x, ptr<T>(in[1]), ptr<T>(in[2]), rstd, mut<T>(out[0]) + row * cols, cols);
       }
     });
     return int32_t(AQ_OK);

@@ -32,8 +32,8 @@ static int32_t silu_mul_grad(aq_queue*, const aq_view* in, int32_t, const aq_vie
   return visitFloat(in[0].dtype, [&](auto zero) {
     using T = decltype(zero);
     forChunks(numel(in[0]), [&](int64_t i, int64_t end) {
-      siluMulGradRange(ptr<T>(in[0]) + i, ptr<T>(in[1]) + i, ptr<T>(in[2]) + i,
-                       mut<T>(out[0]) + i, mut<T>(out[1]) + i, end - i);
+      siluMulGradRange(ptr<T>(in[0]) + i, ptr<T>(in[1]) + i, ptr<T>(in[2]) + i, mut<T>(out[0]) + i,
+                       mut<T>(out[1]) + i, end - i);
     });
     return int32_t(AQ_OK);
   });

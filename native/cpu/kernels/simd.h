@@ -14,7 +14,8 @@ inline constexpr int kLanes = 64 / int(sizeof(T));
 inline float expOf(float x) {
   const float clamped = x > 89.0f ? 89.0f : (x < -104.0f ? -104.0f : x);
   const float n = roundEven(clamped * 1.44269504088896341f);
-  float r = clamped - n * 0.693359375f;  // ln2 = 0.693359375 - 2.12194440e-4; the first part is exact
+  float r =
+      clamped - n * 0.693359375f;  // ln2 = 0.693359375 - 2.12194440e-4; the first part is exact
   r = r + n * 2.12194440e-4f;
   float p = 1.9875691500e-4f;  // Cephes expf's minimax coefficients
   p = p * r + 1.3981999507e-3f;
@@ -33,7 +34,9 @@ inline float expOf(float x) {
 inline double expOf(double x) { return std::exp(x); }
 
 template <class T>
-inline T sigmoidOf(T x) { return T(1) / (T(1) + expOf(-x)); }
+inline T sigmoidOf(T x) {
+  return T(1) / (T(1) + expOf(-x));
+}
 
 // Sum of n values: one accumulator a lane, then a fixed tree over the lanes.
 template <class T>

@@ -1,7 +1,8 @@
 // table.h: the level's kernels by op name. Every op of params.h has a row here; backend.cc reaches
 // them through kernelRows, the only name of a level that has external linkage.
 
-#define AQ_ROW(op) {#op, sizeof(aq_##op##_params), op}
+#define AQ_ROW(op) \
+  { #op, sizeof(aq_##op##_params), op }
 static const aq_kernel_row kKernelRows[] = {
     AQ_ROW(fill),
     AQ_ROW(cast),
@@ -21,6 +22,7 @@ static const aq_kernel_row kKernelRows[] = {
     AQ_ROW(hadamard),
     AQ_ROW(masked_adam),
     AQ_ROW(adam),
+    AQ_ROW(keep_away),
     AQ_ROW(sign_step),
     AQ_ROW(quant_grid),
     AQ_ROW(fake_quant),
