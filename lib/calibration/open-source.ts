@@ -6,6 +6,7 @@ import { AQ_CONFIG_NAME, readAqConfig } from "../export/aq-config.ts";
 import { checkOwnType } from "../export/own-type.ts";
 import type { Model } from "../models/family.ts";
 import { randomHadamard } from "../models/hadamard-down.ts";
+import { checkWeights } from "../models/load.ts";
 import { openModel } from "../models/registry.ts";
 import type { RunSettings } from "./settings.ts";
 
@@ -24,7 +25,10 @@ export function openSource(dir: string): { checkpoint: Checkpoint; model: Model 
         `${dir} is already quantized (${how}); quantize the full-precision checkpoint it was made from`,
       );
     }
-    return { checkpoint, model: openModel(checkpoint.config, (name) => checkpoint.has(name)) };
+    const model = openModel(checkpoint.config, (name) => checkpoint.has(name));
+    // A weight that is missing or misshapen shows now, and not when its block comes.
+    checkWeights(checkpoint, model);
+    return { checkpoint, model };
   } catch (error) {
     checkpoint.close();
     throw error;
