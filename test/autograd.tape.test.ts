@@ -16,7 +16,7 @@ import { mse } from "../lib/autograd/ops/mse.ts";
 import { mul } from "../lib/autograd/ops/mul.ts";
 import { rmsNorm } from "../lib/autograd/ops/rms-norm.ts";
 import { Tape } from "../lib/autograd/tape.ts";
-import { opCalls } from "../lib/tensor/invoke.ts";
+import { kernelCalls } from "../lib/tensor/invoke.ts";
 import { scope } from "../lib/tensor/scope.ts";
 import { liveTensors, Tensor } from "../lib/tensor/tensor.ts";
 import { expectAqError } from "./helpers/expect-error.ts";
@@ -181,9 +181,9 @@ describe("what needs no gradient", () => {
         const x = leaf(tensor(draw.normal([3, 4])), "x");
         const w = leaf(tensor(draw.normal([2, 4])), "w");
         const loss = mse(tape, linear(tape, x, w), tape.constant(tensor(draw.normal([3, 2]))));
-        const before = opCalls()["fake_quant_gemm"] as number;
+        const before = kernelCalls("cpu")["fake_quant_gemm"] as number;
         tape.backward(loss);
-        return (opCalls()["fake_quant_gemm"] as number) - before;
+        return (kernelCalls("cpu")["fake_quant_gemm"] as number) - before;
       });
     expect([products("x"), products("w"), products("both")]).toEqual([1, 1, 2]);
   });
@@ -324,11 +324,11 @@ describe("a lazily quantized value", () => {
   }
 
   it("that two linears share is the one that is computed first, bit for bit", () => {
-    const before = opCalls()["fake_quant"] as number;
+    const before = kernelCalls("cpu")["fake_quant"] as number;
     const lazy = run((_, quantized) => quantized);
-    expect(opCalls()["fake_quant"]).toBe(before);
+    expect(kernelCalls("cpu")["fake_quant"]).toBe(before);
     const eager = run((tape, quantized) => tape.apply(now, [quantized], null));
-    expect(opCalls()["fake_quant"]).toBe(before + 1);
+    expect(kernelCalls("cpu")["fake_quant"]).toBe(before + 1);
     expect(lazy).toEqual(eager);
     for (const gradient of lazy.gradients) {
       expect(gradient.some((value) => value !== 0)).toBe(true);

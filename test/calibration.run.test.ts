@@ -8,7 +8,7 @@ import { affinePhase } from "../lib/calibration/phases/affine.ts";
 import { loadCalibration } from "../lib/calibration/text.ts";
 import { loadTokenizer } from "../lib/data/tokenizer.ts";
 import { setThreads, threads } from "../lib/tensor/device.ts";
-import { opCalls } from "../lib/tensor/invoke.ts";
+import { kernelCalls } from "../lib/tensor/invoke.ts";
 import { liveTensors } from "../lib/tensor/tensor.ts";
 import type { QuantizeEvent } from "../lib/types.ts";
 import { BOOKS, firstBlocks, TRAINED } from "./helpers/fixture.ts";
@@ -117,20 +117,20 @@ describe("the result", () => {
 async function countOps(options: { readonly abits?: number; readonly wbits: number }) {
   const model = firstBlocks(tempFolder(), 2);
   const training: Record<string, number> = {};
-  const first = opCalls();
+  const first = kernelCalls("cpu");
   let start: Record<string, number> | undefined;
   const onEvent = (event: QuantizeEvent): void => {
     if (event.event !== "phase") return;
-    if (event.phase === "affine") start = opCalls();
+    if (event.phase === "affine") start = kernelCalls("cpu");
     if (event.phase !== "fold" || !start) return;
-    for (const [op, count] of Object.entries(opCalls())) {
+    for (const [op, count] of Object.entries(kernelCalls("cpu"))) {
       training[op] = (training[op] ?? 0) + count - (start[op] as number);
     }
   };
   await smallRun({ ...options, model, out: tempFolder() }, { onEvent });
   const steps = 2 * SMALL_STEPS;
   const perStep = Object.fromEntries(Object.entries(training).map(([op, n]) => [op, n / steps]));
-  const materialized = (opCalls()["fake_quant"] as number) - (first["fake_quant"] as number);
+  const materialized = (kernelCalls("cpu")["fake_quant"] as number) - (first["fake_quant"] as number);
   return { perStep, materialized };
 }
 
@@ -154,10 +154,10 @@ describe("the operations of a step", () => {
 
   it("add a product for each bias that a site is folded into", async () => {
     await withTinyProblem(2, { epochs: 2 }, async (problem) => {
-      const [before, live] = [opCalls(), liveTensors()];
+      const [before, live] = [kernelCalls("cpu"), liveTensors()];
       const training = await affinePhase(problem, {});
       const products =
-        (opCalls()["fake_quant_gemm"] as number) - (before["fake_quant_gemm"] as number);
+        (kernelCalls("cpu")["fake_quant_gemm"] as number) - (before["fake_quant_gemm"] as number);
       // Biases of q, k, v and up.
       expect(products / 4).toBe(21 + 4);
       expect(training.margin).toBeGreaterThan(0);

@@ -16,7 +16,7 @@ import { decode, encode, type FloatType, type Value } from "./helpers/value.ts";
 const FUSED = new Set([
   "head_matmul",
   "head_matmul_grad",
-  "inverse",
+  "lu_inverse",
   "matmul",
   "fake_quant_gemm",
   "gptq",

@@ -11,7 +11,7 @@
 
 import { gradualMask } from "../autograd/ops/gradual-mask.ts";
 import { headMatmul } from "../autograd/ops/head-matmul.ts";
-import { inverse } from "../autograd/ops/inverse.ts";
+import { inverse } from "../autograd/ops/lu-inverse.ts";
 import { reshape } from "../autograd/ops/reshape.ts";
 import type { SiteSpec } from "../models/family.ts";
 import { foldShift, shiftAdds, startShift } from "./norm-shift.ts";

@@ -7,7 +7,7 @@
 
 import { gradualMask } from "../autograd/ops/gradual-mask.ts";
 import { headMatmul } from "../autograd/ops/head-matmul.ts";
-import { inverse } from "../autograd/ops/inverse.ts";
+import { inverse } from "../autograd/ops/lu-inverse.ts";
 import type { SiteSpec } from "../models/family.ts";
 import { mapRows, type SiteKind } from "./site.ts";
 import { diagonalMatrices } from "./starts.ts";

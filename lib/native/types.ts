@@ -49,12 +49,13 @@ export interface NativeCore {
     params: readonly number[],
     outs?: readonly TensorHandle[],
   ): TensorHandle[];
-  opCalls(): number[];
+  kernelCalls(backend: string): number[];
   empty(device: string, dtype: number, shape: readonly number[]): TensorHandle;
   devices(): string[];
   deviceInfo(device: string): DeviceInfo;
   memory(device: string): MemoryInfo;
   synchronize(device: string): Promise<void>;
+  setOption(device: string, name: string, value: string): void;
   threads(): number;
   setThreads(count: number): void;
   liveTensors(): number;

@@ -32,9 +32,9 @@ export function opInfo(name: string): OpInfo {
   return entry(name).info;
 }
 
-/** How often each op was called in this process. */
-export function opCalls(): Record<string, number> {
-  const counts = native().opCalls();
+/** How often each op's kernel of a backend ("cpu", "cuda") ran in this process. */
+export function kernelCalls(backend: string): Record<string, number> {
+  const counts = native().kernelCalls(backend);
   return Object.fromEntries(opNames().map((name, i) => [name, counts[i] ?? 0]));
 }
 

@@ -8,6 +8,8 @@
 //  * A kernel enqueues on its queue and returns; it writes only to outputs and to inputs that its
 //    op declares mutable.
 //  * Every function returns AQ_OK or an error code and then has filled *err. Nothing throws.
+//  * What a kernel finds out only on the device (a singular matrix, an id outside its table) is
+//    reported by the next queue_sync or copy to the host, which wait for the device anyway.
 #pragma once
 #include <stdint.h>
 
@@ -15,7 +17,7 @@
 extern "C" {
 #endif
 
-#define AQ_ABI_VERSION 1u
+#define AQ_ABI_VERSION 2u
 #define AQ_MAX_RANK 6
 
 typedef enum {
@@ -94,6 +96,8 @@ typedef struct {
   int32_t (*copy)(aq_queue* queue, void* dst, const void* src, uint64_t bytes, int32_t kind,
                   aq_error* err);
   int32_t (*memory)(int32_t device, aq_memory_info* info, aq_error* err);
+  // "precision": of the matrix products of f32 tensors, "f32", "bf16" or "f16", accumulated in f32.
+  int32_t (*set_option)(aq_queue* queue, const char* name, const char* value, aq_error* err);
   const aq_kernel_row* rows;
   uint32_t row_count;
 } aq_backend;

@@ -49,9 +49,9 @@ typedef struct { int32_t heads, kv_heads, sign_r, sign_theta; } aq_rotate_pairs_
 typedef struct { double sf; int32_t band; int32_t pad; } aq_gradual_mask_params;
 
 // ---------------------------------------------------------------- linear algebra
-// inverse(a T[B,D,D]) -> (x T[B,D,D])      LU. pivot 0: no pivoting where rows are strictly diagonally
+// lu_inverse(a T[B,D,D]) -> (x T[B,D,D])      LU. pivot 0: no pivoting where rows are strictly diagonally
 //   dominant, else partial pivoting; 1: always pivot. AQ_NUMERIC if singular (names the matrix).
-typedef struct { int32_t pivot; int32_t pad; } aq_inverse_params;
+typedef struct { int32_t pivot; int32_t pad; } aq_lu_inverse_params;
 // matmul(a T[B,M,K], b T[B,K,N]) -> (y T[B,M,N])    stored transposed where trans_*; y = alpha a b
 typedef struct { double alpha; int32_t trans_a, trans_b; } aq_matmul_params;
 // hadamard(x T[..., n F], signs T[F], odd T[m,m]?) -> (y like x)    each run of F = 2^k m values, m odd:

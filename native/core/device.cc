@@ -43,7 +43,9 @@ void registerBackend(const aq_backend* table) {
   for (const Backend& known : registry()) {
     if (std::strcmp(known.table->name, table->name) == 0) return;
   }
-  Backend backend{table, std::vector<aq_kernel>(opRegistry().size(), nullptr)};
+  const size_t ops = opRegistry().size();
+  Backend backend{table, std::vector<aq_kernel>(ops, nullptr),
+                  std::make_unique<std::atomic<uint64_t>[]>(ops)};
   for (uint32_t i = 0; i < table->row_count; i++) {
     const aq_kernel_row& row = table->rows[i];
     const int index = findOp(row.op);
@@ -70,6 +72,14 @@ std::vector<std::string> deviceNames() {
     for (int32_t i = 0; i < deviceCount(backend); i++) names.push_back(deviceName(backend, i));
   }
   return names;
+}
+
+uint64_t kernelCalls(const std::string& name, size_t op) {
+  const std::lock_guard<std::mutex> lock(registryMutex);
+  for (const Backend& backend : registry()) {
+    if (name == backend.table->name) return backend.calls[op].load(std::memory_order_relaxed);
+  }
+  return 0;
 }
 
 std::shared_ptr<Queue> Queue::open(const std::string& device) {
@@ -116,6 +126,11 @@ aq_memory_info Queue::memory() const {
 void Queue::sync() const {
   aq_error err{};
   check(backend_->table->queue_sync(handle_, &err), err);
+}
+
+void Queue::setOption(const std::string& name, const std::string& value) const {
+  aq_error err{};
+  check(backend_->table->set_option(handle_, name.c_str(), value.c_str(), &err), err);
 }
 
 }  // namespace aq

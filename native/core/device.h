@@ -3,6 +3,7 @@
 // Threads: the registry is process-wide and locked; a Queue belongs to the JavaScript environment
 // that opened it, and lives until its last buffer is released.
 #pragma once
+#include <atomic>
 #include <memory>
 #include <string>
 #include <vector>
@@ -15,6 +16,7 @@ namespace aq {
 struct Backend {
   const aq_backend* table;
   std::vector<aq_kernel> kernels;
+  std::unique_ptr<std::atomic<uint64_t>[]> calls;  // [op index]: how often each kernel ran
 };
 
 // Checks ABI version, struct size and every row against the op registry; raises AQ_INTERNAL with
@@ -23,6 +25,10 @@ void registerBackend(const aq_backend* table);
 
 // "cpu", "cuda:0", ... in the order of registration.
 std::vector<std::string> deviceNames();
+
+// Calls of the kernel of op number `op` so far in this process, by the backend's name ("cpu"), over
+// all environments and devices. 0 for a backend that is not here.
+uint64_t kernelCalls(const std::string& backend, size_t op);
 
 class Queue {
  public:
@@ -38,6 +44,8 @@ class Queue {
   aq_device_info info() const;
   aq_memory_info memory() const;
   void sync() const;
+  // An option of the backend (backend.h). Raises AQ_ARG for an unknown name or value.
+  void setOption(const std::string& name, const std::string& value) const;
 
  private:
   Queue() = default;

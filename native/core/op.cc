@@ -3,6 +3,7 @@
 #include <array>
 #include <atomic>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 
@@ -34,9 +35,13 @@ int findOp(const char* name) {
 }
 
 namespace {
-std::atomic<uint64_t>* callCounters() {
-  static auto* counters = new std::atomic<uint64_t>[opRegistry().size()]();
-  return counters;
+// AQ_SYNC=1 waits after every kernel, so that a failure is reported by the op that caused it.
+bool syncsAlways() {
+  static const bool always = [] {
+    const char* value = std::getenv("AQ_SYNC");
+    return value && std::strcmp(value, "1") == 0;
+  }();
+  return always;
 }
 
 constexpr size_t kMaxInputs = 16;
@@ -87,8 +92,6 @@ void checkInputs(const OpSpec& spec, std::span<const Tensor* const> inputs) {
   }
 }
 }  // namespace
-
-uint64_t opCalls(size_t op) { return callCounters()[op].load(std::memory_order_relaxed); }
 
 std::vector<Tensor> invoke(size_t op, std::span<const Tensor* const> inputs,
                            std::span<const double> values, std::span<const Tensor> given) {
@@ -141,11 +144,18 @@ std::vector<Tensor> invoke(size_t op, std::span<const Tensor* const> inputs,
     if (inputs[i]) in[i] = inputs[i]->view();
   }
   for (size_t i = 0; i < outputs.size(); i++) out[i] = outputs[i].view();
-  callCounters()[op].fetch_add(1, std::memory_order_relaxed);
+  queue.backend().calls[op].fetch_add(1, std::memory_order_relaxed);
   aq_error err{};
   const int32_t status = kernel(queue.handle(), in.data(), int32_t(inputs.size()), out.data(),
                                 int32_t(outputs.size()), params, &err);
   if (status != AQ_OK) throw Error{status, err.text};
+  if (syncsAlways()) {
+    try {
+      queue.sync();
+    } catch (const Error& error) {
+      throw Error{error.code, std::string(spec.name) + ": " + error.message};
+    }
+  }
   return outputs;
 }
 

@@ -92,9 +92,6 @@ class Infer {
 const std::vector<OpSpec>& opRegistry();
 int findOp(const char* name);  // index, or -1
 
-// Calls of an op so far in this process, over all environments.
-uint64_t opCalls(size_t op);
-
 // Checks, allocates (unless `given` outputs are passed, which then must fit) and runs the op.
 // `values` are the parameters in the order of the field table.
 std::vector<Tensor> invoke(size_t op, std::span<const Tensor* const> inputs,

@@ -178,6 +178,13 @@ int32_t memory(int32_t device, aq_memory_info* info, aq_error* err) {
   return AQ_OK;
 }
 
+int32_t setOption(aq_queue*, const char* name, const char* value, aq_error* err) {
+  if (std::strcmp(name, "precision") == 0 && std::strcmp(value, "f32") == 0) return AQ_OK;
+  return fail(err, AQ_ARG,
+              "cpu: there is no option '%s' with the value '%s' here; precision is f32.", name,
+              value);
+}
+
 aq_backend makeBackend() {
   aq_backend backend{};
   backend.abi_version = AQ_ABI_VERSION;
@@ -192,6 +199,7 @@ aq_backend makeBackend() {
   backend.release = release;
   backend.copy = copyBytes;
   backend.memory = memory;
+  backend.set_option = setOption;
   backend.rows = chosen().level.rows(&backend.row_count);
   return backend;
 }

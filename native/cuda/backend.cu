@@ -6,11 +6,13 @@
 // Copies     to the device return when the host memory may be reused (host memory is pageable), to
 //            the host when the bytes are there; between device addresses they are only enqueued.
 // Nothing throws; every error is a code and one sentence.
+#include <cstring>
 #include <new>
 
 #include "native/abi/params.h"
 #include "native/cuda/check.h"
 #include "native/cuda/device_state.h"
+#include "native/cuda/gemm.h"
 #include "native/cuda/kernels.h"
 #include "native/cuda/queue.h"
 
@@ -40,9 +42,29 @@ int32_t queueOpen(int32_t device, aq_queue** queue, aq_error* err) {
   if (prepareDevice(device, *state, err) != AQ_OK) return err->code;
   cudaStream_t stream = nullptr;
   CUDA_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
-  *queue = new (std::nothrow) aq_queue{device, stream};
-  if (*queue) return AQ_OK;
+  Fault* fault = nullptr;
+  aq_queue* opened = nullptr;
+  int multiprocessors = 0, major = 0, minor = 0;
+  cudaError_t status = cudaMallocHost(&fault, sizeof(Fault));
+  const auto ask = [&](int* value, cudaDeviceAttr attribute) {
+    if (status == cudaSuccess) status = cudaDeviceGetAttribute(value, attribute, device);
+  };
+  ask(&multiprocessors, cudaDevAttrMultiProcessorCount);
+  ask(&major, cudaDevAttrComputeCapabilityMajor);
+  ask(&minor, cudaDevAttrComputeCapabilityMinor);
+  if (status == cudaSuccess) {
+    *fault = {};
+    opened = new (std::nothrow)
+        aq_queue{device, stream, state->pool, multiprocessors, 10 * major + minor, fault};
+  }
+  if (opened) {
+    *queue = opened;
+    return AQ_OK;
+  }
+  cudaFreeHost(fault);
   cudaStreamDestroy(stream);
+  (void)cudaGetLastError();
+  if (status != cudaSuccess) return failCuda(err, status, "opening a queue");
   return fail(err, AQ_OOM, "cuda: out of host memory for a queue.");
 }
 
@@ -51,6 +73,8 @@ void queueClose(aq_queue* queue) {
   if (!queue) return;
   cudaSetDevice(queue->device);
   cudaStreamSynchronize(queue->stream);
+  closeBlas(queue);
+  cudaFreeHost(queue->fault);
   cudaStreamDestroy(queue->stream);
   (void)cudaGetLastError();
   delete queue;
@@ -59,7 +83,7 @@ void queueClose(aq_queue* queue) {
 int32_t queueSync(aq_queue* queue, aq_error* err) {
   CUDA_CHECK(cudaSetDevice(queue->device));
   CUDA_CHECK(cudaStreamSynchronize(queue->stream));
-  return AQ_OK;
+  return takeFault(queue->fault, err);
 }
 
 int32_t alloc(aq_queue* queue, uint64_t bytes, void** data, aq_error* err) {
@@ -113,7 +137,7 @@ int32_t copy(aq_queue* queue, void* dst, const void* src, uint64_t bytes, int32_
     case AQ_DEVICE_TO_HOST:
       CUDA_CHECK(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToHost, queue->stream));
       CUDA_CHECK(cudaStreamSynchronize(queue->stream));
-      return AQ_OK;
+      return takeFault(queue->fault, err);
     case AQ_DEVICE_TO_DEVICE:
       CUDA_CHECK(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToDevice, queue->stream));
       return AQ_OK;
@@ -136,12 +160,26 @@ int32_t memory(int32_t device, aq_memory_info* info, aq_error* err) {
   return AQ_OK;
 }
 
-const aq_kernel_row kRows[] = {
-    {"fill", sizeof(aq_fill_params), fill},
-    {"cast", sizeof(aq_cast_params), cast},
-    {"adam", sizeof(aq_adam_params), adam},
-    {"masked_adam", sizeof(aq_masked_adam_params), masked_adam},
-};
+int32_t setOption(aq_queue* queue, const char* name, const char* value, aq_error* err) {
+  static constexpr struct {
+    const char* name;
+    Precision precision;
+  } kPrecisions[] = {
+      {"f32", Precision::kF32}, {"bf16", Precision::kBf16}, {"f16", Precision::kF16}};
+  if (std::strcmp(name, "precision") != 0) {
+    return fail(err, AQ_ARG, "cuda: there is no option '%s'; there is precision.", name);
+  }
+  for (const auto& known : kPrecisions) {
+    if (std::strcmp(value, known.name) != 0) continue;
+    queue->precision = known.precision;
+    return AQ_OK;
+  }
+  return fail(err, AQ_ARG, "cuda: precision is f32, bf16 or f16, not '%s'.", value);
+}
+
+#define AQ_CUDA_KERNEL(name) {#name, sizeof(aq_##name##_params), name},
+const aq_kernel_row kRows[] = {AQ_CUDA_KERNELS};
+#undef AQ_CUDA_KERNEL
 
 const aq_backend kBackend = {
     .abi_version = AQ_ABI_VERSION,
@@ -156,6 +194,7 @@ const aq_backend kBackend = {
     .release = release,
     .copy = copy,
     .memory = memory,
+    .set_option = setOption,
     .rows = kRows,
     .row_count = sizeof kRows / sizeof kRows[0],
 };

@@ -1,9 +1,27 @@
-// queue.h: a queue of the CUDA backend is a device and a stream of it. One thread uses a queue at a
-// time; work on one queue runs in order.
+// queue.h: a queue of the CUDA backend is a device, a stream of it, and what its kernels share. One
+// thread uses a queue at a time; work on one queue runs in order.
 #pragma once
 #include <cuda_runtime.h>
+
+#include "native/cuda/fault.h"
+
+namespace aq::cuda {
+
+// How the products of f32 tensors are computed: operands rounded to bf16 or f16 with f32 sums on the
+// tensor cores, or f32 throughout.
+enum class Precision { kF32, kBf16, kF16 };
+
+struct Blas;  // gemm.cu: the cuBLASLt handle and its plans, made at the first product
+
+}  // namespace aq::cuda
 
 struct aq_queue {
   int device;
   cudaStream_t stream;
+  cudaMemPool_t pool;                // the device's (device_state.h); scratch comes from it
+  int multiprocessors;               // of the device
+  int computeCapability;             // 90 for 9.0
+  aq::cuda::Fault* fault = nullptr;  // pinned host memory that kernels write to (fault.h)
+  aq::cuda::Precision precision = aq::cuda::Precision::kF32;
+  aq::cuda::Blas* blas = nullptr;
 };

@@ -100,6 +100,18 @@ Napi::Value synchronize(const Napi::CallbackInfo& info) {
   return promise;
 }
 
+// setOption(device, name, value)
+void setOption(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  const std::string device = readDevice(info, 0);
+  if (!info[1].IsString() || !info[2].IsString()) {
+    throwToJs(env, Error{AQ_ARG, "an option of a device is a name and a value"});
+  }
+  const std::string name = info[1].As<Napi::String>().Utf8Value();
+  const std::string value = info[2].As<Napi::String>().Utf8Value();
+  guarded(env, [&] { EnvState::of(env).queue(device)->setOption(name, value); });
+}
+
 Napi::Value threads(const Napi::CallbackInfo& info) {
   return Napi::Number::New(info.Env(), cpu::threadCount());
 }
@@ -137,6 +149,7 @@ void exportDevices(Napi::Env env, Napi::Object exports) {
   exports.Set("deviceInfo", Napi::Function::New(env, deviceInfo, "deviceInfo"));
   exports.Set("memory", Napi::Function::New(env, memory, "memory"));
   exports.Set("synchronize", Napi::Function::New(env, synchronize, "synchronize"));
+  exports.Set("setOption", Napi::Function::New(env, setOption, "setOption"));
   exports.Set("threads", Napi::Function::New(env, threads, "threads"));
   exports.Set("setThreads", Napi::Function::New(env, setThreads, "setThreads"));
   exports.Set("liveTensors", Napi::Function::New(env, liveTensors, "liveTensors"));

@@ -86,12 +86,16 @@ Napi::Value invokeOp(const Napi::CallbackInfo& info) {
   return result;
 }
 
-// opCalls() -> number[] in the order of ops()
+// kernelCalls(backend) -> number[] in the order of ops()
 Napi::Value calls(const Napi::CallbackInfo& info) {
   const size_t count = opRegistry().size();
+  if (!info[0].IsString()) {
+    throwToJs(info.Env(), Error{AQ_ARG, "a backend must be a name, like 'cpu'"});
+  }
+  const std::string backend = info[0].As<Napi::String>().Utf8Value();
   auto list = Napi::Array::New(info.Env(), count);
   for (size_t i = 0; i < count; i++) {
-    list.Set(uint32_t(i), Napi::Number::New(info.Env(), double(opCalls(i))));
+    list.Set(uint32_t(i), Napi::Number::New(info.Env(), double(kernelCalls(backend, i))));
   }
   return list;
 }
@@ -101,7 +105,7 @@ Napi::Value calls(const Napi::CallbackInfo& info) {
 void exportOps(Napi::Env env, Napi::Object exports) {
   exports.Set("ops", Napi::Function::New(env, ops, "ops"));
   exports.Set("invoke", Napi::Function::New(env, invokeOp, "invoke"));
-  exports.Set("opCalls", Napi::Function::New(env, calls, "opCalls"));
+  exports.Set("kernelCalls", Napi::Function::New(env, calls, "kernelCalls"));
 }
 
 }  // namespace aq

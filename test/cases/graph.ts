@@ -8,7 +8,7 @@ import { type FakeQuantParams, fakeQuant } from "../../lib/autograd/ops/fake-qua
 import { gradualMask } from "../../lib/autograd/ops/gradual-mask.ts";
 import { hadamard } from "../../lib/autograd/ops/hadamard.ts";
 import { headMatmul } from "../../lib/autograd/ops/head-matmul.ts";
-import { inverse } from "../../lib/autograd/ops/inverse.ts";
+import { inverse } from "../../lib/autograd/ops/lu-inverse.ts";
 import { klDiv } from "../../lib/autograd/ops/kl-div.ts";
 import { layerNorm } from "../../lib/autograd/ops/layer-norm.ts";
 import { linear } from "../../lib/autograd/ops/linear.ts";
@@ -159,7 +159,7 @@ const SMOOTH: readonly GraphCase[] = [
   smooth(["gradual-mask"], "a band of three", [draw.normal([2, 5, 5])], [2, 5, 5], (g, x) =>
     gradualMask(g, at(x, 0), { band: 1, sf: 0.1 }),
   ),
-  smooth(["inverse"], "inverses of a batch", [nearIdentity(2, 5)], [2, 5, 5], (g, x) =>
+  smooth(["lu-inverse"], "inverses of a batch", [nearIdentity(2, 5)], [2, 5, 5], (g, x) =>
     inverse(g, at(x, 0)),
   ),
   ...([1, -1] as const).map((signR) =>

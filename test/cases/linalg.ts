@@ -7,7 +7,7 @@ import {
 import { type Dims, dim, input, type OpCase, param, SUMMED } from "./case.ts";
 
 const inverse: OpCase = {
-  op: "inverse",
+  op: "lu_inverse",
   // dominant 1: rows strictly diagonally dominant; 0: a general matrix, which needs pivoting.
   sets: [
     { B: 1, D: 1, dominant: 1, pivot: 0 },

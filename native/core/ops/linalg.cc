@@ -1,4 +1,4 @@
-// Shape rules: inverse (batched LU), matmul (batched product), hadamard (fast transform).
+// Shape rules: lu_inverse (batched), matmul (batched product), hadamard (fast transform).
 #include "native/core/op.h"
 
 namespace aq {
@@ -11,7 +11,7 @@ void inferInverse(Infer& in) {
   if (a[1] != a[2]) {
     in.fail(AQ_SHAPE, "only square matrices have an inverse, a is %s", toString(a).c_str());
   }
-  in.range("pivot", in.params<aq_inverse_params>().pivot, 0, 1);
+  in.range("pivot", in.params<aq_lu_inverse_params>().pivot, 0, 1);
   in.outputLike(0);
 }
 
@@ -60,11 +60,11 @@ void inferHadamard(Infer& in) {
 
 void addLinalgOps(std::vector<OpSpec>& ops) {
   using P = aq_matmul_params;
-  ops.push_back({"inverse",
+  ops.push_back({"lu_inverse",
                  {{"a"}},
                  {"x"},
-                 {AQ_INT(aq_inverse_params, pivot)},
-                 sizeof(aq_inverse_params),
+                 {AQ_INT(aq_lu_inverse_params, pivot)},
+                 sizeof(aq_lu_inverse_params),
                  inferInverse});
   ops.push_back({"matmul",
                  {{"a"}, {"b"}},

@@ -217,17 +217,17 @@ static int32_t inverseBatch(const aq_view& in, const aq_view& out, bool alwaysPi
     if (singular[i])
       return fail(
           err, AQ_NUMERIC,
-          "inverse: matrix %lld of the batch is singular or holds values that are not finite "
+          "lu_inverse: matrix %lld of the batch is singular or holds values that are not finite "
           "(batch of %lld, size %lld); lower the learning rate or keep it diagonally dominant",
           static_cast<long long>(i), static_cast<long long>(batch), static_cast<long long>(n));
   }
   return AQ_OK;
 }
 
-static int32_t inverse(aq_queue*, const aq_view* in, int32_t, const aq_view* out, int32_t,
-                       const void* params, aq_error* err) {
-  const bool alwaysPivot = static_cast<const aq_inverse_params*>(params)->pivot != 0;
-  return withScratch("inverse", err, [&]() -> int32_t {
+static int32_t lu_inverse(aq_queue*, const aq_view* in, int32_t, const aq_view* out, int32_t,
+                          const void* params, aq_error* err) {
+  const bool alwaysPivot = static_cast<const aq_lu_inverse_params*>(params)->pivot != 0;
+  return withScratch("lu_inverse", err, [&]() -> int32_t {
     return in[0].dtype == AQ_F64 ? inverseBatch<double>(in[0], out[0], alwaysPivot, err)
                                  : inverseBatch<float>(in[0], out[0], alwaysPivot, err);
   });

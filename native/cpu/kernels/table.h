@@ -17,7 +17,7 @@ static const aq_kernel_row kKernelRows[] = {
     AQ_ROW(rotate_pairs),
     AQ_ROW(rotate_pairs_grad),
     AQ_ROW(gradual_mask),
-    AQ_ROW(inverse),
+    AQ_ROW(lu_inverse),
     AQ_ROW(matmul),
     AQ_ROW(hadamard),
     AQ_ROW(masked_adam),

@@ -2,8 +2,8 @@ import { invokeOne } from "../../tensor/invoke.ts";
 import { type Graph, type OpPair, tensorOf, type Var } from "../graph.ts";
 
 const pair: OpPair<null> = {
-  name: "inverse",
-  forward: (x) => ({ tensor: invokeOne("inverse", [tensorOf(x, 0)], { pivot: 0 }) }),
+  name: "lu_inverse",
+  forward: (x) => ({ tensor: invokeOne("lu_inverse", [tensorOf(x, 0)], { pivot: 0 }) }),
   backward: ({ g, output }) => {
     // d(A^-1) = -A^-1 dA A^-1, so the gradient is -X^T G X^T.
     const left = invokeOne("matmul", [output.tensor, g], { trans_a: 1, trans_b: 0, alpha: 1 });

@@ -1,0 +1,43 @@
+// gemm.h: dense products for the other kernels: C = alpha op(A) op(B) + beta C + bias, row-major,
+// batched, by cuBLASLt where it can be opened and by our own tiles where not (gemm.cu).
+#pragma once
+#include <cstdint>
+
+#include "native/abi/backend.h"
+#include "native/cuda/queue.h"
+
+namespace aq::cuda {
+
+// What a matrix holds is row-major with `ld` elements between the starts of rows; matrix i of a
+// batch starts `stride` elements after matrix i - 1 (0: all the same).
+struct GemmMatrix {
+  const void* data = nullptr;
+  int64_t ld = 0;
+  int64_t stride = 0;
+  bool transpose = false;  // op(X) = X^T
+};
+
+struct Gemm {
+  int64_t m = 0, n = 0, k = 0;  // op(A) [m, k], op(B) [k, n], C [m, n]
+  int64_t batch = 1;
+  // AQ_F64 -> C f64; AQ_F32 -> C f32, computed in `precision`; AQ_BF16, AQ_F16 -> C f32, f32 sums;
+  // AQ_I8 -> C i32, exact (then op(A) is not transposed, op(B) is, alpha 1, beta 0, no bias).
+  int32_t dtype = AQ_F32;
+  Precision precision = Precision::kF32;  // for AQ_F32 operands only
+  GemmMatrix a, b;
+  void* c = nullptr;
+  int64_t ldc = 0, strideC = 0;
+  double alpha = 1, beta = 0;
+  const void* bias = nullptr;  // [n], of C's type, added to every row; or null
+};
+
+// Enqueues the product. m, n, k or batch of 0: C is beta C + bias where it has elements.
+int32_t gemm(aq_queue* queue, const Gemm& product, aq_error* err);
+
+// Whether products run on cuBLASLt (false: on our own tiles), for doctor, tests and the bench.
+bool hasBlas(aq_queue* queue);
+
+// Frees what gemm keeps for the queue; called by queue_close after the stream is idle.
+void closeBlas(aq_queue* queue);
+
+}  // namespace aq::cuda
