@@ -1,6 +1,7 @@
 /** What a checkpoint is, and what would be done to it, without reading its weights. */
 
 import { describeSite, siteName } from "./affine/sites.ts";
+import { sitesInAnyStyle } from "./affine/style.ts";
 import { openCheckpoint } from "./checkpoint/folder.ts";
 import { hasFile } from "./checkpoint/source-files.ts";
 import { AqError } from "./errors.ts";
@@ -74,7 +75,11 @@ function inspectCheckpoint(dir: string): InspectResult {
         groupSize: config.scheme.groupSize,
         ...(config.hadamardDown && { hadamardDown: true }),
       },
-      sites: model.sites.map((spec) => ({
+      // Of an output of ours: those that were learned.
+      sites: (config
+        ? sitesInAnyStyle(model.sites).filter((spec) => config.sites.includes(siteName(spec)))
+        : model.sites
+      ).map((spec) => ({
         site: siteName(spec),
         ...describeSite(spec, model.shape),
       })),

@@ -192,6 +192,16 @@ describe("a run with --hadamard down", () => {
     expectAqError(() => inspect({ model: copy }), "AQ_FORMAT", "aq_llama", "aq_config.json");
   });
 
+  it("is refused when its aq_config.json does not say what runs before down", () => {
+    const copy = path.join(tempFolder(), "copy");
+    fs.cpSync(out, copy, { recursive: true });
+    fs.rmSync(path.join(copy, "aq"), { recursive: true });
+    const file = path.join(copy, "aq_config.json");
+    const { hadamard_down: _, ...rest } = JSON.parse(fs.readFileSync(file, "utf8"));
+    fs.writeFileSync(file, JSON.stringify(rest));
+    expectAqError(() => inspect({ model: copy }), "AQ_FORMAT", "aq_llama", "neither a Hadamard");
+  });
+
   it.each([
     [{ kind: "random" }, '"kind"'],
     [{ size: 700 }, '"odd"'],

@@ -161,7 +161,9 @@ describe("a full matrix behind the norms", () => {
       expect(dominanceMargin).toBeGreaterThanOrEqual(0.1 - 1e-6);
     }
     expect(readJson(out, "config.json")["model_type"]).toBe("aq_llama");
-    expect(readJson(out, "aq_config.json")["sites"]).toContain("norm-full.norm1");
+    const learned = readJson(out, "aq_config.json")["sites"];
+    expect(learned).toContain("norm-full.norm1");
+    expect(inspect({ model: out }).sites.map(({ site }) => site)).toEqual(learned);
   });
 });
 

@@ -80,6 +80,25 @@ export function sitesInStyle(
   });
 }
 
+/** Every form that a model's sites can take, in the order of folding. */
+export function sitesInAnyStyle(sites: readonly SiteSpec[]): readonly SiteSpec[] {
+  return sites.flatMap((spec): SiteSpec[] => {
+    switch (spec.kind) {
+      case "norm":
+        return [spec, { ...spec, kind: "norm-full" }];
+      case "qk-pairs":
+      case "qk-matrix":
+        return [
+          ...(spec.kind === "qk-pairs" ? [spec] : []),
+          { kind: "qk-matrix", q: spec.q, k: spec.k },
+          { kind: "qk-vector", q: spec.q, k: spec.k },
+        ];
+      default:
+        return [spec];
+    }
+  });
+}
+
 /** Do these sites leave the function of a block as it is whose exact sites are `exact`? */
 export function isEquivalent(sites: readonly SiteSpec[], exact: readonly SiteSpec[]): boolean {
   const rotary = exact.some(({ kind }) => kind === "qk-pairs");

@@ -51,7 +51,7 @@ export function memoryParts(
     const copies = settings.train.roundEpochs > 0 ? ROUND_COPIES : AFFINE_COPIES;
     stages.push({
       ...base,
-      weights: copies * weights * F32 + clipBytes(work),
+      weights: copies * weights * F32 + clipBytes(work) + normFullBytes(work),
       activations: STEP_PASSES * pass,
     });
   }
@@ -91,6 +91,16 @@ function clipBytes({ model, settings }: Workload): number {
   return model.linears.reduce((sum, { out, in: columns }) => {
     return sum + 4 * 2 * out * groupsPerRow(columns, settings.scheme.groupSize) * F32;
   }, 0);
+}
+
+/** Copies of a C x C matrix behind a norm: itself, its gradient and moments, masked, inverse, their gradients. */
+const NORM_FULL_COPIES = 8;
+
+/** The matrices behind the norms, where the recipe learns them. */
+function normFullBytes({ model, settings: { recipe } }: Workload): number {
+  if (recipe.transforms.norms !== "full" || !recipe.sites) return 0;
+  const count = model.sites.filter(({ kind }) => kind === "norm").length;
+  return count * NORM_FULL_COPIES * model.shape.hidden ** 2 * F32;
 }
 
 function isTrained({ settings: { recipe, train } }: Workload): boolean {

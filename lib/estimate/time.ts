@@ -67,8 +67,10 @@ export function measureUnits({ model, settings, tokens }: Workload): UnitSeconds
   const weightSide = sum(({ perStep }) => perStep);
   const perWeight = sum((s) => s.forwardPerToken) / sum((s) => s.weights);
   const pass = tokens * sum((s) => s.forwardPerToken) + heads.forward + elementwise / 3;
+  const full = settings.recipe.transforms.norms === "full" && settings.recipe.sites;
   return {
     step:
+      (full ? perWeight * normFullProducts(model, tokens) : 0) +
       tokens * sum(({ perToken }) => perToken) +
       weightSide +
       heads.training +
@@ -79,6 +81,20 @@ export function measureUnits({ model, settings, tokens }: Workload): UnitSeconds
     fold: FOLD_FACTOR * weightSide + FOLD_PASSES * pass,
     rotate: 2 * hidden * sum((s) => s.weights) * perWeight,
   };
+}
+
+/**
+ * Multiply-adds that C x C matrices behind the norms add to a step: their inverses with gradient, their
+ * products with the weights behind them and with the tokens, forward and backward.
+ */
+function normFullProducts({ linears, sites, shape }: Model, tokens: number): number {
+  const square = shape.hidden ** 2;
+  const out = new Map(linears.map((spec) => [spec.key, spec.out]));
+  return sites.reduce((sum, site) => {
+    if (site.kind !== "norm") return sum;
+    const behind = site.consumers.reduce((rows, key) => rows + (out.get(key) ?? 0), 0);
+    return sum + square * (3 * shape.hidden + 2 * behind + 3 * tokens);
+  }, 0);
 }
 
 /** Seconds by phase, in the names of the report. */

@@ -18,10 +18,17 @@ export function ownConfig(config: JsonObject): JsonObject {
 /**
  * A folder of our own type says in aq_config.json what its block does.
  *
- * Throws: AQ_FORMAT when that file is missing.
+ * Throws: AQ_FORMAT when that file is missing, or names nothing that stock loaders could not do.
  */
 export function checkOwnType(dir: string, config: JsonObject, aq: AqConfig | null): void {
-  if (aq || !isOwnType(config["model_type"])) return;
+  if (!isOwnType(config["model_type"])) return;
+  if (aq?.hadamardDown || (aq?.added ?? []).length > 0) return;
+  if (aq) {
+    throw new AqError(
+      "AQ_FORMAT",
+      `${dir} has model_type ${JSON.stringify(config["model_type"])}, but its ${AQ_CONFIG_NAME} names neither a Hadamard transform nor a matrix that is applied at run time; copy the whole output folder again`,
+    );
+  }
   throw new AqError(
     "AQ_FORMAT",
     `${dir} has model_type ${JSON.stringify(config["model_type"])} but no ${AQ_CONFIG_NAME}, which says what is done at run time; copy the whole output folder`,
