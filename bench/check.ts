@@ -3,6 +3,7 @@
 // The op tests without a test runner, for a machine that has only Node.js and the built addons: every
 // set of every case against its float64 reference, in every float type. Exits 1 if one is off.
 import { parseArgs } from "node:util";
+import { cudaAddon } from "../lib/native/cuda.ts";
 import { deviceInfo } from "../lib/tensor/device.ts";
 import { label } from "../test/cases/case.ts";
 import { CASES } from "../test/cases/index.ts";
@@ -15,6 +16,7 @@ const { values, positionals: filters } = parseArgs({
 });
 
 const { device } = values;
+cudaAddon();
 const { name, detail } = deviceInfo(device);
 process.stdout.write(`${device}: ${name}, ${detail}\n`);
 let [passed, failed] = [0, 0];

@@ -49,6 +49,30 @@ export function time(body: () => void, budgetSeconds = 0.4): Timing {
   return summarize(Array.from({ length: calls }, () => timeOnce(body)));
 }
 
+/** How long the calls between two waits for a device take at least. */
+const QUEUE_SECONDS = 4e-3;
+const QUEUES = 9;
+
+/**
+ * Times `bodies` on a device that works off a queue: many calls in turns, then one wait, so that neither
+ * the wait nor a cache that held the last call's operands is measured. `wait` returns when the device
+ * is done.
+ */
+export function timeQueue(bodies: readonly (() => void)[], wait: () => void): Timing {
+  let next = 0;
+  const run = (calls: number): number =>
+    timeOnce(() => {
+      for (let i = 0; i < calls; i++) bodies[next++ % bodies.length]?.();
+      wait();
+    });
+  run(2 * bodies.length);
+  const few = 2 * bodies.length;
+  const one = run(few) / few;
+  const calls = Math.max(few, Math.min(4000, Math.ceil(QUEUE_SECONDS / one)));
+  const seconds = Array.from({ length: QUEUES }, () => run(calls) / calls);
+  return { ...summarize(seconds), calls: QUEUES * calls };
+}
+
 /** Runs `body` with a number of CPU threads and sets the number back. */
 export function withThreads<T>(count: number, body: () => T): T {
   const before = threads();

@@ -3,13 +3,14 @@
 import * as fs from "node:fs";
 import * as path from "node:path";
 import { openSource } from "./calibration/open-source.ts";
-import { checkPolish } from "./calibration/polish-memory.ts";
+import { checkPolish, memoryOf } from "./calibration/polish-memory.ts";
 import { resolveSettings, settingsFor, windowLength } from "./calibration/settings.ts";
 import { streamBudget } from "./calibration/streams.ts";
 import { loadCalibration } from "./calibration/text.ts";
 import { loadTokenizer } from "./data/tokenizer.ts";
 import { diskParts, memoryParts, total } from "./estimate/memory.ts";
 import { measureUnits, phaseSeconds, type UnitSeconds, type Workload } from "./estimate/time.ts";
+import { type ComputeDevice, openDevice } from "./tensor/compute-device.ts";
 import { setThreads, threads } from "./tensor/device.ts";
 import type { QuantizeOptions } from "./types.ts";
 import { byteSize } from "./util/format.ts";
@@ -24,6 +25,8 @@ export interface EstimateResult {
   readonly windows: number;
   readonly seqlen: number;
   readonly threads: number;
+  /** What was measured, and how it computes. */
+  readonly device: string;
   /** Optimizer steps of the whole run. */
   readonly steps: number;
   readonly seconds: number;
@@ -50,17 +53,21 @@ export interface EstimateResult {
  */
 export function estimate(options: EstimateOptions): EstimateResult {
   const asked = resolveSettings({ ...options, out: options.out ?? "" });
-  const streamMemory = streamBudget(options.streamMemory);
+  streamBudget(options.streamMemory);
   if (options.threads !== undefined) setThreads(options.threads);
   const { checkpoint, model } = openSource(options.model);
+  let device: ComputeDevice | undefined;
   try {
+    device = openDevice(options);
     const settings = settingsFor(model, asked, options);
     const seqlen = windowLength(settings.seqlen, model.shape.maxTokens);
     const started = performance.now();
     const text = loadCalibration(options.calib, loadTokenizer(options.model), seqlen, settings);
-    checkPolish(model, settings, text.calibration.length, seqlen);
+    const streamMemory = streamBudget(options.streamMemory, device.name);
+    checkPolish(model, settings, text.calibration.length, seqlen, memoryOf(device.name));
     const textSeconds = (performance.now() - started) / 1000;
     const work: Workload = {
+      device: device.name,
       model,
       settings,
       windows: text.calibration.length,
@@ -75,7 +82,7 @@ export function estimate(options: EstimateOptions): EstimateResult {
     const disk = diskParts(work, streamMemory);
     const sizes = {
       memoryBytes: total(memory),
-      availableMemoryBytes: availableMemory(),
+      availableMemoryBytes: device.kind === "cpu" ? availableMemory() : memoryOf(device.name),
       diskBytes: total(disk),
       freeDiskBytes: options.out === undefined ? null : freeDisk(options.out),
     };
@@ -88,6 +95,7 @@ export function estimate(options: EstimateOptions): EstimateResult {
       windows: work.windows,
       seqlen,
       threads: threads(),
+      device: device.description,
       steps: model.shape.blocks * work.windows * epochs,
       seconds: total(phases),
       phaseSeconds: phases,
@@ -98,6 +106,7 @@ export function estimate(options: EstimateOptions): EstimateResult {
       notes: [...text.notes, ...warnings(sizes, options.streamMemory)],
     };
   } finally {
+    device?.release();
     checkpoint.close();
   }
 }

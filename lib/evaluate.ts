@@ -10,6 +10,7 @@ import { perplexity } from "./eval/perplexity.ts";
 import { extrasOf, readAqConfig } from "./export/aq-config.ts";
 import { checkOwnType } from "./export/own-type.ts";
 import { openModel } from "./models/registry.ts";
+import { type ComputeDevice, checkChoice, openDevice } from "./tensor/compute-device.ts";
 import { setThreads } from "./tensor/device.ts";
 import type { EvaluateEvent, EvaluateOptions, EvaluateResult, RunHooks } from "./types.ts";
 
@@ -36,7 +37,9 @@ export async function evaluate(
   if (!Number.isInteger(limit) || limit < 1) {
     throw new AqError("AQ_ARG", `windows must be a whole number of at least 1, got ${limit}`);
   }
+  checkChoice(options);
   const checkpoint = openCheckpoint(options.model);
+  let device: ComputeDevice | undefined;
   try {
     if (checkpoint.quantization) {
       throw new AqError(
@@ -57,12 +60,15 @@ export async function evaluate(
     const bits = abits ?? config?.scheme.abits ?? 16;
     const activations =
       bits < 16 ? { bits, clips: config?.tokenClips ?? [], style: config?.scheme ?? {} } : null;
-    return await perplexity({ checkpoint, model, activations }, windows, {
+    device = openDevice(options);
+    const source = { checkpoint, model, activations, device: device.name };
+    return await perplexity(source, windows, {
       onWindow: (window, total, ppl) =>
         hooks.onEvent?.({ event: "window", window, windows: total, ppl }),
       signal: hooks.signal,
     });
   } finally {
+    device?.release();
     checkpoint.close();
   }
 }

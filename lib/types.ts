@@ -64,17 +64,30 @@ export interface QuantizeOptions {
   readonly seed?: number;
   /** Threads of the CPU backend, default all cores (or AQ_THREADS). */
   readonly threads?: number;
-  readonly device?: "auto" | "cpu";
+  readonly device?: DeviceName;
+  readonly precision?: PrecisionName;
   /** Replace what is in `out`. */
   readonly overwrite?: boolean;
   /** What to do with a run that is in `out` already. Default auto. */
   readonly resume?: ResumeMode;
   /**
-   * Bytes that activation streams may take in memory; what is beyond goes to files in `out`. The
-   * result does not depend on it. Default: all in memory.
+   * Bytes that activation streams may take in the device's memory; what is beyond goes to files in
+   * `out`. The result does not depend on it. Default: no limit, on a GPU half of its memory.
    */
   readonly streamMemory?: number;
 }
+
+/**
+ * Where it runs: `auto` (default) is the first GPU where there is one and its addon, else the CPU;
+ * `cuda` is the first GPU, `cuda:1` the second.
+ */
+export type DeviceName = "auto" | "cpu" | "cuda" | `cuda:${number}`;
+
+/**
+ * Operands of the matrix products, whose sums are f32 in each case. Default bf16 on a GPU; the CPU has
+ * f32 alone.
+ */
+export type PrecisionName = "f32" | "bf16" | "f16";
 
 /**
  * `auto` goes on with an unfinished run and answers for a finished one, else starts; `required` refuses
@@ -151,6 +164,7 @@ export type QuantizeEvent =
       readonly abits: number;
       readonly recipe: RecipeName;
       readonly threads: number;
+      /** What it is and how it computes, in words. */
       readonly device: string;
     }
   /** Comes after `start` when blocks of an earlier session are used; alone before `done` when all is done. */
@@ -233,6 +247,8 @@ export interface EvaluateOptions {
   /** 16 switches a quantized folder's activation quantizers off. */
   readonly abits?: number;
   readonly threads?: number;
+  readonly device?: DeviceName;
+  readonly precision?: PrecisionName;
 }
 
 export interface EvaluateResult {

@@ -1,6 +1,8 @@
 // npm run test:package: packs the package, installs the tarball in an empty folder where no compiler,
 // make or Python is on the PATH, and quantizes the fixture there with tiny settings. Prebuilt addons
-// come from npm run prebuild; dependencies from the registry that npm is set to.
+// come from npm run prebuild; dependencies from the registry that npm is set to. Where npm run
+// prebuild:cuda has filled its folder, the package of the CUDA addon is installed beside it, and on a
+// machine with a GPU the fixture is quantized there, without CUDA's libraries or tools on any path.
 import { spawnSync } from "node:child_process";
 import {
   existsSync,
@@ -20,8 +22,9 @@ const isWindows = process.platform === "win32";
 
 const folder = mkdtempSync(join(tmpdir(), "aq-native-package-"));
 try {
-  const tarball = pack();
-  install(tarball);
+  const tarballs = [pack(), ...packCuda()];
+  install(tarballs);
+  if (tarballs.length > 1) checkCuda();
   quantize();
 } finally {
   rmSync(folder, { recursive: true, force: true });
@@ -39,11 +42,42 @@ function pack() {
   return join(folder, filename);
 }
 
-function install(tarball) {
+/** The tarball of the CUDA addon's package, if there is a binary in it. */
+function packCuda() {
+  const place = join(root, "native/cuda");
+  if (!existsSync(join(place, "prebuilds"))) return [];
+  const args = ["pack", "--json", `--pack-destination=${folder}`, place];
+  const [{ filename, size }] = JSON.parse(run("npm", args, { cwd: root }).stdout);
+  console.log(`${filename}: ${(size / 1e6).toFixed(2)} MB`);
+  return [join(folder, filename)];
+}
+
+/** doctor finds the addon of the package that was just installed. */
+function checkCuda() {
+  const { stdout } = run("npx", ["--no-install", "aq-native", "doctor", "--json"], inApp());
+  const { checks } = JSON.parse(stdout);
+  const { status, text, facts } = checks.find(({ name }) => name === "CUDA addon");
+  const isInstalled = facts.path?.startsWith(join(folder, "app/node_modules"));
+  if (!["ok", "note"].includes(status) || !isInstalled)
+    fail(`the CUDA addon is ${status}: ${text}`);
+  console.log(`CUDA addon: ${text}`);
+}
+
+/** Where the packages are installed, and nothing of CUDA but the driver can be found. */
+function inApp() {
+  const env = bareEnvironment();
+  delete env.LD_LIBRARY_PATH;
+  return { cwd: join(folder, "app"), env };
+}
+
+function install(tarballs) {
   const app = join(folder, "app");
   mkdirSync(app);
   writeFileSync(join(app, "package.json"), "{}");
-  run("npm", ["install", "--foreground-scripts", tarball], { cwd: app, env: bareEnvironment() });
+  run("npm", ["install", "--foreground-scripts", ...tarballs], {
+    cwd: app,
+    env: bareEnvironment(),
+  });
   const built = join(app, "node_modules/aq-native/build");
   if (existsSync(built))
     fail(`${built} is there: the addon was built and not taken from prebuilds/`);
@@ -53,8 +87,9 @@ function quantize() {
   const model = join(root, "test/fixtures/llama-gqa-4m");
   const tiny = ["--nsamples", "2", "--seqlen", "64", "--epochs", "1"];
   const args = ["aq-native", "quantize", "--model", model, "--wbits", "4", "--abits", "4", ...tiny];
-  const options = { cwd: join(folder, "app"), env: bareEnvironment() };
-  run("npx", ["--no-install", ...args, "--out", "out"], options);
+  const { stderr } = run("npx", ["--no-install", ...args, "--out", "out"], inApp());
+  const device = /device (cuda:\d+ .*)/.exec(stderr)?.[1] ?? "the CPU";
+  console.log(`quantized on ${device}`);
   const weights = join(folder, "app/out/model.safetensors");
   console.log(`quantized without a compiler: ${statSync(weights).size} bytes of weights`);
 }

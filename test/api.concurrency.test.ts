@@ -12,7 +12,7 @@ import { BOOKS, firstBlocks, TRAINED } from "./helpers/fixture.ts";
 import { tempFolders } from "./helpers/temp-folder.ts";
 
 const tempFolder = tempFolders();
-const SMALL = { calib: BOOKS, nsamples: 3, seqlen: 32, epochs: 2 } as const;
+const SMALL = { calib: BOOKS, nsamples: 3, seqlen: 32, epochs: 2, device: "cpu" } as const;
 
 function weights(out: string): Buffer {
   return fs.readFileSync(path.join(out, "model.safetensors"));
@@ -96,7 +96,7 @@ describe("runs in one process", () => {
   it("may be evaluated, inspected and estimated meanwhile", async () => {
     const model = firstBlocks(tempFolder(), 1);
     const live = liveTensors();
-    const text = { text: BOOKS, seqlen: 32, windows: 4 };
+    const text = { text: BOOKS, seqlen: 32, windows: 4, device: "cpu" } as const;
     const expected = await evaluate({ model, ...text });
     const run = quantize({ ...SMALL, model, out: tempFolder(), wbits: 4 });
     const [measured] = await Promise.all([evaluate({ model, ...text }), run]);

@@ -236,4 +236,11 @@ describe("the lists of ops", () => {
     const rows = [...read("native/cpu/kernels/table.h").matchAll(/^\s*AQ_ROW\((\w+)\)/gm)];
     expect(rows.map(([, name = ""]) => name).sort()).toEqual(opNames().sort());
   });
+
+  it("of kernel_check, the driver without Node, is complete", () => {
+    const cases = files("native/tools", /^kernel_cases_\w+\.h$/).flatMap((file) => [
+      ...read(file).matchAll(/^ {6}\{"(\w+)",/gm),
+    ]);
+    expect(cases.map(([, name = ""]) => name).sort()).toEqual(opNames().sort());
+  });
 });

@@ -265,7 +265,7 @@ describe("evaluating the folder", () => {
   });
 
   it("quantizes activations as calibrated, unless told otherwise", async () => {
-    const options = { model: out, text: BOOKS, seqlen: 64, windows: 4 };
+    const options = { model: out, text: BOOKS, seqlen: 64, windows: 4, device: "cpu" } as const;
     const measure = async (abits?: number): Promise<number> =>
       (await evaluate(abits === undefined ? options : { ...options, abits })).ppl;
     const [asCalibrated, four, eight, none] = [

@@ -100,7 +100,7 @@ describe("options", () => {
     const line =
       "--wbits 3 --abits 16 --group-size 64 --recipe lwc-only --calib c.txt --nsamples 8 --seqlen 128 " +
       "--epochs 2 --sampling random --symmetric --alpha 0.75 --sf 1e-2 --let-lr .001 --lwc-lr 2E-2 " +
-      "--wd 0.1 --no-aug-loss --seed 7 --threads 2 --device cpu --overwrite --json";
+      "--wd 0.1 --no-aug-loss --seed 7 --threads 2 --device cuda:1 --precision f16 --overwrite --json";
     const { code, options } = await run([...QUANTIZE, ...line.split(" ")]);
     expect(code).toBe(0);
     expect(options).toEqual([
@@ -125,7 +125,8 @@ describe("options", () => {
         augLoss: false,
         seed: 7,
         threads: 2,
-        device: "cpu",
+        device: "cuda:1",
+        precision: "f16",
         overwrite: true,
       },
     ]);
@@ -136,14 +137,34 @@ describe("options", () => {
     expect(options).toEqual([{ model: "m", out: "o", augLoss: true }]);
   });
 
-  test("eval takes --device, and passes the rest on", async () => {
-    const line = "--text t --seqlen 64 --windows 3 --abits 16 --threads 1 --device auto";
+  test("eval passes device and precision on", async () => {
+    const line =
+      "--text t --seqlen 64 --windows 3 --abits 16 --threads 1 --device auto --precision f32";
     const { code, options } = await run(["eval", "--model", "m", ...line.split(" ")]);
     expect(code).toBe(0);
     expect(options).toEqual([
-      { model: "m", text: "t", seqlen: 64, windows: 3, abits: 16, threads: 1 },
+      {
+        model: "m",
+        text: "t",
+        seqlen: 64,
+        windows: 3,
+        abits: 16,
+        threads: 1,
+        device: "auto",
+        precision: "f32",
+      },
     ]);
   });
+
+  test.each(["gpu", "cuda:", "cuda:x", "cuda:-1", "cuda0", "CPU"])(
+    "a device '%s' is refused before anything is loaded",
+    async (name) => {
+      const { code, stderr, options } = await run([...QUANTIZE, "--device", name]);
+      expect(code).toBe(2);
+      expect(options).toEqual([]);
+      expect(stderr).toContain("Expected auto, cpu, cuda or cuda:N");
+    },
+  );
 
   test.each(["Infinity", "NaN", "0x4", "1e400", "", " 0.1", "-0.1", "1.5"])(
     "a rate of '%s' is refused before anything is loaded",

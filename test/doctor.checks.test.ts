@@ -7,6 +7,7 @@ import { checkCpuAddon, checkCudaAddon, checkGpuDriver } from "../lib/doctor/add
 import { loadAdvice } from "../lib/doctor/advice.ts";
 import { checkNode, cpuFeatures } from "../lib/doctor/machine.ts";
 import { type DoctorResult, doctor } from "../lib/doctor.ts";
+import { loadCuda } from "../lib/native/cuda.ts";
 import { fakeIo } from "./helpers/fake-io.ts";
 import { tempFolders } from "./helpers/temp-folder.ts";
 
@@ -68,13 +69,16 @@ describe("a check", () => {
   });
 
   it("of the CUDA addon is never a problem, and asks to build it only where there is a driver", () => {
-    expect(checkCudaAddon(false, tempFolder())).toMatchObject({ status: "absent", advice: null });
-    expect(checkCudaAddon(true, tempFolder()).advice).toContain("npm run build:cuda");
+    expect(checkCudaAddon(false, { state: "absent" })).toMatchObject({
+      status: "absent",
+      advice: null,
+    });
+    expect(checkCudaAddon(true, { state: "absent" }).advice).toContain("npm run build:cuda");
     const dir = tempFolder();
     const file = path.join(dir, "build", "Release", "aq_cuda.node");
     fs.mkdirSync(path.dirname(file), { recursive: true });
     fs.writeFileSync(file, "");
-    expect(checkCudaAddon(true, dir)).toMatchObject({ status: "note" });
+    expect(checkCudaAddon(true, loadCuda([dir]))).toMatchObject({ status: "note" });
   });
 
   it("of the driver reads its version", () => {
@@ -116,6 +120,7 @@ describe("advice", () => {
       "another Node.js",
     ],
     ["x.node: undefined symbol: aq_thing", "other sources"],
+    ["it has interface version 1, and this aq-native needs 2", "the same version"],
     ["x.node: failed to map segment from shared object", "noexec"],
     ["something nobody has seen", "Build it again: make it."],
   ])("for '%s' says what to do", (message, expected) => {

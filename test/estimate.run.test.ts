@@ -14,7 +14,14 @@ import { filesBelow, smallRun } from "./helpers/small-run.ts";
 import { tempFolders } from "./helpers/temp-folder.ts";
 
 const tempFolder = tempFolders();
-const SMALL: EstimateOptions = { model: TRAINED, calib: BOOKS, nsamples: 3, seqlen: 64, epochs: 2 };
+const SMALL: EstimateOptions = {
+  model: TRAINED,
+  calib: BOOKS,
+  nsamples: 3,
+  seqlen: 64,
+  epochs: 2,
+  device: "cpu",
+};
 
 function sum(parts: Readonly<Record<string, number>>): number {
   return Object.values(parts).reduce((a, b) => a + b, 0);

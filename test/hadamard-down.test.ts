@@ -164,7 +164,7 @@ describe("a run with --hadamard down", () => {
     const first = sequentialWindows(tokenizer.encode(readTextFile(BOOKS)), SMALL.seqlen, 4);
     const expected = await measure(first);
     checkpoint.close();
-    const options = { text: BOOKS, seqlen: SMALL.seqlen, windows: 4 };
+    const options = { text: BOOKS, seqlen: SMALL.seqlen, windows: 4, device: "cpu" } as const;
     expect(await evaluate({ model: out, ...options })).toEqual(expected);
     // The same weights without it.
     const copy = path.join(tempFolder(), "copy");

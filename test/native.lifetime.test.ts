@@ -7,6 +7,7 @@ import { memory } from "../lib/tensor/device.ts";
 import { invoke, invokeOne } from "../lib/tensor/invoke.ts";
 import { keep, scope } from "../lib/tensor/scope.ts";
 import { liveTensors, Tensor } from "../lib/tensor/tensor.ts";
+import { expectAqError } from "./helpers/expect-error.ts";
 
 let live = 0;
 beforeEach(() => {
@@ -123,6 +124,23 @@ describe("a scope", () => {
     // The next scope is the outermost again.
     const x = scope(() => ones(1));
     x.dispose();
+    expect(liveTensors()).toBe(live);
+  });
+});
+
+describe("a disposed tensor", () => {
+  it("does not reach the tensor that gets its handle", () => {
+    const first = ones(3);
+    const { handle } = first;
+    first.dispose();
+    const second = ones(5);
+    expect(second.handle).toBe(handle);
+    expect(first.disposed).toBe(true);
+    expectAqError(() => first.read(), "AQ_DISPOSED");
+    expectAqError(() => invokeOne("add", [first, second], { alpha: 1 }), "AQ_DISPOSED");
+    first.dispose();
+    expect(second.floats()).toEqual(new Float32Array(5).fill(1));
+    second.dispose();
     expect(liveTensors()).toBe(live);
   });
 });

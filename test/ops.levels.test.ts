@@ -20,6 +20,7 @@ const FUSED = new Set([
   "matmul",
   "fake_quant_gemm",
   "gptq",
+  "int4_matmul",
   "attention",
   "attention_grad",
 ]);

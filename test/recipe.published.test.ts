@@ -80,7 +80,7 @@ describe("the published recipes' settings", () => {
     const grouped = tinyModel();
     const asked = settings({ recipe: "paper-w4a4" });
     expectAqError(() => settingsFor(grouped, asked, {}), "AQ_MODEL", "grouped-query", "2 for 4");
-    const options = { model: TRAINED, calib: BOOKS, out: tempFolder() };
+    const options = { model: TRAINED, calib: BOOKS, out: tempFolder(), device: "cpu" } as const;
     await expectAqRejection(
       quantize({ ...options, recipe: "paper-weight-only" }),
       "AQ_MODEL",
@@ -123,7 +123,7 @@ describe("paper-weight-only on OPT", () => {
     // 2 C^2 numbers of 16 bits beside 12 C^2 weights: 8/3 of a bit, as the specification counts.
     expect(bits.bitsPerWeight - bits.total.bitsPerWeight).toBeCloseTo(8 / 3, 6);
 
-    const options = { model: out, text: BOOKS, seqlen: 64, windows: 4 };
+    const options = { model: out, text: BOOKS, seqlen: 64, windows: 4, device: "cpu" } as const;
     const { ppl } = await evaluate(options);
     expect(ppl).toBeLessThan(100);
     expect(inspect({ model: out })).toMatchObject({ family: "opt", blocks: 4 });

@@ -31,7 +31,7 @@ export const normFullSite: SiteKind<Spec> = {
 
   fold(spec, fold, { S, shift }) {
     if (!S) throw new TypeError("norm-full needs S");
-    const { graph, weights, shape, maskOf } = fold;
+    const { graph, weights, shape, maskOf, inverses } = fold;
     const { hidden } = shape;
     foldShift(spec, fold, shift);
     const b = gradualMask(graph, S, maskOf(hidden));
@@ -39,7 +39,8 @@ export const normFullSite: SiteKind<Spec> = {
       const w = weightOf(weights, key);
       weights[key] = headMatmul(graph, w, b, { side: "columns", transpose: false, heads: 1 });
     }
-    weights[`${spec.norm}.residue`] = reshape(graph, inverse(graph, b), [hidden, hidden]);
+    const residue = inverse(graph, b, inverses && { last: inverses, name: spec.norm });
+    weights[`${spec.norm}.residue`] = reshape(graph, residue, [hidden, hidden]);
   },
 
   adds: (spec, style) => [`${spec.norm}.residue`, ...shiftAdds(spec, style)],

@@ -47,13 +47,13 @@ export class Rotation {
   readonly #q: Tensor;
 
   /** Q depends on the seed alone. */
-  constructor(model: Model, seed: number) {
+  constructor(model: Model, seed: number, device = "cpu") {
     this.#model = model;
     this.#seed = seed;
     const random = createRandom(seed);
     const n = model.shape.hidden;
     const q = model.residual.centred ? onesKeepingOrthogonal(n, random) : signedHadamard(n, random);
-    this.#q = Tensor.from(q.data, [n, n]);
+    this.#q = Tensor.from(q.data, [n, n], "f64", device);
   }
 
   dispose(): void {
@@ -116,7 +116,7 @@ export class Rotation {
     const random = createRandom(this.#seed + 2 ** 32 * (index + 1));
     const all = new Float64Array(kvHeads * d * d);
     for (let h = 0; h < kvHeads; h++) all.set(signedHadamard(d, random).data, h * d * d);
-    const m = Tensor.from(all, [kvHeads, d, d]);
+    const m = Tensor.from(all, [kvHeads, d, d], "f64", this.#q.device);
     const rows = { side: 0, transpose: 0, heads: kvHeads };
     weights[site.v] = invokeOne("head_matmul", [weights[site.v], m], rows);
     const bias = weights[`${site.v}.bias`];
@@ -170,6 +170,8 @@ function divide(beta: Tensor, gain: Tensor): Tensor {
   return Tensor.from(
     Float64Array.from(b, (value, i) => value / (g[i] as number)),
     beta.shape,
+    "f64",
+    beta.device,
   );
 }
 

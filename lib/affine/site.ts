@@ -7,6 +7,7 @@ import type { Graph, Var } from "../autograd/graph.ts";
 import { add } from "../autograd/ops/add.ts";
 import { exp } from "../autograd/ops/exp.ts";
 import { linear } from "../autograd/ops/linear.ts";
+import type { LastInverses } from "../autograd/ops/lu-inverse.ts";
 import { reciprocal } from "../autograd/ops/reciprocal.ts";
 import { sub } from "../autograd/ops/sub.ts";
 import type { ModelShape } from "../models/family.ts";
@@ -66,6 +67,8 @@ export interface FoldContext {
   readonly weights: FoldedWeights;
   readonly shape: ModelShape;
   readonly maskOf: MaskOf;
+  /** Where the inverses of large matrices start, if this is one of many folds in a row. */
+  readonly inverses: LastInverses | undefined;
 }
 
 /** The weight or tensor of a key. */

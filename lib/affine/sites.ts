@@ -1,6 +1,7 @@
 /** All sites of a block: their starts, their fold in order, their description. */
 
 import type { Graph, Var } from "../autograd/graph.ts";
+import type { LastInverses } from "../autograd/ops/lu-inverse.ts";
 import type { ModelShape, SiteSpec } from "../models/family.ts";
 import type { Tensor } from "../tensor/tensor.ts";
 import type { MaskOf } from "./gradual-mask.ts";
@@ -65,6 +66,7 @@ export function foldSites(
   parameters: ReadonlyMap<string, Var>,
   shape: ModelShape,
   maskOf: MaskOf,
+  inverses?: LastInverses,
 ): void {
   for (const spec of specs) {
     const prefix = `${siteName(spec)}.`;
@@ -73,7 +75,7 @@ export function foldSites(
         .filter(([name]) => name.startsWith(prefix))
         .map(([name, v]) => [name.slice(prefix.length), v]),
     );
-    kindOf(spec).fold(spec, { graph, weights, shape, maskOf }, own);
+    kindOf(spec).fold(spec, { graph, weights, shape, maskOf, inverses }, own);
   }
 }
 

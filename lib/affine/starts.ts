@@ -62,7 +62,7 @@ export function startSources(
   const seen = statistic(context, activation);
   return context.style.starts === "magnitude"
     ? { activation: seen, weight: columnMax(consumers) }
-    : { activation: throughHalf(seen), weight: channelMax(lead, "signed") };
+    : { activation: throughHalf(seen, lead.device), weight: channelMax(lead, "signed") };
 }
 
 /** Starting scales between an activation and its consumers. */
@@ -76,9 +76,10 @@ export function startOf(
   return startScale(sources.activation, sources.weight, context.alpha);
 }
 
-function throughHalf(x: Float32Array): Float32Array {
+function throughHalf(x: Float32Array, device: string): Float32Array {
   return scope(() => {
-    const half = invokeOne("cast", [Tensor.from(x)], { dtype: dtypeCode("f16") });
+    const single = Tensor.from(x, [x.length], "f32", device);
+    const half = invokeOne("cast", [single], { dtype: dtypeCode("f16") });
     return { values: invokeOne("cast", [half], { dtype: dtypeCode("f32") }).floats() };
   }).values;
 }

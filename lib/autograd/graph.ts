@@ -12,6 +12,9 @@ export interface Grid {
   readonly zero: Tensor;
   /** Learned rounding: added to x / scale before it is rounded. Not the grid's own, as x is not. */
   readonly offset?: Tensor | undefined;
+  /** Factors of the matrix's rows [M] and columns [K]: what is quantized is their product with it. */
+  readonly rows?: Tensor | undefined;
+  readonly columns?: Tensor | undefined;
   readonly bits: number;
   readonly group: number;
 }
@@ -63,6 +66,8 @@ export interface Var {
 
 /** Where operations are applied. Model code takes a Graph and is written once. */
 export interface Graph {
+  /** Gradients will be asked for: what can be left to a later op should be. */
+  readonly records?: boolean;
   /** A value without a gradient. */
   constant(tensor: Tensor): Var;
   apply<P>(op: OpPair<P>, inputs: readonly (Var | undefined)[], params: P): Var;
@@ -79,6 +84,13 @@ export function tensorOf(inputs: readonly (Value | undefined)[], i: number): Ten
 export function materialize(value: Value): Tensor {
   const { tensor, grid } = value;
   if (!grid) return tensor;
+  if (grid.rows || grid.columns) {
+    const { rows, columns, ...rest } = grid;
+    const scaled = invokeOne("scale_weight", [tensor, rows, columns]);
+    const quantized = materialize({ tensor: scaled, grid: rest });
+    scaled.dispose();
+    return quantized;
+  }
   return invokeOne("fake_quant", [tensor, grid.scale, grid.zero, grid.offset], {
     bits: grid.bits,
     group: grid.group,

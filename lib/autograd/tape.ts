@@ -4,6 +4,7 @@ import { AqError } from "../errors.ts";
 import { invoke, invokeOne } from "../tensor/invoke.ts";
 import { Tensor } from "../tensor/tensor.ts";
 import type { Graph, OpPair, Value, Var } from "./graph.ts";
+import { denseOf } from "./scaled.ts";
 
 interface Node {
   readonly op: OpPair<unknown>;
@@ -29,6 +30,7 @@ interface Gradient {
  * soon as the node is done, so the peak is the forward pass plus two gradients.
  */
 export class Tape implements Graph {
+  readonly records = true;
   #nodes: Node[] = [];
   #gradients = new Map<TapeVar, Gradient>();
 
@@ -66,7 +68,8 @@ export class Tape implements Graph {
     return output;
   }
 
-  #mine(op: string, value: Var): TapeVar {
+  #mine(op: string, given: Var): TapeVar {
+    const value = denseOf(given);
     if ((value as Partial<TapeVar>).tape !== this) {
       throw new AqError("AQ_INTERNAL", `${op}: an input belongs to another graph`);
     }

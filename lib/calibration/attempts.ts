@@ -34,7 +34,9 @@ export interface Phase<State> {
   readonly windows: number;
   readonly epochs: number;
   start(): State;
-  step(state: State, window: number, position: StepPosition): StepResult;
+  step(state: State, window: number, position: StepPosition): Promise<StepResult>;
+  /** Smallest dominance margin after the last applied step; null without matrices. Absent: none. */
+  margin?(state: State): Promise<number | null>;
   dispose(state: State): void;
 }
 
@@ -107,11 +109,10 @@ async function runEpochs<State>(
     let applied = 0;
     for (let n = 0; n < windows; n++) {
       const t = epoch * windows + n;
-      const result = phase.step(state, n, { epoch, t, steps, rate });
+      const result = await phase.step(state, n, { epoch, t, steps, rate });
       if (result.applied) {
         sum += result.loss;
         applied++;
-        margin = result.margin ?? margin;
       } else {
         skipped++;
         hooks.onNote?.(
@@ -128,6 +129,7 @@ async function runEpochs<State>(
     }
     const loss = applied > 0 ? sum / applied : Number.NaN;
     losses.push(loss);
+    if (applied > 0 && phase.margin) margin = await phase.margin(state);
     hooks.onEpoch?.(epoch, loss, margin);
   }
   return { losses, margin, skipped };

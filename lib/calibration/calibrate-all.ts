@@ -43,7 +43,7 @@ export async function calibrateAll(parts: RunParts): Promise<void> {
   const { blocks } = source.model.shape;
   const done = record.job.finished.length;
   if (done === blocks) return;
-  const context = source.model.context(windows[0]?.length ?? 0, "f32");
+  const context = source.model.context(windows[0]?.length ?? 0, "f32", source.device);
   let streams: Streams | undefined;
   try {
     const withAug = settings.train.augLoss && settings.recipe.name !== "rtn";
@@ -53,7 +53,7 @@ export async function calibrateAll(parts: RunParts): Promise<void> {
     });
     for (let block = 0; block < done; block++) {
       await pauseForSignals(hooks.signal, block);
-      replay(parts, context, streams, block);
+      await replay(parts, context, streams, block);
     }
     const left = new TimeLeft(blocks - done);
     for (let block = done; block < blocks; block++) {
@@ -70,29 +70,39 @@ export async function calibrateAll(parts: RunParts): Promise<void> {
       hooks.onEvent?.({ event: "block", blocks, ...report });
     }
   } finally {
+    await source.stopReading();
     context.dispose();
     streams?.dispose();
   }
 }
 
 /** Passes a stored block, and says so if the streams do not come out as they were. */
-function replay(
+async function replay(
   { source, written, settings, run, record, hooks }: RunParts,
   context: BlockContext,
   streams: Streams,
   block: number,
-): void {
+): Promise<void> {
   const stored = record.job.finished[block];
   if (!stored) throw new TypeError(`block ${block} is not recorded`);
   hooks.onEvent?.({ event: "phase", block, phase: "replay" });
-  const file = run.openBlock(block);
+  const file = run.openBlock(block, "blocks", source.device);
   try {
     const finished = file.load(block, written, settings.scheme.groupSize);
     const { tokenClips, report } = stored;
     let error: number;
     try {
       const { signal } = hooks;
-      error = replayBlock(source, context, streams, settings, block, finished, tokenClips, signal);
+      error = await replayBlock(
+        source,
+        context,
+        streams,
+        settings,
+        block,
+        finished,
+        tokenClips,
+        signal,
+      );
     } finally {
       disposeFinished({ ...finished, tokenClips });
     }

@@ -60,11 +60,13 @@ export async function calibrateBlock(
     hooks.onPhase?.(phase);
   };
   clock.enter("load");
+  await source.arrived();
   const weights = source.loadBlock(index);
+  if (index + 1 < model.shape.blocks) source.readAhead(index + 1);
   const owned: (() => void)[] = [() => disposeAll(weights)];
   try {
     enter("statistics");
-    const statistics: ActivationStatistics = passFullPrecision(
+    const statistics: ActivationStatistics = await passFullPrecision(
       model,
       context,
       weights,
@@ -121,7 +123,13 @@ export async function calibrateBlock(
     const stored = storedWeights(finished, settings.scheme.groupSize, storedDType);
     let streamError: number;
     try {
-      streamError = passQuantized(problem, stored, finished.tokenClips, streams, hooks.signal);
+      streamError = await passQuantized(
+        problem,
+        stored,
+        finished.tokenClips,
+        streams,
+        hooks.signal,
+      );
     } finally {
       disposeAll(stored);
     }

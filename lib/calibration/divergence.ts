@@ -9,9 +9,9 @@ import { disposeAll, type LoadedWeights } from "../models/load.ts";
 import type { WeightSource } from "../models/source.ts";
 import { invokeOne } from "../tensor/invoke.ts";
 import { scope } from "../tensor/scope.ts";
-import type { Tensor } from "../tensor/tensor.ts";
+import { Tensor } from "../tensor/tensor.ts";
 import { storedWeights } from "./finish-block.ts";
-import { clipConstants, forward } from "./passes.ts";
+import { clipConstants, clipTensors, forward } from "./passes.ts";
 import { activationHook } from "./problem.ts";
 import type { RunSettings } from "./settings.ts";
 import type { Teacher } from "./teacher.ts";
@@ -59,13 +59,23 @@ export async function divergence(
       await setImmediate();
       if (signal?.aborted) throw new AqError("AQ_STOPPED", "stopped while polishing");
     }
-    const each = on.map((n, at) =>
-      scope(() => {
-        const logits = logitsOf(source.model, outer, states[at] as Tensor);
-        return { kl: invokeOne("kl_div", [logits, teacher.logits(n)]).item() };
-      }),
-    );
-    return each.reduce((sum, { kl }) => sum + kl, 0) / on.length;
+    const each = scope(() => {
+      const all = Tensor.empty([on.length], "f32", source.device);
+      for (const [at, n] of on.entries()) {
+        scope(() => {
+          const logits = logitsOf(source.model, outer, states[at] as Tensor);
+          invokeOne("kl_div", [logits, teacher.logits(n)], {}, all.view(at, [1]));
+        });
+      }
+      return all;
+    });
+    try {
+      let sum = 0;
+      for (const value of await each.readAsync()) sum += value;
+      return sum / on.length;
+    } finally {
+      each.dispose();
+    }
   } finally {
     for (const state of states) state.dispose();
   }
@@ -80,16 +90,18 @@ function passBlock(
 ): void {
   const dtype = (key: string) => source.storedDType(i, key);
   const weights = storedWeights(written, scheme.groupSize, dtype);
+  const clips = clipTensors(written.tokenClips, source.device);
   try {
     for (const [at, state] of states.entries()) {
       states[at] = scope(() =>
         forward(source.model, context, weights, state, (graph) =>
-          activationHook(scheme, clipConstants(graph, written.tokenClips)),
+          activationHook(scheme, clipConstants(graph, clips)),
         ),
       );
       state.dispose();
     }
   } finally {
     disposeAll(weights);
+    disposeAll(clips);
   }
 }

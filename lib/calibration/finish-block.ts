@@ -9,6 +9,7 @@ import { disposeAll, type LoadedWeights, loadBlock } from "../models/load.ts";
 import type { WeightSource } from "../models/source.ts";
 import { passThrough } from "../quant/tokens.ts";
 import { dequantizeWeight, type QuantizedWeight, quantizeWeight } from "../quant/weights.ts";
+import { withFullPrecision } from "../tensor/compute-device.ts";
 import { type DType, dtypeCode } from "../tensor/dtype.ts";
 import { invokeOne } from "../tensor/invoke.ts";
 import { keep, scope } from "../tensor/scope.ts";
@@ -77,10 +78,14 @@ export function foldBlock(
       return { weights, equivalence: null, equivalenceStored: null, equivalent };
     }
     const weights = foldInDouble(problem, transforms, affine);
-    const original = runOriginal(problem, source, sample);
+    // What is measured is the fold: rounded products would hide it.
+    const exactly = <T>(body: () => T): T => withFullPrecision(source.device, body);
+    const original = exactly(() => runOriginal(problem, source, sample));
     const size = squares(original, sample);
-    const distance = (other: LoadedWeights): number =>
-      Math.sqrt(squares(original, runBlock(problem.model, problem.context, other, sample)) / size);
+    const distance = (other: LoadedWeights): number => {
+      const y = exactly(() => runBlock(problem.model, problem.context, other, sample));
+      return Math.sqrt(squares(original, y) / size);
+    };
     const equivalence = distance(weights);
     const cast = Object.entries(weights).map(([key, w]) => [
       key,
@@ -103,7 +108,7 @@ function runOriginal(problem: BlockProblem, source: WeightSource, sample: Tensor
   const { rotation } = source;
   const context = withoutHadamard(problem.context);
   if (!rotation && !model.hadamardDown) return runBlock(model, context, problem.weights, sample);
-  const plain = loadBlock(source.checkpoint, model, problem.index);
+  const plain = loadBlock(source.checkpoint, model, problem.index, source.device);
   const y = runBlock(model, context, plain, rotation ? rotation.back(sample) : sample);
   disposeAll(plain);
   return rotation ? rotation.states(y) : y;

@@ -34,47 +34,52 @@ export class Parameter {
   readonly shift: boolean;
   readonly #m: Tensor;
   readonly #v: Tensor;
+  /** Of masked ones: the margin of each matrix after the last update. */
+  readonly #margins: Tensor | undefined;
+  #isUpdated = false;
 
-  constructor(name: string, group: ParameterGroup, start: StartValue) {
+  constructor(name: string, group: ParameterGroup, start: StartValue, device = "cpu") {
     this.name = name;
     this.group = group;
     this.masked = start.masked;
     this.shift = start.shift ?? false;
-    this.value = Tensor.from(start.data, start.shape);
+    this.value = Tensor.from(start.data, start.shape, "f32", device);
     this.#m = zerosLike(this.value);
     this.#v = zerosLike(this.value);
+    this.#margins = this.masked
+      ? Tensor.empty([this.value.shape[0] as number], "f32", device)
+      : undefined;
+  }
+
+  /** One that starts at a tensor's values, on its device. */
+  static from(name: string, group: ParameterGroup, value: Tensor): Parameter {
+    const start = { data: value.floats(), shape: value.shape, masked: false };
+    return new Parameter(name, group, start, value.device);
   }
 
   /**
    * One AdamW step; `step` counts from 1. A masked parameter's off-diagonals are then projected so
-   * that its matrices stay strictly diagonally dominant, unless the rule's dominance is 0; returns the
-   * smallest margin, else undefined. Magnitudes below the rule's floor are raised to it.
+   * that its matrices stay strictly diagonally dominant, unless the rule's dominance is 0. Magnitudes
+   * below the rule's floor are raised to it.
    */
-  update(
-    gradient: Tensor,
-    step: number,
-    lr: number,
-    weightDecay: number,
-    rule: MatrixRule,
-  ): number | undefined {
+  update(gradient: Tensor, step: number, lr: number, weightDecay: number, rule: MatrixRule): void {
     const inputs = [this.value, gradient, this.#m, this.#v];
     const params = { ...ADAM, lr, weight_decay: weightDecay, step };
-    if (!this.masked) {
+    if (this.#margins) {
+      const { sf, band } = rule.maskOf(this.value.shape.at(-1) as number);
+      const matrix = { ...params, sf, band, limit: rule.dominance };
+      invokeOne("masked_adam", inputs, matrix, this.#margins).dispose();
+    } else {
       invoke("adam", inputs, params);
-      this.keepAway(rule.floor);
-      return undefined;
     }
-    const { sf, band } = rule.maskOf(this.value.shape.at(-1) as number);
-    const margins = invokeOne("masked_adam", inputs, {
-      ...params,
-      sf,
-      band,
-      limit: rule.dominance,
-    });
-    const smallest = Math.min(...margins.floats());
-    margins.dispose();
+    this.#isUpdated = true;
     this.keepAway(rule.floor);
-    return smallest;
+  }
+
+  /** The smallest margin of its matrices after the last update; undefined without either. */
+  async margin(): Promise<number | undefined> {
+    if (!this.#margins || !this.#isUpdated) return undefined;
+    return Math.min(...(await this.#margins.readAsync()));
   }
 
   /** Raises magnitudes below `floor` to it, zeros and shifts excepted. */
@@ -88,6 +93,7 @@ export class Parameter {
     this.value.dispose();
     this.#m.dispose();
     this.#v.dispose();
+    this.#margins?.dispose();
   }
 }
 
@@ -100,6 +106,16 @@ function zerosLike(tensor: Tensor): Tensor {
 /** Rate of step t of `steps`, falling from 1 to 0 along half a cosine. */
 export function cosine(t: number, steps: number): number {
   return (1 + Math.cos((Math.PI * t) / steps)) / 2;
+}
+
+/** The smallest margin of all their matrices after the last updates; null without any. */
+export async function smallestMargin(parameters: readonly Parameter[]): Promise<number | null> {
+  let smallest: number | null = null;
+  for (const parameter of parameters) {
+    const own = await parameter.margin();
+    if (own !== undefined) smallest = Math.min(smallest ?? own, own);
+  }
+  return smallest;
 }
 
 export function disposeParameters(parameters: readonly Parameter[]): void {

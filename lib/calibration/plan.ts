@@ -4,6 +4,7 @@ import { addedBySites } from "../affine/sites.ts";
 import { isEquivalent } from "../affine/style.ts";
 import { isRunTime } from "../export/aq-config.ts";
 import type { Model, SiteSpec } from "../models/family.ts";
+import { oddPart } from "../models/hadamard-down.ts";
 import { type Recipe, recipeSites } from "./recipe.ts";
 
 export interface Plan {
@@ -34,4 +35,17 @@ export function planOf(model: Model, recipe: Recipe): Plan {
     );
   }
   return { sites, added, notes };
+}
+
+/** What the rotation costs a model whose head is its embedding. */
+export function untiedNote({ shape: { vocabulary, hidden } }: Model): string {
+  const numbers = (vocabulary * hidden).toLocaleString("en-US");
+  return `the residual stream is rotated, so the head is no longer the embedding: the output stores it as a tensor of its own, ${numbers} numbers more`;
+}
+
+/** What the transform costs when the model runs, and who can run it. */
+export function hadamardNote({ shape: { mlp } }: Model): string {
+  const odd = oddPart(mlp);
+  const sums = (mlp * (Math.log2(mlp / odd) + (odd > 1 ? odd : 0))).toLocaleString("en-US");
+  return `a Hadamard transform runs before the down projection of every block, about ${sums} additions a token; other loaders refuse the output, since they would leave it out`;
 }

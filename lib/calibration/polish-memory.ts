@@ -3,6 +3,7 @@
 import { AqError } from "../errors.ts";
 import type { Model } from "../models/family.ts";
 import { groupsPerRow } from "../quant/weights.ts";
+import { deviceInfo } from "../tensor/device.ts";
 import { byteSize } from "../util/format.ts";
 import type { RunSettings } from "./settings.ts";
 
@@ -47,6 +48,11 @@ export function polishBytes(
   return F32 * (blocks * (block + tape) + working + outer + logits + states);
 }
 
+/** Bytes that a run may take: of a GPU all that it has, since it is rarely shared. */
+export function memoryOf(device: string): number {
+  return device === "cpu" ? process.availableMemory() : deviceInfo(device).totalBytes;
+}
+
 /**
  * Throws: AQ_ARG when there are too few windows, AQ_OOM when polishing would take more than
  * `available` bytes.
@@ -56,7 +62,7 @@ export function checkPolish(
   settings: RunSettings,
   windows: number,
   tokens: number,
-  available: number = process.availableMemory(),
+  available: number = memoryOf("cpu"),
 ): void {
   if (settings.polish === 0) return;
   const held = heldBackWindows(windows);
@@ -70,7 +76,7 @@ export function checkPolish(
   if (bytes > available) {
     throw new AqError(
       "AQ_OOM",
-      `--polish trains all ${model.shape.blocks} blocks at once, which takes about ${byteSize(bytes)} of memory, and this machine has ${byteSize(available)} free; leave --polish out, or take shorter windows (--seqlen)`,
+      `--polish trains all ${model.shape.blocks} blocks at once, which takes about ${byteSize(bytes)} of memory, and there are ${byteSize(available)} free; leave --polish out, or take shorter windows (--seqlen)`,
     );
   }
 }

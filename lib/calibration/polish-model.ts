@@ -53,8 +53,8 @@ export class PolishModel {
     const isLinear = ([key]: [string, Tensor]): boolean => keys.has(key);
     const others = Object.entries(weights).filter((entry) => !isLinear(entry));
     const parameters = [
-      ...others.map(([key, value]) => parameterFrom(key, "gain", value)),
-      ...Object.entries(clips).map(([name, value]) => parameterFrom(name, "clip", value)),
+      ...others.map(([key, value]) => Parameter.from(key, "gain", value)),
+      ...Object.entries(clips).map(([name, value]) => Parameter.from(name, "clip", value)),
     ];
     const linears = Object.fromEntries(Object.entries(weights).filter(isLinear));
     disposeLearned({ weights: Object.fromEntries(others), clips, offsets: {} });
@@ -129,8 +129,4 @@ export class PolishModel {
       for (const tensor of [...Object.values(linears), ...Object.values(offsets)]) tensor.dispose();
     }
   }
-}
-
-function parameterFrom(name: string, group: Parameter["group"], value: Tensor): Parameter {
-  return new Parameter(name, group, { data: value.floats(), shape: value.shape, masked: false });
 }

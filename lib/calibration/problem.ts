@@ -4,6 +4,7 @@ import type { MaskOf } from "../affine/gradual-mask.ts";
 import type { ActivationStatistics } from "../affine/site.ts";
 import { constants, foldSites } from "../affine/sites.ts";
 import type { Graph, Var } from "../autograd/graph.ts";
+import type { LastInverses } from "../autograd/ops/lu-inverse.ts";
 import type { BlockContext, Model } from "../models/family.ts";
 import type { LoadedWeights } from "../models/load.ts";
 import { type QuantScheme, quantizesTokens } from "../quant/scheme.ts";
@@ -42,10 +43,11 @@ export function foldedWeights(
   weights: LoadedWeights,
   parameters: ReadonlyMap<string, Var>,
   maskOf: MaskOf,
+  inverses?: LastInverses,
 ): Record<string, Var> {
   const { model, recipe } = problem;
   const folded = constants(graph, weights);
-  foldSites(recipeSites(model, recipe), graph, folded, parameters, model.shape, maskOf);
+  foldSites(recipeSites(model, recipe), graph, folded, parameters, model.shape, maskOf, inverses);
   return folded;
 }
 

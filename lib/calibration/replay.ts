@@ -15,7 +15,7 @@ import type { Streams } from "./streams.ts";
  *
  * Throws: AQ_STOPPED when the signal fires, and what reading can throw.
  */
-export function replayBlock(
+export async function replayBlock(
   source: WeightSource,
   context: BlockContext,
   streams: Streams,
@@ -24,17 +24,17 @@ export function replayBlock(
   finished: FinishedWeights,
   tokenClips: Readonly<Record<string, number>>,
   signal: AbortSignal | undefined,
-): number {
+): Promise<number> {
   const { model } = source;
   const weights = source.loadBlock(index);
   try {
-    passFullPrecision(model, context, weights, streams, false, signal);
+    await passFullPrecision(model, context, weights, streams, false, signal);
   } finally {
     disposeAll(weights);
   }
   const stored = storedWeights(finished, scheme.groupSize, (key) => source.storedDType(index, key));
   try {
-    return passQuantized({ model, context, scheme }, stored, tokenClips, streams, signal);
+    return await passQuantized({ model, context, scheme }, stored, tokenClips, streams, signal);
   } finally {
     disposeAll(stored);
   }

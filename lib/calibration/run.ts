@@ -14,14 +14,14 @@ import { RunLock } from "../export/run-lock.ts";
 import { RunState } from "../export/run-state.ts";
 import type { StoredBlock } from "../export/stored-block.ts";
 import type { Model } from "../models/family.ts";
-import { oddPart } from "../models/hadamard-down.ts";
 import { openModel } from "../models/registry.ts";
 import { weightSource } from "../models/source.ts";
 import { addedBits } from "../report/added.ts";
 import { buildReport } from "../report/build.ts";
 import { polishCurve } from "../report/curves.ts";
 import { writeReport } from "../report/write.ts";
-import { deviceInfo, setThreads, threads } from "../tensor/device.ts";
+import { type ComputeDevice, openDevice } from "../tensor/compute-device.ts";
+import { setThreads, threads } from "../tensor/device.ts";
 import type { QuantizeEvent, QuantizeOptions, QuantizeResult } from "../types.ts";
 import { packageVersion } from "../util/package.ts";
 import { calibrateAll, type QuantizeHooks } from "./calibrate-all.ts";
@@ -29,8 +29,8 @@ import { identify } from "./identity.ts";
 import { modelFor, openSource } from "./open-source.ts";
 import { PhaseClock } from "./phase-clock.ts";
 import { polishAll } from "./phases/polish.ts";
-import { planOf } from "./plan.ts";
-import { checkPolish } from "./polish-memory.ts";
+import { hadamardNote, planOf, untiedNote } from "./plan.ts";
+import { checkPolish, memoryOf } from "./polish-memory.ts";
 import { checkIdentity, checkResume, findIntact, findJob, leftovers } from "./resume.ts";
 import { newJob, RunRecord } from "./run-record.ts";
 import { type RunSettings, resolveSettings, settingsFor, windowLength } from "./settings.ts";
@@ -44,6 +44,7 @@ interface Session {
   readonly hooks: QuantizeHooks;
   readonly settings: RunSettings;
   readonly streamMemory: number | undefined;
+  readonly device: ComputeDevice;
   readonly checkpoint: Checkpoint;
   /** As the checkpoint has it. */
   readonly original: Model;
@@ -67,10 +68,13 @@ export async function runQuantize(
   const started = performance.now();
   const asked = resolveSettings(options);
   checkResume(options);
-  const streamMemory = streamBudget(options.streamMemory);
+  streamBudget(options.streamMemory);
   if (options.threads !== undefined) setThreads(options.threads);
   const { checkpoint, model: original } = openSource(options.model);
+  let device: ComputeDevice | undefined;
   try {
+    device = openDevice(options);
+    const streamMemory = streamBudget(options.streamMemory, device.name);
     const model = modelFor(checkpoint, original, asked);
     const settings = settingsFor(model, asked, options);
     const run = new RunState(options.out);
@@ -78,7 +82,9 @@ export async function runQuantize(
     const tokens = new TokenCache(options.model, run.dir);
     const text = loadCalibration(options.calib, tokens, seqlen, settings);
     const found = findJob(options.out, run, options);
-    if (!found?.polish) checkPolish(model, settings, text.calibration.length, seqlen);
+    if (!found?.polish) {
+      checkPolish(model, settings, text.calibration.length, seqlen, memoryOf(device.name));
+    }
     const claim = {
       source: options.model,
       overwrite: found !== null || (options.overwrite ?? false),
@@ -86,7 +92,8 @@ export async function runQuantize(
     };
     // A finished run is answered for even where nothing can be written any more.
     const folder = found?.status === "done" ? null : OutputFolder.claim(options.out, claim);
-    const identity = await identify(checkpoint, text, identitySettings(settings), hooks.signal);
+    const own = identitySettings(settings, device);
+    const identity = await identify(checkpoint, text, own, hooks.signal);
     if (found) checkIdentity(options.out, found, identity);
     if (found?.result && isComplete(options.out)) return answer(options, found, hooks);
 
@@ -108,6 +115,7 @@ export async function runQuantize(
         hooks,
         settings,
         streamMemory,
+        device,
         checkpoint,
         original,
         model,
@@ -120,13 +128,21 @@ export async function runQuantize(
       lock.release();
     }
   } finally {
+    device?.release();
     checkpoint.close();
   }
 }
 
-/** Settings that the result depends on; the windows' length is compared by the windows themselves. */
-function identitySettings({ seqlen: _, ...settings }: RunSettings): object {
-  return settings;
+/**
+ * Settings that the result depends on; the windows' length is compared by the windows themselves. What
+ * is computed on one kind of device goes on there: the other rounds otherwise, and blocks of both would
+ * be no run that anybody can repeat.
+ */
+function identitySettings(
+  { seqlen: _, ...settings }: RunSettings,
+  { kind, precision }: ComputeDevice,
+): object {
+  return { ...settings, device: kind, precision };
 }
 
 function isComplete(out: string): boolean {
@@ -154,7 +170,7 @@ async function runSession(
   job: Job,
   tokens: TokenCache,
 ): Promise<QuantizeResult> {
-  const { options, hooks, settings, checkpoint, model, text, run } = session;
+  const { options, hooks, settings, device, checkpoint, model, text, run } = session;
   const record = new RunRecord(run, job, session.started);
   const emit = (event: QuantizeEvent): void => {
     if (event.event === "note") record.note(event.text);
@@ -164,6 +180,7 @@ async function runSession(
   const owned: { dispose(): void }[] = [];
   try {
     emit(startEvent(session));
+    if (device.note !== undefined) emit({ event: "note", text: device.note });
     for (const note of text.notes) emit({ event: "note", text: note });
     const { blocks: intact, polish } = findIntact(run, job, (text) => {
       emit({ event: "note", text });
@@ -176,7 +193,7 @@ async function runSession(
     }
 
     const measure = async (which: "before" | "after", source: EvalModel): Promise<number> => {
-      const result = await perplexity(source, text.evaluation, {
+      const result = await perplexity({ ...source, device: device.name }, text.evaluation, {
         onWindow: (window, windows, ppl) => emit({ event: "eval", which, window, windows, ppl }),
         signal: hooks.signal,
       });
@@ -191,13 +208,13 @@ async function runSession(
     clock.pause();
 
     if (settings.rotate) emit({ event: "stage", stage: "rotate" });
-    const rotation = settings.rotate ? new Rotation(model, settings.seed) : null;
+    const rotation = settings.rotate ? new Rotation(model, settings.seed, device.name) : null;
     if (rotation) owned.push(rotation);
     if (rotation && model.traits.tiedHead && intact === 0) {
       emit({ event: "note", text: untiedNote(model) });
     }
     if (model.hadamardDown && intact === 0) emit({ event: "note", text: hadamardNote(model) });
-    const source = weightSource(checkpoint, model, rotation);
+    const source = weightSource(checkpoint, model, rotation, device.name);
     const { sites, added, notes } = planOf(model, settings.recipe);
     const has = (name: string): boolean => checkpoint.has(name);
     const { hadamardDown } = model;
@@ -228,7 +245,7 @@ async function runSession(
     };
     clock.enter("export");
     emit({ event: "stage", stage: "export" });
-    const stored = (block: number): StoredBlock => run.openBlock(block, live.set);
+    const stored = (block: number): StoredBlock => run.openBlock(block, live.set, device.name);
     await writeHuggingFace(folder, source, written, stored, config, packageVersion(), hooks.signal);
 
     clock.enter("evaluation");
@@ -239,7 +256,7 @@ async function runSession(
     const result = { seconds, pplBefore, pplAfter, blocks, ...(polished && { polish: polished }) };
     const report = buildReport({
       options,
-      settings,
+      settings: { ...settings, device: device.kind, precision: device.precision },
       scheme: settings.scheme,
       recipe: settings.recipe.name,
       source: checkpoint,
@@ -259,7 +276,7 @@ async function runSession(
       notes: record.notes,
       seconds: result.seconds,
       phaseSeconds: clock.stop().phaseSeconds,
-      device: deviceInfo("cpu").detail,
+      device: device.description,
       threads: threads(),
     });
     writeReport(run.dir, report);
@@ -273,20 +290,7 @@ async function runSession(
   }
 }
 
-/** What the rotation costs a model whose head is its embedding. */
-function untiedNote({ shape: { vocabulary, hidden } }: Model): string {
-  const numbers = (vocabulary * hidden).toLocaleString("en-US");
-  return `the residual stream is rotated, so the head is no longer the embedding: the output stores it as a tensor of its own, ${numbers} numbers more`;
-}
-
-/** What the transform costs when the model runs, and who can run it. */
-function hadamardNote({ shape: { mlp } }: Model): string {
-  const odd = oddPart(mlp);
-  const sums = (mlp * (Math.log2(mlp / odd) + (odd > 1 ? odd : 0))).toLocaleString("en-US");
-  return `a Hadamard transform runs before the down projection of every block, about ${sums} additions a token; other loaders refuse the output, since they would leave it out`;
-}
-
-function startEvent({ options, settings, model, text }: Session): QuantizeEvent {
+function startEvent({ options, settings, device, model, text }: Session): QuantizeEvent {
   return {
     event: "start",
     model: options.model,
@@ -298,7 +302,7 @@ function startEvent({ options, settings, model, text }: Session): QuantizeEvent 
     abits: settings.scheme.abits,
     recipe: settings.recipe.name,
     threads: threads(),
-    device: deviceInfo("cpu").detail,
+    device: device.description,
   };
 }
 

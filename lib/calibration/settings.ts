@@ -3,7 +3,7 @@
 import { AqError } from "../errors.ts";
 import type { Model } from "../models/family.ts";
 import { checkScheme, type QuantScheme, quantizesTokens } from "../quant/scheme.ts";
-import { DEVICE_NAMES } from "../tensor/device.ts";
+import { checkChoice } from "../tensor/compute-device.ts";
 import type { QuantizeOptions } from "../types.ts";
 import {
   defaultAugLoss,
@@ -129,14 +129,14 @@ export function resolveSettings(options: QuantizeOptions): RunSettings {
     groupSize: options.groupSize ?? 0,
     symmetric: options.symmetric ?? false,
   });
-  const { sampling = "sequential", device = "auto", rotate = "auto" } = options;
+  const { sampling = "sequential", rotate = "auto" } = options;
   const { hadamard = "none" } = options;
   const recipe = adjusted(recipeOf(options.recipe ?? "default"), options);
   oneOf("rounding", recipe.rounding, ROUNDINGS);
   oneOf("rotate", rotate, ["auto", "on", "off"]);
   oneOf("hadamard", hadamard, ["none", "down"]);
   oneOf("sampling", sampling, ["sequential", "random"]);
-  oneOf("device", device, DEVICE_NAMES);
+  checkChoice(options);
   return {
     scheme: recipe.grids ? { ...scheme, grids: recipe.grids } : scheme,
     recipe,

@@ -1,4 +1,4 @@
-/** One activation stream [N, T, C]: windows in memory as far as they fit, the rest in a file. */
+/** One activation stream [N, T, C]: windows on the device as far as they fit, the rest in a file. */
 
 import * as fs from "node:fs";
 import * as path from "node:path";
@@ -16,7 +16,7 @@ export interface StreamShape {
   readonly channels: number;
 }
 
-/** How much of a stream stays in memory, and the file that takes the rest. */
+/** How much of a stream stays in the device's memory, and the file that takes the rest. */
 export interface Spill {
   /** Windows in memory. */
   readonly resident: number;
@@ -32,6 +32,7 @@ export function windowBytes({ tokens, channels }: Omit<StreamShape, "windows">):
 /** States f32 by window. Values do not depend on where a window lies. */
 export class Stream {
   readonly windows: number;
+  readonly #device: string;
   readonly #shape: readonly [1, number, number];
   readonly #bytes: number;
   /** Windows [0, resident); undefined when there are none. */
@@ -41,8 +42,9 @@ export class Stream {
   #fd: number | undefined;
 
   /** Contents are undefined until stored. Throws: AQ_OOM, AQ_FILE when the file cannot be made. */
-  constructor({ windows, tokens, channels }: StreamShape, spill?: Spill) {
+  constructor({ windows, tokens, channels }: StreamShape, spill?: Spill, device = "cpu") {
     this.windows = windows;
+    this.#device = device;
     this.#shape = [1, tokens, channels];
     this.#bytes = windowBytes({ tokens, channels });
     this.#resident = Math.min(windows, spill?.resident ?? windows);
@@ -50,7 +52,7 @@ export class Stream {
     if (this.#resident < windows) this.#fd = createNameless(this.#file);
     try {
       if (this.#resident > 0) {
-        this.#memory = keep(Tensor.empty([this.#resident, tokens, channels]));
+        this.#memory = keep(Tensor.empty([this.#resident, tokens, channels], "f32", device));
       }
     } catch (error) {
       this.dispose();
@@ -65,7 +67,7 @@ export class Stream {
     const data = new Float32Array(this.#bytes / 4);
     const bytes = new Uint8Array(data.buffer);
     readFully(this.#fd as number, bytes, this.#position(n), this.#file);
-    return Tensor.from(data, this.#shape);
+    return Tensor.from(data, this.#shape, "f32", this.#device);
   }
 
   /** Replaces window n by states [1, T, C]. Throws: AQ_SHAPE, AQ_FILE when the disk is full. */

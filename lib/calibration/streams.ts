@@ -5,6 +5,7 @@ import { AqError } from "../errors.ts";
 import { embedWindow } from "../eval/perplexity.ts";
 import { disposeAll } from "../models/load.ts";
 import type { WeightSource } from "../models/source.ts";
+import { deviceInfo } from "../tensor/device.ts";
 import { dtypeCode } from "../tensor/dtype.ts";
 import { invokeOne } from "../tensor/invoke.ts";
 import { scope } from "../tensor/scope.ts";
@@ -13,7 +14,7 @@ import { type Spill, Stream, windowBytes } from "./stream.ts";
 
 /** Where streams may lie. */
 export interface StreamPlace {
-  /** Bytes that all streams together may take in memory; undefined: as many as there are. */
+  /** Bytes that all streams together may take in the device's memory; undefined: as many as there are. */
   readonly memory: number | undefined;
   /** Folder for the files of what does not fit. */
   readonly dir: string;
@@ -45,7 +46,7 @@ export class Streams {
     const resident = residentWindows(place.memory, windowBytes(shape), withAug ? 3 : 2);
     const make = (name: string): Stream => {
       const spill: Spill = { resident, file: path.join(place.dir, `${name}.stream`) };
-      const stream = new Stream(shape, spill);
+      const stream = new Stream(shape, spill, source.device);
       made.push(stream);
       return stream;
     };
@@ -54,7 +55,7 @@ export class Streams {
       this.quantized = make("quantized");
       this.aug = withAug ? make("second-loss") : undefined;
       this.#embed(source, windows);
-      this.sample = Tensor.empty([1, shape.tokens, shape.channels]);
+      this.sample = Tensor.empty([1, shape.tokens, shape.channels], "f32", source.device);
     } catch (error) {
       for (const stream of made) stream.dispose();
       throw error;
@@ -91,12 +92,16 @@ export class Streams {
   }
 }
 
-/** Checks the limit on memory. Throws: AQ_ARG. */
-export function streamBudget(bytes: number | undefined): number | undefined {
+/** Share of a GPU's memory that streams may take where no limit is set; the rest is for training. */
+const GPU_SHARE = 0.5;
+
+/** The limit on memory, checked, or that of the device. Throws: AQ_ARG. */
+export function streamBudget(bytes: number | undefined, device = "cpu"): number | undefined {
   if (bytes !== undefined && !(Number.isSafeInteger(bytes) && bytes >= 0)) {
     throw new AqError("AQ_ARG", `streamMemory must be a whole number of bytes, got ${bytes}`);
   }
-  return bytes;
+  if (bytes !== undefined || device === "cpu") return bytes;
+  return GPU_SHARE * deviceInfo(device).totalBytes;
 }
 
 /** Windows of each stream that stay in memory. */

@@ -42,7 +42,8 @@ export class Teacher {
       const tokens = windows[0]?.length ?? 0;
       const shape = { windows: windows.length, tokens, channels: hidden };
       const resident = residentWindows(place.memory, windowBytes(shape), 1);
-      states = new Stream(shape, { resident, file: path.join(place.dir, "teacher.stream") });
+      const spill = { resident, file: path.join(place.dir, "teacher.stream") };
+      states = new Stream(shape, spill, source.device);
       const stream = states;
       for (const [n, ids] of windows.entries()) {
         scope(() => stream.store(n, embedWindow(model, outer, ids)));

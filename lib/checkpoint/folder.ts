@@ -6,7 +6,7 @@
 import * as fs from "node:fs";
 import * as path from "node:path";
 import { AqError } from "../errors.ts";
-import { fileError, openForReading, readFully } from "../util/fs.ts";
+import { fileError, openForReading, readFully, readFullyAsync } from "../util/fs.ts";
 import {
   isJsonObject,
   type JsonObject,
@@ -114,19 +114,38 @@ export class Checkpoint {
     byteOffset = 0,
     length: number = target.byteLength,
   ): void {
+    if (length > target.byteLength) throw tooSmall(name, length, target);
+    const { fd, path: file, position } = this.#locate(name, byteOffset, length);
+    readFully(fd, target.subarray(0, length), position, file);
+  }
+
+  /**
+   * Fills `target` with the bytes of a tensor from its byte `byteOffset`, on another thread. The
+   * checkpoint must stay open until then.
+   */
+  async readIntoAsync(name: string, target: Uint8Array, byteOffset: number): Promise<void> {
+    const { fd, path: file, position } = this.#locate(name, byteOffset, target.byteLength);
+    await readFullyAsync(fd, target, position, file);
+  }
+
+  /** Where bytes of a tensor lie. */
+  #locate(
+    name: string,
+    byteOffset: number,
+    length: number,
+  ): { readonly fd: number; readonly path: string; readonly position: number } {
     const tensor = this.info(name);
     const shard = this.#open.get(tensor.file);
     if (this.#closed || !shard) {
       throw new AqError("AQ_DISPOSED", `The checkpoint ${this.dir} is closed.`);
     }
-    const fits = byteOffset >= 0 && length >= 0 && byteOffset + length <= tensor.bytes;
-    if (!fits || length > target.byteLength) {
+    if (!(byteOffset >= 0 && length >= 0 && byteOffset + length <= tensor.bytes)) {
       throw new AqError(
         "AQ_ARG",
-        `Cannot read bytes ${byteOffset} to ${byteOffset + length} of "${name}" (${tensor.bytes} bytes) into ${target.byteLength} bytes.`,
+        `Cannot read bytes ${byteOffset} to ${byteOffset + length} of "${name}", which has ${tensor.bytes}.`,
       );
     }
-    readFully(shard.fd, target.subarray(0, length), tensor.offset + byteOffset, shard.path);
+    return { fd: shard.fd, path: shard.path, position: tensor.offset + byteOffset };
   }
 
   /** Closes the files; reading afterwards is an error, closing twice is not. */
@@ -164,6 +183,13 @@ export function openCheckpoint(dir: string): Checkpoint {
     for (const shard of shards) fs.closeSync(shard.fd);
     throw error;
   }
+}
+
+function tooSmall(name: string, length: number, target: Uint8Array): AqError {
+  return new AqError(
+    "AQ_ARG",
+    `Cannot read ${length} bytes of "${name}" into ${target.byteLength} bytes.`,
+  );
 }
 
 function checkFolder(dir: string): void {

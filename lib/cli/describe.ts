@@ -37,7 +37,9 @@ export function startLine(start: Event<"start">): Segment[] {
       text:
         `: ${start.family}, ${plural(start.blocks, "block")}, W${start.wbits}A${start.abits}, ` +
         `recipe ${start.recipe}, ${plural(start.windows, "window")} of ${start.seqlen} tokens, ` +
-        `${start.device}, ${plural(start.threads, "thread")}`,
+        (start.device.startsWith("cuda")
+          ? `device ${start.device}`
+          : `${start.device}, ${plural(start.threads, "thread")}`),
     },
   ];
 }

@@ -36,7 +36,10 @@ function describeEstimate(result: EstimateResult): string[] {
     [
       "run",
       `${result.family}, ${plural(result.blocks, "block")}, ${plural(result.windows, "window")} of ` +
-        `${result.seqlen} tokens, ${plural(result.steps, "step")}, ${plural(result.threads, "thread")}`,
+        `${result.seqlen} tokens, ${plural(result.steps, "step")}, ` +
+        (result.device.startsWith("cuda")
+          ? `device ${result.device}`
+          : plural(result.threads, "thread")),
     ],
     ["time", `${duration(result.seconds)} (${parts(result.phaseSeconds, duration)})`],
     [

@@ -6,13 +6,15 @@
 import { type Command, Option } from "commander";
 import type { EstimateOptions } from "../estimate.ts";
 import type {
+  DeviceName,
   EvaluateOptions,
   InspectOptions,
+  PrecisionName,
   QuantizeOptions,
   RecipeName,
   ResumeMode,
 } from "../types.ts";
-import { byteCount, choice, decimal, integer, path } from "./values.ts";
+import { byteCount, choice, decimal, deviceName, integer, path } from "./values.ts";
 
 const RECIPES = [
   "default",
@@ -24,7 +26,7 @@ const RECIPES = [
 ] as const satisfies readonly RecipeName[];
 const RESUMES = ["auto", "required", "never"] as const satisfies readonly ResumeMode[];
 const SAMPLINGS = ["sequential", "random"] as const;
-const DEVICES = ["auto", "cpu"] as const;
+const PRECISIONS = ["f32", "bf16", "f16"] as const satisfies readonly PrecisionName[];
 const ROTATES = ["auto", "on", "off"] as const;
 const HADAMARDS = ["none", "down"] as const;
 const ROUNDINGS = ["learned", "nearest", "gptq"] as const;
@@ -188,6 +190,7 @@ function addRunOptions(command: Command, own: readonly Option[]): Command {
     )
     .addOption(threads())
     .addOption(device())
+    .addOption(precision())
     .addOption(json("progress and result as JSON lines on stdout"));
 }
 
@@ -215,6 +218,7 @@ export function addEvaluateOptions(command: Command): Command {
     .optionsGroup("Run:")
     .addOption(threads())
     .addOption(device())
+    .addOption(precision())
     .addOption(json("result as one JSON object on the last line of stdout"));
 }
 
@@ -242,14 +246,10 @@ export function estimateOptions(command: Command): [EstimateOptions, OutputOptio
   return [options, json ? { json } : {}];
 }
 
-/** What `eval` was asked for. Its --device has one meaning so far, and the API takes none. */
+/** What `eval` was asked for. */
 export function evaluateOptions(command: Command): [EvaluateOptions, OutputOptions] {
   requireAll(command);
-  const {
-    json,
-    device: _,
-    ...options
-  } = command.opts<EvaluateOptions & OutputOptions & Pick<QuantizeOptions, "device">>();
+  const { json, ...options } = command.opts<EvaluateOptions & OutputOptions>();
   return [options, json ? { json } : {}];
 }
 
@@ -299,7 +299,19 @@ function threads(): Option {
 }
 
 function device(): Option {
-  return valued("--device <name>", `${DEVICES.join(", ")} (default: auto)`, choice(DEVICES));
+  return valued<DeviceName>(
+    "--device <name>",
+    "auto (a GPU where there is one), cpu, cuda, cuda:1, ... (default: auto)",
+    deviceName,
+  );
+}
+
+function precision(): Option {
+  return valued(
+    "--precision <type>",
+    "of the products on a GPU: bf16, f16 or f32 (default: bf16; the CPU has f32)",
+    choice(PRECISIONS),
+  );
 }
 
 function json(description: string): Option {

@@ -1,5 +1,6 @@
 /** Readers of option values. Each refuses what it cannot use and says what it would take. */
 import { InvalidArgumentError } from "commander";
+import type { DeviceName } from "../types.ts";
 import { nearest } from "./suggest.ts";
 
 /** `words`: all that it takes, where they can be listed; shells complete them. */
@@ -69,6 +70,22 @@ export function choice<const W extends string>(words: readonly W[]): ValueReader
   };
   return Object.assign(read, { words });
 }
+
+const DEVICES = ["auto", "cpu", "cuda"] as const;
+
+/** The name of a device, "cuda:1" included. */
+export const deviceName: ValueReader<DeviceName> = Object.assign(
+  (text: string): DeviceName => {
+    if (/^cuda:\d{1,3}$/.test(text)) return text as DeviceName;
+    const found = DEVICES.find((word) => word === text);
+    if (found !== undefined) return found;
+    const near = nearest(text, DEVICES);
+    throw new InvalidArgumentError(
+      `Expected auto, cpu, cuda or cuda:N with the number of a GPU.${near ? ` Did you mean ${near}?` : ""}`,
+    );
+  },
+  { words: DEVICES },
+);
 
 /** A path of a file or folder. Only what cannot be meant is refused: nothing, or the next option. */
 export function path(text: string): string {

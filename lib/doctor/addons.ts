@@ -1,8 +1,15 @@
 /** The native addons: which file is taken, whether it loads, and whether it computes. */
 
-import { existsSync, readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import * as path from "node:path";
+import {
+  type CudaAddon,
+  cudaAddon,
+  driverVersion,
+  findAddon,
+  firstLine,
+  GET_CUDA,
+} from "../native/cuda.ts";
 import { native } from "../native/load.ts";
 import { deviceInfo, devices, threads } from "../tensor/device.ts";
 import { invokeOne } from "../tensor/invoke.ts";
@@ -16,26 +23,12 @@ import type { DoctorCheck } from "./check.ts";
 const BUILD = 'npm run build:native (in a checkout) or "npm rebuild aq-native --build-from-source"';
 const BUILD_CUDA = "npm run build:cuda (needs CMake and the CUDA toolkit)";
 
-interface Finder {
-  (dir: string): unknown;
-  resolve(dir: string): string;
-}
-
 const require = createRequire(import.meta.url);
-
-/** The file that would be loaded from a folder, or why there is none. */
-function find(dir: string): { file: string } | { error: string } {
-  try {
-    return { file: (require("node-gyp-build") as Finder).resolve(dir) };
-  } catch (error) {
-    return { error: firstLine(error) };
-  }
-}
 
 /** The addon that everything runs on. `root` is the package's own, but for tests. */
 export function checkCpuAddon(root: string = packageRoot()): DoctorCheck {
   const name = "CPU addon";
-  const found = find(root);
+  const found = findAddon(root);
   if ("error" in found) return unloaded(name, found.error, BUILD, {});
   const shown = path.relative(root, found.file);
   try {
@@ -100,54 +93,42 @@ function trialProduct(): number {
 }
 
 /** The driver that the CUDA addon needs. */
-export function checkGpuDriver(file = "/proc/driver/nvidia/version"): DoctorCheck {
+export function checkGpuDriver(file?: string): DoctorCheck {
   const name = "GPU driver";
-  try {
-    const line = readFileSync(file, "utf8").split("\n")[0] ?? "";
-    const version = /\b(\d{3,}\.\d+(?:\.\d+)?)\b/.exec(line)?.[1] ?? null;
-    const text = version ? `NVIDIA ${version}` : line.trim();
-    return { name, status: "ok", text, advice: null, facts: { version } };
-  } catch {
+  const version = driverVersion(file);
+  if (version === undefined) {
     return { name, status: "absent", text: "none found", advice: null, facts: { version: null } };
   }
+  const facts = { version: version || null };
+  return { name, status: "ok", text: `NVIDIA ${version}`.trim(), advice: null, facts };
 }
 
 /** The addon for GPUs: optional, so nothing here keeps the package from working. */
-export function checkCudaAddon(
-  hasDriver: boolean,
-  dir: string = path.join(packageRoot(), "native", "cuda"),
-): DoctorCheck {
+export function checkCudaAddon(hasDriver: boolean, addon: CudaAddon = cudaAddon()): DoctorCheck {
   const name = "CUDA addon";
-  const found = existsSync(dir) ? find(dir) : { error: "not part of this package" };
-  if ("error" in found) {
-    const advice = hasDriver ? `To use the GPU, build it: ${BUILD_CUDA}.` : null;
-    return { name, status: "absent", text: "not built (optional)", advice, facts: {} };
+  if (addon.state === "absent") {
+    const advice = hasDriver ? `To use the GPU, ${GET_CUDA}.` : null;
+    return { name, status: "absent", text: "not there (optional)", advice, facts: {} };
   }
-  const facts = { path: found.file };
-  try {
-    const { backend } = require(found.file) as { backend: object };
-    native().registerBackend(backend);
-    const gpus = devices().filter((device) => device.startsWith("cuda"));
-    const described = gpus.map((device) => ({ device, ...deviceInfo(device) }));
-    const list = described.map((gpu) => `${gpu.device} ${gpu.name}, ${byteSize(gpu.totalBytes)}`);
-    const none = hasDriver ? "loads, but finds no device" : "loads; no driver, so no device";
-    return {
-      name,
-      status: gpus.length > 0 ? "ok" : "note",
-      text: list.join("; ") || none,
-      advice:
-        gpus.length > 0 || !hasDriver
-          ? null
-          : "Check that nvidia-smi lists a GPU for this user, and CUDA_VISIBLE_DEVICES.",
-      facts: { ...facts, devices: described },
-    };
-  } catch (error) {
-    const text = `does not load: ${firstLine(error)}`;
-    return { name, status: "note", text, advice: loadAdvice(text, BUILD_CUDA), facts };
+  const facts = { path: addon.file };
+  if (addon.state === "unusable") {
+    const { reason } = addon;
+    return { name, status: "note", text: reason, advice: loadAdvice(reason, BUILD_CUDA), facts };
   }
-}
-
-function firstLine(error: unknown): string {
-  const message = error instanceof Error ? error.message : String(error);
-  return message.split("\n")[0]?.trim() ?? "";
+  const gpus = devices().filter((device) => device.startsWith("cuda"));
+  const described = gpus.map((device) => ({ device, ...deviceInfo(device) }));
+  const list = described.map(
+    (gpu) => `${gpu.device} ${gpu.name}, ${byteSize(gpu.totalBytes)}, ${gpu.detail}`,
+  );
+  const none = hasDriver ? "loads, but finds no device" : "loads; no driver, so no device";
+  return {
+    name,
+    status: gpus.length > 0 ? "ok" : "note",
+    text: list.join("; ") || none,
+    advice:
+      gpus.length > 0 || !hasDriver
+        ? null
+        : "Check that nvidia-smi lists a GPU for this user, and CUDA_VISIBLE_DEVICES.",
+    facts: { ...facts, devices: described },
+  };
 }

@@ -7,6 +7,11 @@ interface Rule {
 
 const RULES: readonly Rule[] = [
   {
+    when: /interface version/,
+    advice: (_, build) =>
+      `Install both packages in the same version; in a checkout build both addons again, npm run build:native and ${build}.`,
+  },
+  {
     when: /No native build was found/i,
     advice: (_, build) => `Build it: ${build}.`,
   },

@@ -41,7 +41,11 @@ export interface AttentionSpeed {
 }
 
 /** Smallest of several times, in seconds: the one that others disturbed least. */
-function seconds(body: () => void): number {
+function seconds(device: string, work: () => void): number {
+  const body = (): void => {
+    work();
+    finish(device);
+  };
   body();
   let best = Number.POSITIVE_INFINITY;
   const until = performance.now() + SLICE_MS;
@@ -53,20 +57,26 @@ function seconds(body: () => void): number {
   return best / 1000;
 }
 
+/** Waits for what a GPU was given; the CPU has done it already. */
+function finish(device: string): void {
+  if (device !== "cpu") scope(() => Tensor.from(Float32Array.of(0), [1], "f32", device).item());
+}
+
 /** Values that look like activations; which ones does not matter to the time. */
-function noise(...shape: number[]): Tensor {
+function noise(device: string, ...shape: number[]): Tensor {
   const data = new Float32Array(shape.reduce((a, b) => a * b, 1));
   let state = 1;
   for (let i = 0; i < data.length; i++) {
     state = (state * 48271) % 2147483647;
     data[i] = state / 2147483647 - 0.5;
   }
-  return Tensor.from(data, shape);
+  return Tensor.from(data, shape, "f32", device);
 }
 
 /** Reduces to a loss and goes back, as a step does. */
 function backward(tape: Tape, y: Var): void {
-  const target = tape.constant(Tensor.empty(y.value.tensor.shape));
+  const { shape, dtype, device } = y.value.tensor;
+  const target = tape.constant(Tensor.empty(shape, dtype, device));
   tape.backward(mse(tape, y, target));
 }
 
@@ -81,14 +91,19 @@ const quantizeTokens = (graph: Graph, x: Var, scheme: QuantScheme, group: number
     : x;
 
 /** Measures a linear [out, in] at two numbers of tokens and tells the two kinds of cost apart. */
-export function measureLinear(out: number, columns: number, scheme: QuantScheme): LinearSpeed {
+export function measureLinear(
+  out: number,
+  columns: number,
+  scheme: QuantScheme,
+  device: string,
+): LinearSpeed {
   const [o, i] = [Math.min(out, MAX_SIDE), Math.min(columns, MAX_SIDE)];
   const scale = (out * columns) / (o * i);
   return scope(() => {
-    const w = noise(o, i);
-    const factor = Tensor.from(new Float32Array(i).fill(1));
+    const w = noise(device, o, i);
+    const factor = Tensor.from(new Float32Array(i).fill(1), [i], "f32", device);
     const start = startClip(o, i, scheme.groupSize);
-    const clip = Tensor.from(start.data, start.shape);
+    const clip = Tensor.from(start.data, start.shape, "f32", device);
     const step = (x: Tensor): void =>
       scope(() => {
         const tape = new Tape();
@@ -97,12 +112,12 @@ export function measureLinear(out: number, columns: number, scheme: QuantScheme)
         const wq = fakeQuantWeight(tape, folded, tape.parameter(clip), scheme);
         backward(tape, linear(tape, quantizeTokens(tape, tape.parameter(x), scheme, 0), wq));
       });
-    const few = noise(MAX_ROWS / 4, i);
-    const many = noise(MAX_ROWS, i);
-    const short = seconds(() => step(few));
-    const long = seconds(() => step(many));
+    const few = noise(device, MAX_ROWS / 4, i);
+    const many = noise(device, MAX_ROWS, i);
+    const short = seconds(device, () => step(few));
+    const long = seconds(device, () => step(many));
     const perToken = Math.max(0, long - short) / (0.75 * MAX_ROWS);
-    const forward = seconds(() =>
+    const forward = seconds(device, () =>
       scope(() => {
         const graph = new Eager();
         linear(graph, graph.constant(many), graph.constant(w));
@@ -121,6 +136,7 @@ export function measureAttention(
   { heads, kvHeads, headDim }: ModelShape,
   tokens: number,
   scheme: QuantScheme,
+  device: string,
 ): AttentionSpeed {
   const t = Math.min(tokens, MAX_TOKENS);
   const shared = heads / kvHeads;
@@ -128,12 +144,10 @@ export function measureAttention(
   const scale = (kvHeads / kv) * (tokens / t) ** 2;
   const params = { heads: kv * shared, kvHeads: kv, scale: 1 / Math.sqrt(headDim) };
   return scope(() => {
-    const [q, k, v] = [kv * shared, kv, kv].map((count) => noise(1, t, count * headDim)) as [
-      Tensor,
-      Tensor,
-      Tensor,
-    ];
-    const training = seconds(() =>
+    const [q, k, v] = [kv * shared, kv, kv].map((count) =>
+      noise(device, 1, t, count * headDim),
+    ) as [Tensor, Tensor, Tensor];
+    const training = seconds(device, () =>
       scope(() => {
         const tape = new Tape();
         const [a, b, c] = [q, k, v].map((x) =>
@@ -142,7 +156,7 @@ export function measureAttention(
         backward(tape, attention(tape, a, b, c, params));
       }),
     );
-    const forward = seconds(() =>
+    const forward = seconds(device, () =>
       scope(() => {
         const graph = new Eager();
         const [a, b, c] = [q, k, v].map((x) => graph.constant(x)) as [Var, Var, Var];
@@ -154,11 +168,11 @@ export function measureAttention(
 }
 
 /** Seconds of an elementwise pair, forward and backward, for each element of its output. */
-export function measureElementwise(width: number): number {
+export function measureElementwise(width: number, device: string): number {
   const columns = Math.min(width, MAX_SIDE);
   return scope(() => {
-    const [gate, up] = [noise(MAX_ROWS, columns), noise(MAX_ROWS, columns)];
-    const time = seconds(() =>
+    const [gate, up] = [noise(device, MAX_ROWS, columns), noise(device, MAX_ROWS, columns)];
+    const time = seconds(device, () =>
       scope(() => {
         const tape = new Tape();
         backward(tape, siluMul(tape, tape.parameter(gate), tape.parameter(up)));
@@ -169,11 +183,11 @@ export function measureElementwise(width: number): number {
 }
 
 /** Seconds of a call that computes next to nothing: what every op costs however small it is. */
-export function measureCall(): number {
+export function measureCall(device: string): number {
   const calls = 20;
   return scope(() => {
-    const x = noise(1, 8);
-    const time = seconds(() =>
+    const x = noise(device, 1, 8);
+    const time = seconds(device, () =>
       scope(() => {
         const graph = new Eager();
         const y = graph.constant(x);

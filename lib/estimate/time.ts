@@ -23,6 +23,8 @@ const FOLD_PASSES = 3;
 
 /** What the run works on. */
 export interface Workload {
+  /** Where it runs. */
+  readonly device: string;
   readonly model: Model;
   readonly settings: RunSettings;
   /** Calibration windows and windows of each evaluation. */
@@ -50,20 +52,20 @@ export interface UnitSeconds {
 }
 
 /** Measures for about a second. */
-export function measureUnits({ model, settings, tokens }: Workload): UnitSeconds {
+export function measureUnits({ device, model, settings, tokens }: Workload): UnitSeconds {
   const { scheme } = settings;
   const { hidden, mlp, vocabulary } = model.shape;
   const speeds = new Map<string, LinearSpeed>();
   const linears = model.linears.map((spec) => {
     const key = `${spec.out} ${spec.in}`;
-    const speed = speeds.get(key) ?? measureLinear(spec.out, spec.in, scheme);
+    const speed = speeds.get(key) ?? measureLinear(spec.out, spec.in, scheme, device);
     speeds.set(key, speed);
     return { ...speed, weights: spec.out * spec.in };
   });
   const sum = (of: (speed: (typeof linears)[number]) => number): number =>
     linears.reduce((total, speed) => total + of(speed), 0);
-  const heads = measureAttention(model.shape, tokens, scheme);
-  const elementwise = measureElementwise(mlp) * tokens * (mlp + HIDDEN_PASSES * hidden);
+  const heads = measureAttention(model.shape, tokens, scheme, device);
+  const elementwise = measureElementwise(mlp, device) * tokens * (mlp + HIDDEN_PASSES * hidden);
   const weightSide = sum(({ perStep }) => perStep);
   const perWeight = sum((s) => s.forwardPerToken) / sum((s) => s.weights);
   const pass = tokens * sum((s) => s.forwardPerToken) + heads.forward + elementwise / 3;
@@ -75,7 +77,7 @@ export function measureUnits({ model, settings, tokens }: Workload): UnitSeconds
       weightSide +
       heads.training +
       elementwise +
-      SMALL_CALLS * measureCall(),
+      SMALL_CALLS * measureCall(device),
     pass,
     head: tokens * hidden * vocabulary * perWeight,
     fold: FOLD_FACTOR * weightSide + FOLD_PASSES * pass,

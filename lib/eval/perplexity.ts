@@ -3,6 +3,7 @@
 import { setImmediate } from "node:timers/promises";
 import { Eager, type Graph, type Var } from "../autograd/graph.ts";
 import type { Checkpoint } from "../checkpoint/folder.ts";
+import { ReadAhead } from "../checkpoint/read-ahead.ts";
 import { AqError } from "../errors.ts";
 import type { BlockContext, Model } from "../models/family.ts";
 import { disposeAll, type LoadedWeights, loadBlock, loadOuter } from "../models/load.ts";
@@ -15,6 +16,8 @@ import type { EvaluateResult } from "../types.ts";
 
 /** Hidden states held at a time; more windows than fit go through the model in turns. */
 const STREAM_BYTES = 64 * 2 ** 20;
+/** The same on a GPU, where a turn costs less than loading all weights for it. */
+const GPU_STREAM_BYTES = 2 * 2 ** 30;
 /** Logits held at a time. */
 const LOGIT_BYTES = 64 * 2 ** 20;
 
@@ -22,6 +25,8 @@ const LOGIT_BYTES = 64 * 2 ** 20;
 export interface EvalModel {
   readonly checkpoint: Checkpoint;
   readonly model: Model;
+  /** Where it runs; the CPU where absent. */
+  readonly device?: string | undefined;
   readonly activations: null | {
     readonly bits: number;
     /** Clipping logits by activation, for each block; absent blocks are not clipped. */
@@ -48,21 +53,23 @@ export async function perplexity(
 ): Promise<EvaluateResult> {
   const tokens = windows[0]?.length ?? 0;
   if (tokens < 2) throw new AqError("AQ_ARG", "perplexity needs at least one window of two tokens");
-  const { model, checkpoint } = source;
-  const perTurn = Math.max(1, Math.floor(STREAM_BYTES / (4 * tokens * model.shape.hidden)));
+  const { model, checkpoint, device } = source;
+  const held = device === undefined || device === "cpu" ? STREAM_BYTES : GPU_STREAM_BYTES;
+  const perTurn = Math.max(1, Math.floor(held / (4 * tokens * model.shape.hidden)));
   const losses: number[] = [];
-  const outer = loadOuter(checkpoint, model);
-  const context = model.context(tokens, "f32");
+  const outer = loadOuter(checkpoint, model, device);
+  const context = model.context(tokens, "f32", device);
+  const ahead = new ReadAhead(checkpoint);
   try {
     for (let first = 0; first < windows.length; first += perTurn) {
       const turn = windows.slice(first, first + perTurn);
       const states = turn.map((ids) => embedWindow(model, outer, ids));
       try {
         for (let i = 0; i < model.shape.blocks; i++) {
-          await runBlock(source, i, context, states, hooks.signal);
+          await runBlock(source, ahead, i, context, states, hooks.signal);
         }
         for (const [n, ids] of turn.entries()) {
-          losses.push(windowLoss(model, outer, states[n] as Tensor, ids));
+          losses.push(await windowLoss(model, outer, states[n] as Tensor, ids));
           hooks.onWindow?.(losses.length - 1, windows.length, summarize(losses, tokens).ppl);
           await breathe(hooks.signal);
         }
@@ -71,6 +78,7 @@ export async function perplexity(
       }
     }
   } finally {
+    await ahead.stop();
     disposeAll(outer);
     context.dispose();
   }
@@ -84,19 +92,29 @@ async function breathe(signal: AbortSignal | undefined): Promise<void> {
 
 /** Embeds one window: [1, T, C], owned by the caller. */
 export function embedWindow(model: Model, outer: LoadedWeights, ids: Int32Array): Tensor {
-  return scope(() => model.embed(outer, Tensor.from(ids, [1, ids.length])));
+  return scope(() => {
+    const { device } = outer["embedding"] as Tensor;
+    return model.embed(outer, Tensor.from(ids, [1, ids.length], "i32", device));
+  });
 }
 
 /** Replaces every state by block i's output. */
 async function runBlock(
   source: EvalModel,
+  ahead: ReadAhead,
   i: number,
   context: BlockContext,
   states: Tensor[],
   signal: AbortSignal | undefined,
 ): Promise<void> {
-  const { checkpoint, model } = source;
-  const weights = loadBlock(checkpoint, model, i);
+  const { checkpoint, model, device = "cpu" } = source;
+  await ahead.arrived();
+  const weights = loadBlock(checkpoint, model, i, device, ahead);
+  if (device !== "cpu" && i + 1 < model.shape.blocks) {
+    ahead.begin(model.blockTensors(i + 1).map(({ name }) => name));
+  }
+  // Made once for all windows: each would be a copy to the device.
+  const clips = clipTensors(source, i);
   try {
     for (const [n, state] of states.entries()) {
       states[n] = scope(() => {
@@ -104,41 +122,62 @@ async function runBlock(
         const w = Object.fromEntries(
           Object.entries(weights).map(([key, t]) => [key, graph.constant(t)]),
         );
-        return model.block(graph, context, w, graph.constant(state), hookOf(source, i, graph)).value
-          .tensor;
+        const hook = hookOf(source, clips, graph);
+        return model.block(graph, context, w, graph.constant(state), hook).value.tensor;
       });
       state.dispose();
       await breathe(signal);
     }
   } finally {
     disposeAll(weights);
+    disposeAll(clips);
   }
 }
 
-function hookOf({ activations }: EvalModel, block: number, graph: Eager): ActivationHook {
+/** The clipping logits of a block's activations, by activation; the caller owns them. */
+function clipTensors({ activations, device }: EvalModel, block: number): LoadedWeights {
+  const logits = Object.entries(activations?.clips[block] ?? {});
+  return Object.fromEntries(
+    logits.map(([name, logit]) => [name, Tensor.from(Float32Array.of(logit), [1], "f32", device)]),
+  );
+}
+
+function hookOf({ activations }: EvalModel, clips: LoadedWeights, graph: Eager): ActivationHook {
   if (!activations) return passThrough;
-  const clips = new Map<string, Var>();
-  for (const [name, logit] of Object.entries(activations.clips[block] ?? {})) {
-    clips.set(name, graph.constant(Tensor.from(Float32Array.of(logit))));
-  }
-  return new TokenQuantizers(activations.bits, clips, activations.style);
+  const vars = new Map<string, Var>();
+  for (const [name, logit] of Object.entries(clips)) vars.set(name, graph.constant(logit));
+  return new TokenQuantizers(activations.bits, vars, activations.style);
 }
 
 /** Mean next-token loss of one window; the head runs over a few rows at a time. */
-function windowLoss(model: Model, outer: LoadedWeights, state: Tensor, ids: Int32Array): number {
+async function windowLoss(
+  model: Model,
+  outer: LoadedWeights,
+  state: Tensor,
+  ids: Int32Array,
+): Promise<number> {
   const [, tokens, hidden] = state.shape as [number, number, number];
   const rows = Math.max(1, Math.floor(LOGIT_BYTES / (4 * model.shape.vocabulary)));
-  let sum = 0;
-  for (let at = 0; at < tokens - 1; at += rows) {
-    const count = Math.min(rows, tokens - 1 - at);
-    const losses = scope(() => {
-      const logits = logitsOf(model, outer, state.view(at * hidden, [count, hidden]));
-      const targets = Tensor.from(ids.slice(at + 1, at + 1 + count));
-      return { data: invokeOne("cross_entropy", [logits, targets]).floats() };
-    }).data;
-    for (const loss of losses) sum += loss;
+  const losses = scope(() => {
+    const { device } = state;
+    const all = Tensor.empty([tokens - 1], "f32", device);
+    const targets = Tensor.from(ids.slice(1), [tokens - 1], "i32", device);
+    for (let at = 0; at < tokens - 1; at += rows) {
+      const count = Math.min(rows, tokens - 1 - at);
+      scope(() => {
+        const logits = logitsOf(model, outer, state.view(at * hidden, [count, hidden]));
+        invokeOne("cross_entropy", [logits, targets.view(at, [count])], {}, all.view(at, [count]));
+      });
+    }
+    return all;
+  });
+  try {
+    let sum = 0;
+    for (const loss of await losses.readAsync()) sum += loss;
+    return sum / (tokens - 1);
+  } finally {
+    losses.dispose();
   }
-  return sum / (tokens - 1);
 }
 
 /** Logits [..., V] of hidden states [..., C]. */
@@ -176,24 +215,25 @@ export function forwardLogits(
   hidden?: (state: Float32Array, i: number) => void,
 ): Float32Array {
   const { checkpoint, model } = source;
-  const outer = loadOuter(checkpoint, model);
-  const context = model.context(ids.length, "f32");
+  const { device } = source;
+  const outer = loadOuter(checkpoint, model, device);
+  const context = model.context(ids.length, "f32", device);
   try {
     let state = embedWindow(model, outer, ids);
     hidden?.(state.floats(), 0);
     for (let i = 0; i < model.shape.blocks; i++) {
-      const weights = loadBlock(checkpoint, model, i);
+      const weights = loadBlock(checkpoint, model, i, device);
+      const clips = clipTensors(source, i);
       const next = scope(() => {
         const graph = new Eager();
         const w = Object.fromEntries(
           Object.entries(weights).map(([key, t]) => [key, graph.constant(t)]),
         );
-        return keep(
-          model.block(graph, context, w, graph.constant(state), hookOf(source, i, graph)).value
-            .tensor,
-        );
+        const hook = hookOf(source, clips, graph);
+        return keep(model.block(graph, context, w, graph.constant(state), hook).value.tensor);
       });
       disposeAll(weights);
+      disposeAll(clips);
       state.dispose();
       state = next;
       hidden?.(state.floats(), i + 1);

@@ -45,7 +45,7 @@ export function writeLearnedBlock(file: string, learned: LearnedBlock): void {
 }
 
 /** The caller owns the tensors. Throws: AQ_FILE, AQ_FORMAT. */
-export function readLearnedBlock(file: string): LearnedBlock {
+export function readLearnedBlock(file: string, device = "cpu"): LearnedBlock {
   const parts: Record<(typeof PARTS)[number], Record<string, Tensor>> = {
     weights: {},
     clips: {},
@@ -63,7 +63,7 @@ export function readLearnedBlock(file: string): LearnedBlock {
       }
       const data = new Uint8Array(bytes);
       readFully(fd, data, offset, file);
-      parts[part][name.slice(part.length + 1)] = Tensor.from(data, shape, "f32");
+      parts[part][name.slice(part.length + 1)] = Tensor.from(data, shape, "f32", device);
     }
     return parts;
   } catch (error) {

@@ -178,9 +178,9 @@ export class RunState {
     }
   }
 
-  /** Opens a stored block. Throws: AQ_FILE, AQ_FORMAT. */
-  openBlock(block: number, set: BlockSet = "blocks"): StoredBlock {
-    return new StoredBlock(this.blockFile(block, set));
+  /** Opens a stored block, whose tensors are then made on `device`. Throws: AQ_FILE, AQ_FORMAT. */
+  openBlock(block: number, set: BlockSet = "blocks", device = "cpu"): StoredBlock {
+    return new StoredBlock(this.blockFile(block, set), device);
   }
 
   get #job(): string {

@@ -16,12 +16,14 @@ import type { FinishedWeights } from "./weights.ts";
 /** An open file of the run folder; close it after use. */
 export class StoredBlock {
   readonly #fd: number;
+  readonly #device: string;
   readonly #file: string;
   readonly #tensors: ReadonlyMap<string, TensorEntry>;
 
-  /** Throws: AQ_FILE, AQ_FORMAT. */
-  constructor(file: string) {
+  /** Tensors are made on `device`. Throws: AQ_FILE, AQ_FORMAT. */
+  constructor(file: string, device: string) {
     this.#file = file;
+    this.#device = device;
     this.#fd = openForReading(file);
     try {
       this.#tensors = readSafetensorsHeader(this.#fd, file).tensors;
@@ -72,7 +74,7 @@ export class StoredBlock {
 
   #plain(name: string): Tensor {
     const { shape, bytes } = this.#read(name);
-    return Tensor.from(bytes, shape, "f32");
+    return Tensor.from(bytes, shape, "f32", this.#device);
   }
 
   #quantized(name: string, groupSize: number): QuantizedWeight {
@@ -81,10 +83,11 @@ export class StoredBlock {
     const single = (part: "scale" | "zero"): Tensor =>
       scope(() => {
         const { bytes, dtype } = this.#read(`${name}.${part}`);
-        return invokeOne("cast", [Tensor.from(bytes, grid, dtype)], { dtype: dtypeCode("f32") });
+        const stored = Tensor.from(bytes, grid, dtype, this.#device);
+        return invokeOne("cast", [stored], { dtype: dtypeCode("f32") });
       });
     return {
-      codes: Tensor.from(bytes, shape, "u8"),
+      codes: Tensor.from(bytes, shape, "u8", this.#device),
       scale: single("scale"),
       zero: single("zero"),
     };

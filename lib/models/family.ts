@@ -79,6 +79,7 @@ export type Weights = Readonly<Record<string, Var>>;
 
 /** Constants that a block needs for sequences of T tokens. */
 export interface BlockContext {
+  readonly device: string;
   /** Rotary tables. */
   readonly tensors: Readonly<Record<string, Tensor>>;
   /** The transform before down, if the model has one. */
@@ -112,8 +113,9 @@ export interface Model {
   outerTensors(): readonly TensorSpec[];
   /** Name of the head's weight in a checkpoint, also where it is tied and absent. */
   headName(): string;
-  context(tokens: number, dtype: "f32" | "f64"): BlockContext;
-  /** ids i32 [B, T] -> [B, T, C]. */
+  /** Constants on a device, "cpu" where none is named. */
+  context(tokens: number, dtype: "f32" | "f64", device?: string): BlockContext;
+  /** ids i32 [B, T] on the device of the weights -> [B, T, C]. */
   embed(outer: Readonly<Record<string, Tensor>>, ids: Tensor): Tensor;
   /** x [B, T, C] -> [B, T, C]. */
   block(graph: Graph, context: BlockContext, w: Weights, x: Var, activations: ActivationHook): Var;

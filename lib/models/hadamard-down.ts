@@ -46,9 +46,14 @@ function hartley(m: number): Float64Array {
 }
 
 /** Its factors as tensors, which the caller owns. */
-function factorsOf({ signs }: HadamardDown, dtype: "f32" | "f64"): HadamardFactors {
+function factorsOf({ signs }: HadamardDown, dtype: "f32" | "f64", device: string): HadamardFactors {
   const tensor = (data: ArrayLike<number>, shape: number[]): Tensor =>
-    Tensor.from(dtype === "f64" ? Float64Array.from(data) : Float32Array.from(data), shape);
+    Tensor.from(
+      dtype === "f64" ? Float64Array.from(data) : Float32Array.from(data),
+      shape,
+      dtype,
+      device,
+    );
   const m = oddPart(signs.length);
   return {
     signs: tensor(signs, [signs.length]),
@@ -63,7 +68,7 @@ export function withHadamard(
   dtype: "f32" | "f64",
 ): BlockContext {
   if (!transform) return context;
-  const factors = factorsOf(transform, dtype);
+  const factors = factorsOf(transform, dtype, context.device);
   return {
     ...context,
     hadamardDown: factors,
@@ -76,8 +81,8 @@ export function withHadamard(
 }
 
 /** The same block as the checkpoint had it. It owns nothing: dispose the other one. */
-export function withoutHadamard({ tensors }: BlockContext): BlockContext {
-  return { tensors, dispose: () => {} };
+export function withoutHadamard({ device, tensors }: BlockContext): BlockContext {
+  return { device, tensors, dispose: () => {} };
 }
 
 /** The activation as its linear wants it. */
@@ -99,7 +104,7 @@ export function foldHadamard(
     const w = result[key];
     if (!w) throw new TypeError(`the block has no weight '${key}'`);
     result[key] = scope(() => {
-      const { signs, odd } = factorsOf(transform, "f64");
+      const { signs, odd } = factorsOf(transform, "f64", w.device);
       const double = invokeOne("cast", [w], { dtype: dtypeCode("f64") });
       const turned = invokeOne("hadamard", [double, signs, odd], { inverse: 0 });
       return invokeOne("cast", [turned], { dtype: dtypeCode("f32") });

@@ -155,17 +155,17 @@ class Llama implements Model {
     return "lm_head.weight";
   }
 
-  context(tokens: number, dtype: "f32" | "f64"): BlockContext {
+  context(tokens: number, dtype: "f32" | "f64", device = "cpu"): BlockContext {
     const { cos, sin } = ropeTables(this.#config, tokens);
     const shape = [tokens, this.#config.headDim / 2];
     const table = (data: Float32Array): Tensor =>
-      Tensor.from(dtype === "f64" ? Float64Array.from(data) : data, shape);
+      Tensor.from(dtype === "f64" ? Float64Array.from(data) : data, shape, dtype, device);
     const tensors = { cos: table(cos), sin: table(sin) };
     const dispose = (): void => {
       tensors.cos.dispose();
       tensors.sin.dispose();
     };
-    return withHadamard({ tensors, dispose }, this.hadamardDown, dtype);
+    return withHadamard({ device, tensors, dispose }, this.hadamardDown, dtype);
   }
 
   embed(outer: Readonly<Record<string, Tensor>>, ids: Tensor): Tensor {

@@ -2,6 +2,7 @@
 
 import * as path from "node:path";
 import type { Checkpoint } from "../checkpoint/folder.ts";
+import type { ReadAhead } from "../checkpoint/read-ahead.ts";
 import { engineDType } from "../checkpoint/safetensors-header.ts";
 import { AqError } from "../errors.ts";
 import { type DType, dtypeCode } from "../tensor/dtype.ts";
@@ -57,11 +58,24 @@ export function checkWeights(checkpoint: Checkpoint, model: Model): void {
   }
 }
 
-/** Reads a tensor in its stored dtype. Throws: AQ_MODEL for a wrong shape or dtype, AQ_FILE. */
-export function loadStored(checkpoint: Checkpoint, spec: TensorSpec): Tensor {
+/**
+ * Reads a tensor in its stored dtype, or takes it from what was read ahead. Throws: AQ_MODEL for a
+ * wrong shape or dtype, AQ_FILE.
+ */
+export function loadStored(
+  checkpoint: Checkpoint,
+  spec: TensorSpec,
+  device = "cpu",
+  ahead?: ReadAhead,
+): Tensor {
   const dtype = checkWeight(checkpoint, spec);
   const info = checkpoint.info(spec.name);
-  const tensor = Tensor.empty(spec.shape, dtype);
+  const tensor = Tensor.empty(spec.shape, dtype, device);
+  const whole = ahead?.take(spec.name);
+  if (whole) {
+    tensor.write(whole);
+    return tensor;
+  }
   const chunk = new Uint8Array(Math.min(CHUNK_BYTES, info.bytes));
   for (let at = 0; at < info.bytes; at += chunk.length) {
     const part = chunk.subarray(0, Math.min(chunk.length, info.bytes - at));
@@ -72,9 +86,14 @@ export function loadStored(checkpoint: Checkpoint, spec: TensorSpec): Tensor {
 }
 
 /** Reads a tensor as f32 and refuses NaN and infinity. Throws: AQ_MODEL, AQ_FILE, AQ_NUMERIC. */
-export function loadWeight(checkpoint: Checkpoint, spec: TensorSpec): Tensor {
+export function loadWeight(
+  checkpoint: Checkpoint,
+  spec: TensorSpec,
+  device = "cpu",
+  ahead?: ReadAhead,
+): Tensor {
   return scope(() => {
-    const stored = loadStored(checkpoint, spec);
+    const stored = loadStored(checkpoint, spec, device, ahead);
     const tensor =
       stored.dtype === "f32" ? stored : invokeOne("cast", [stored], { dtype: dtypeCode("f32") });
     if (invokeOne("all_finite", [tensor]).item() !== 1) throw notFinite(checkpoint, spec);
@@ -86,9 +105,9 @@ export function loadWeight(checkpoint: Checkpoint, spec: TensorSpec): Tensor {
  * Reads a tensor in its stored dtype and refuses NaN and infinity, without a whole copy as f32: an
  * embedding may be the largest tensor of a model. Throws: AQ_MODEL, AQ_FILE, AQ_NUMERIC.
  */
-export function loadStoredFinite(checkpoint: Checkpoint, spec: TensorSpec): Tensor {
+export function loadStoredFinite(checkpoint: Checkpoint, spec: TensorSpec, device = "cpu"): Tensor {
   return scope(() => {
-    const stored = loadStored(checkpoint, spec);
+    const stored = loadStored(checkpoint, spec, device);
     for (let at = 0; at < stored.size; at += CHUNK_ELEMENTS) {
       const finite = scope(() => {
         const part = stored.view(at, [Math.min(CHUNK_ELEMENTS, stored.size - at)]);
@@ -112,16 +131,22 @@ function notFinite(checkpoint: Checkpoint, spec: TensorSpec): AqError {
 export type LoadedWeights = Readonly<Record<string, Tensor>>;
 
 /** The weights of block i. */
-export function loadBlock(checkpoint: Checkpoint, model: Model, i: number): LoadedWeights {
-  return loadAll(model.blockTensors(i), (spec) => loadWeight(checkpoint, spec));
+export function loadBlock(
+  checkpoint: Checkpoint,
+  model: Model,
+  i: number,
+  device = "cpu",
+  ahead?: ReadAhead,
+): LoadedWeights {
+  return loadAll(model.blockTensors(i), (spec) => loadWeight(checkpoint, spec, device, ahead));
 }
 
 /** The weights outside the blocks; the embedding keeps its stored dtype unless it is also the head. */
-export function loadOuter(checkpoint: Checkpoint, model: Model): LoadedWeights {
+export function loadOuter(checkpoint: Checkpoint, model: Model, device = "cpu"): LoadedWeights {
   return loadAll(model.outerTensors(), (spec) =>
     spec.key === "embedding" && !model.traits.tiedHead
-      ? loadStoredFinite(checkpoint, spec)
-      : loadWeight(checkpoint, spec),
+      ? loadStoredFinite(checkpoint, spec, device)
+      : loadWeight(checkpoint, spec, device),
   );
 }
 

@@ -156,8 +156,8 @@ class Opt implements Model {
     return "lm_head.weight";
   }
 
-  context(_tokens: number, dtype: "f32" | "f64"): BlockContext {
-    return withHadamard({ tensors: {}, dispose: () => {} }, this.hadamardDown, dtype);
+  context(_tokens: number, dtype: "f32" | "f64", device = "cpu"): BlockContext {
+    return withHadamard({ device, tensors: {}, dispose: () => {} }, this.hadamardDown, dtype);
   }
 
   embed(outer: Readonly<Record<string, Tensor>>, ids: Tensor): Tensor {
@@ -168,7 +168,7 @@ class Opt implements Model {
       (_, i) => (i % tokens) + POSITION_OFFSET,
     );
     const states = invokeOne("gather_rows", [outer["embedding"], ids], { dtype: f32 });
-    const places = Tensor.from(positions, ids.shape);
+    const places = Tensor.from(positions, ids.shape, "i32", ids.device);
     const added = invokeOne("gather_rows", [outer["positions"], places], { dtype: f32 });
     invoke("axpy", [states, added], { alpha: 1 });
     return states;

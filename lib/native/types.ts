@@ -13,6 +13,8 @@ export interface TensorHandle {
   write(source: TypedArray, byteOffset?: number): void;
   view(offset: number, shape: readonly number[]): TensorHandle;
   dispose(): void;
+  /** As dispose, and gives the handle back: it may be another tensor's soon, so forget it. */
+  recycle(): void;
 }
 
 /** One op of the registry (native/core/op.h). */

@@ -1,11 +1,11 @@
 /** Devices, their memory, and the threads of the CPU backend. */
 
 import { AqError } from "../errors.ts";
-import { native } from "../native/load.ts";
+import { fromNative, native } from "../native/load.ts";
 import type { DeviceInfo, MemoryInfo } from "../native/types.ts";
 import { guarded } from "./tensor.ts";
 
-/** Names of the devices that can be used: "cpu", later "cuda:0". */
+/** Names of the devices that can be used: "cpu", and "cuda:0" once the CUDA addon is loaded. */
 export function devices(): string[] {
   return guarded(() => native().devices());
 }
@@ -34,5 +34,11 @@ export function setThreads(count: number): void {
   guarded(() => native().setThreads(count));
 }
 
-/** What `device` options may be. */
-export const DEVICE_NAMES: readonly string[] = ["auto", "cpu"];
+/** Waits on another thread until the device has done what it was given; raises what went wrong there. */
+export async function synchronize(device: string): Promise<void> {
+  try {
+    await native().synchronize(device);
+  } catch (error) {
+    throw fromNative(error);
+  }
+}

@@ -48,12 +48,21 @@ export function guarded<T>(body: () => T): T {
   }
 }
 
+let disposedHandle: TensorHandle | undefined;
+
+/** What every disposed tensor holds: whatever is asked of it throws AQ_DISPOSED. */
+function makeDisposed(): TensorHandle {
+  const handle = native().empty("cpu", dtypeCode("u8"), [0]);
+  handle.dispose();
+  return handle;
+}
+
 /**
  * Contiguous, row-major, on one device. Whoever makes a tensor disposes it, or makes it inside a
  * `scope`; functions that return tensors return owned ones.
  */
 export class Tensor {
-  readonly handle: TensorHandle;
+  #handle: TensorHandle;
   readonly shape: readonly number[];
   readonly dtype: DType;
   /** Number of elements. */
@@ -61,7 +70,7 @@ export class Tensor {
 
   /** Takes ownership of a handle of the engine. */
   constructor(handle: TensorHandle) {
-    this.handle = handle;
+    this.#handle = handle;
     this.shape = handle.shape;
     this.dtype = DTYPES[handle.dtype] as DType;
     this.size = sizeOf(this.shape);
@@ -92,17 +101,22 @@ export class Tensor {
     return tensor;
   }
 
+  /** The engine's; only for the time of a call. */
+  get handle(): TensorHandle {
+    return this.#handle;
+  }
+
   get device(): string {
-    return guarded(() => this.handle.device);
+    return guarded(() => this.#handle.device);
   }
 
   get disposed(): boolean {
-    return this.handle.disposed;
+    return this.#handle.disposed;
   }
 
   /** A copy of the contents; half types come as bit patterns. Waits for the device. */
   read(): TypedArray {
-    return guarded(() => this.handle.read(allocate(this.dtype, this.size)));
+    return guarded(() => this.#handle.read(allocate(this.dtype, this.size)));
   }
 
   /** The contents as Float32Array; throws AQ_DTYPE for any other dtype. */
@@ -113,20 +127,33 @@ export class Tensor {
     return data;
   }
 
+  /** As `read`, but the event loop goes on while a GPU is waited for. */
+  async readAsync(): Promise<TypedArray> {
+    const { device } = this;
+    if (device !== "cpu") {
+      try {
+        await native().synchronize(device);
+      } catch (error) {
+        throw fromNative(error);
+      }
+    }
+    return this.read();
+  }
+
   /** The first element as a number; for losses, flags and norms. */
   item(): number {
-    const one = guarded(() => this.handle.read(allocate(this.dtype, 1)));
+    const one = guarded(() => this.#handle.read(allocate(this.dtype, 1)));
     return one[0] as number;
   }
 
   /** Overwrites bytes from `byteOffset` on. Throws: AQ_ARG if they do not fit. */
   write(data: TypedArray, byteOffset = 0): void {
-    guarded(() => this.handle.write(data, byteOffset));
+    guarded(() => this.#handle.write(data, byteOffset));
   }
 
   /** Elements [offset, offset + size of shape) under a new shape, sharing memory. */
   view(offset: number, shape: readonly number[]): Tensor {
-    return new Tensor(guarded(() => this.handle.view(offset, shape)));
+    return new Tensor(guarded(() => this.#handle.view(offset, shape)));
   }
 
   /** The same elements under another shape, sharing memory. */
@@ -142,7 +169,11 @@ export class Tensor {
 
   /** Frees the memory, unless a view still uses it. Twice is harmless. */
   dispose(): void {
-    this.handle.dispose();
+    if (this.#handle === disposedHandle) return;
+    this.#handle.recycle();
+    // The engine gives the handle to another tensor; this one must not reach it any more.
+    disposedHandle ??= makeDisposed();
+    this.#handle = disposedHandle;
   }
 }
 

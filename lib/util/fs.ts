@@ -1,11 +1,12 @@
 /**
  * Files without surprises: whole reads and writes, atomic replacement, and system errors turned into
- * one sentence. Everything is synchronous: callers sit between two native calls anyway, and a
- * synchronous write cannot be left half awaited.
+ * one sentence. Everything but reading ahead is synchronous: callers sit between two native calls
+ * anyway, and a synchronous write cannot be left half awaited.
  */
 
 import * as fs from "node:fs";
 import * as path from "node:path";
+import { promisify } from "node:util";
 import { AqError } from "../errors.ts";
 
 const REASONS: Readonly<Record<string, string>> = {
@@ -64,14 +65,38 @@ export function readFully(fd: number, target: Uint8Array, position: number, file
     } catch (error) {
       throw fileError("read", file, error);
     }
-    if (got === 0) {
-      throw new AqError(
-        "AQ_FILE",
-        `${file} ends at byte ${position + done}, expected at least ${position + target.byteLength} bytes; it was cut or changed while in use.`,
-      );
-    }
+    if (got === 0) throw cutOff(file, position + done, position + target.byteLength);
     done += got;
   }
+}
+
+/** The same on another thread. The descriptor must stay open until then. */
+export async function readFullyAsync(
+  fd: number,
+  target: Uint8Array,
+  position: number,
+  file: string,
+): Promise<void> {
+  const read = promisify(fs.read);
+  let done = 0;
+  while (done < target.byteLength) {
+    const wish = Math.min(target.byteLength - done, 1 << 30);
+    let got: number;
+    try {
+      got = (await read(fd, target, done, wish, position + done)).bytesRead;
+    } catch (error) {
+      throw fileError("read", file, error);
+    }
+    if (got === 0) throw cutOff(file, position + done, position + target.byteLength);
+    done += got;
+  }
+}
+
+function cutOff(file: string, end: number, expected: number): AqError {
+  return new AqError(
+    "AQ_FILE",
+    `${file} ends at byte ${end}, expected at least ${expected} bytes; it was cut or changed while in use.`,
+  );
 }
 
 /** Writes all of `bytes` to an open file: at `position`, or without one at its end. Throws: AQ_FILE. */

@@ -49,8 +49,11 @@ typedef struct { int32_t heads, kv_heads, sign_r, sign_theta; } aq_rotate_pairs_
 typedef struct { double sf; int32_t band; int32_t pad; } aq_gradual_mask_params;
 
 // ---------------------------------------------------------------- linear algebra
-// lu_inverse(a T[B,D,D]) -> (x T[B,D,D])      LU. pivot 0: no pivoting where rows are strictly diagonally
-//   dominant, else partial pivoting; 1: always pivot. AQ_NUMERIC if singular (names the matrix).
+// lu_inverse(a T[B,D,D], x0 T[B,D,D]?) -> (x T[B,D,D])      LU
+//   pivot 0: no pivoting where that is safe, as it is for strictly diagonally dominant rows, else
+//   partial pivoting; 1: always pivot. AQ_NUMERIC if singular (names the matrix). x0: the inverse of
+//   a matrix near a, from which a backend may start (cuda: f32 matrices of more than 128 rows); x
+//   then differs in rounding only, and a poor x0 costs only time.
 typedef struct { int32_t pivot; int32_t pad; } aq_lu_inverse_params;
 // matmul(a T[B,M,K], b T[B,K,N]) -> (y T[B,M,N])    stored transposed where trans_*; y = alpha a b
 typedef struct { double alpha; int32_t trans_a, trans_b; } aq_matmul_params;
@@ -76,7 +79,9 @@ typedef struct { double limit; } aq_keep_away_params;
 typedef struct { double lr, limit; } aq_sign_step_params;
 
 // ---------------------------------------------------------------- quantization (quality.md, section 0)
-// quant_grid(x T[M,K], clip T?) -> (scale T[M,G], zero T[M,G])
+// r T[M]?, c T[K]? of the ops below: the matrix that is quantized is r_m x_mk c_k (as scale_weight,
+//   which need not run then), an absent factor is 1. Grids, offsets and gradients belong to it.
+// quant_grid(x T[M,K], clip T?, r?, c?) -> (scale T[M,G], zero T[M,G])
 //   mx = max(max x, 0) f1, mn = min(min x, 0) f2 per group; f = sigmoid(clip): numel 1 -> f1 = f2 for
 //   all; [2, M, G] -> own f1 (clip[0]) and f2 (clip[1]) per group; absent -> 1.
 //   asymmetric: s = max((mx-mn)/(2^bits-1), floor), z = round(-mn/s)
@@ -93,8 +98,9 @@ typedef struct {
 // fake_quant(x T[M,K], scale T[M,G], zero T[M,G], v T[M,K]?) -> (y)
 //   y = (clamp(round(x/s + v) + z, 0, 2^bits-1) - z) s;  v: learned rounding offsets, absent = 0
 typedef struct { int32_t bits, group; } aq_fake_quant_params;
-// fake_quant_grad(x T[M,K], scale, zero, g T[M,K], clip T?, v T[M,K]?)
-//     -> (gx T[M,K], or [0] where need_gx is 0, gclip T like clip, else [0], gv T like v, else [0])
+// fake_quant_grad(x T[M,K], scale, zero, g T[M,K], clip T?, v T[M,K]?, r?, c?)
+//     -> (gx T[M,K], or [0] where need_gx is 0, gclip T like clip, else [0], gv T like v, else [0],
+//         gr T like r, else [0], gc T like c, else [0])
 //   straight through every round (z's too), clamp passes inside and at its bounds, max and min pass
 //   to the extreme elements (ties share equally). See docs/method.md for the formulas.
 //   rule 1: the grid is quant_grid's rule 1, and z passes nothing on.
@@ -102,11 +108,15 @@ typedef struct {
   double floor;
   int32_t bits, group, symmetric, need_gx, rule, pad;
 } aq_fake_quant_grad_params;
-// fake_quant_gemm(a T, b T, a_scale?, a_zero?, b_scale?, b_zero?, bias T[N]?, b_v T like b?) -> (c T[M,N])
+// fake_quant_gemm(a T, b T, a_scale?, a_zero?, b_scale?, b_zero?, bias T[N]?, b_v T like b?, b_r?, b_c?)
+//     -> (c T[M,N])
 //   c = op(A^) op(B^) + bias;  a is stored [M,K] (trans_a 0) or [K,M] (1); b [K,N] (0) or [N,K] (1);
 //   A^ = fake_quant(a) on the stored matrix where its grid is given (bits, group along stored rows),
-//   B^ = fake_quant(b), with the offsets b_v if given (b then has a grid),
+//   B^ = fake_quant(b), with the offsets b_v and the factors b_r, b_c of its stored rows and columns
+//   if given (b then has a grid),
 //   applied while panels are packed: the quantized operand never exists in memory.
+//   a may also be BF16 or F16, the products' precision, and then has no grid: an operand that was
+//   rounded once for several products. Not on the CPU, whose products are not rounded.
 //   accumulate: c (then given by the caller) += ... instead of =.
 //   A leading batch is flattened into stored rows.
 typedef struct {
@@ -176,6 +186,25 @@ typedef struct { int32_t dtype, pad; } aq_gather_rows_params;
 typedef struct { int32_t pad[2]; } aq_channel_stats_params;
 // all_finite(x T) -> (flag I32[1])         1 if no NaN or infinity
 typedef struct { int32_t pad[2]; } aq_all_finite_params;
+
+// ---------------------------------------------------------------- packed inference
+// int4_pack(codes U8[O,I], scale T[O,G], zero T[O,G]) -> (packed U8[ceil(O/16), ceil(I/128), 1024],
+//     packed_scale F16[ceil(O/16), G, 16], packed_zero U8[ceil(O/16), G, 16])
+//   Puts exported codes of 1 to 4 bits, once at load, into the order in which the matrix units read
+//   them; scales are rounded to f16 (exported ones are f16 already), zeros are whole numbers 0 .. 15.
+//   Codes and zeros outside 0 .. 15 are brought to the nearest. group: 0 (whole row), 32, 64 or a
+//   multiple of 128. The three outputs are opaque: only int4_matmul of the same version reads them.
+//   Order (an op's own affair): tiles of 16 rows x 128 columns, 1024 bytes. Byte 512 c + 64 g + b of a
+//   tile, b = 16 t + 4 k + i, holds rows g (low half) and g + 8 (high half) of the tile's column
+//   64 c + 16 k + 2 t + (0, 8, 1, 9)[i]. Scale and zero: row g at 2 g, row g + 8 at 2 g + 1.
+typedef struct { int32_t group, pad; } aq_int4_pack_params;
+// int4_matmul(x X[M,I], packed, packed_scale, packed_zero, bias X[outputs]?, x_scale S[M]?, x_zero S[M]?)
+//     -> (y X[M,outputs])                  y = x^ W^T + bias, W = (code - zero) scale
+//   X = f64, f32, bf16 or f16. x^ = fake_quant(x) with one grid per row where x_scale and x_zero are
+//   given (x_bits 1 .. 8; S = X for f32 and f64, else f32), else x. Products follow the queue's
+//   precision for f32; bf16 and f16 products are of that type with f32 sums; with a grid the products
+//   are of integers and exact. group as in int4_pack.
+typedef struct { int32_t outputs, group, x_bits, pad; } aq_int4_matmul_params;
 
 #ifdef __cplusplus
 }

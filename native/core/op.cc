@@ -1,5 +1,6 @@
 #include "native/core/op.h"
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <cmath>
@@ -21,6 +22,7 @@ const std::vector<OpSpec>& opRegistry() {
     addQuantizeOps(*list);
     addBlockOps(*list);
     addEvaluationOps(*list);
+    addPackedOps(*list);
     return list;
   }();
   return *ops;
@@ -93,12 +95,19 @@ void checkInputs(const OpSpec& spec, std::span<const Tensor* const> inputs) {
 }
 }  // namespace
 
-std::vector<Tensor> invoke(size_t op, std::span<const Tensor* const> inputs,
+std::vector<Tensor> invoke(size_t op, std::span<const Tensor* const> passed,
                            std::span<const double> values, std::span<const Tensor> given) {
   if (op >= opRegistry().size()) raise(AQ_ARG, "there is no op number %zu", op);
   const OpSpec& spec = opRegistry()[op];
   alignas(8) char params[kMaxParams] = {};
   fillParams(spec, values, params);
+  // Optional inputs at the end may be left out.
+  std::array<const Tensor*, kMaxInputs> all{};
+  std::copy_n(passed.begin(), std::min(passed.size(), kMaxInputs), all.begin());
+  const bool isShort = passed.size() < spec.inputs.size() &&
+                       (spec.inputs[passed.size()].flags & kOptional);
+  const std::span<const Tensor* const> inputs(
+      all.data(), isShort ? spec.inputs.size() : passed.size());
   checkInputs(spec, inputs);
 
   Infer infer(spec, inputs, params);

@@ -105,5 +105,6 @@ void addOptimizerOps(std::vector<OpSpec>& ops);
 void addQuantizeOps(std::vector<OpSpec>& ops);
 void addBlockOps(std::vector<OpSpec>& ops);
 void addEvaluationOps(std::vector<OpSpec>& ops);
+void addPackedOps(std::vector<OpSpec>& ops);
 
 }  // namespace aq

@@ -44,7 +44,7 @@ struct Tensor {
   // Elements [offset, offset + numel(shape)) under a new shape. Raises AQ_SHAPE outside the tensor.
   Tensor slice(int64_t offset, Shape shape) const;
 
-  // Host copies of bytes [offset, offset + count); both wait for the queue.
+  // Host copies of bytes [offset, offset + count). Reading waits for the queue; writing may not.
   void read(void* host, int64_t offset, int64_t count) const;
   void write(const void* host, int64_t offset, int64_t count) const;
 };

@@ -48,7 +48,9 @@
   AQ_CUDA_KERNEL(mse) AQ_CUDA_KERNEL(mse_grad) AQ_CUDA_KERNEL(kl_div) AQ_CUDA_KERNEL(kl_div_grad) \
   AQ_CUDA_KERNEL(sq_diff) AQ_CUDA_KERNEL(cross_entropy)                                           \
   /* kernels/statistics.cu */                                                                     \
-  AQ_CUDA_KERNEL(gather_rows) AQ_CUDA_KERNEL(channel_stats) AQ_CUDA_KERNEL(all_finite)
+  AQ_CUDA_KERNEL(gather_rows) AQ_CUDA_KERNEL(channel_stats) AQ_CUDA_KERNEL(all_finite)            \
+  /* int4_pack.cu, int4_matmul.cu */                                                              \
+  AQ_CUDA_KERNEL(int4_pack) AQ_CUDA_KERNEL(int4_matmul)
 // clang-format on
 
 namespace aq::cuda {

@@ -13,13 +13,17 @@ namespace aq {
   throw js;
 }
 
+// An AQ_OOM error with the largest tensors that are alive, so that whoever reads it sees what takes
+// the memory (live_tensors.cc).
+Error withLargestTensors(Napi::Env env, const Error& error);
+
 // Runs body; engine errors and allocation failures leave as JavaScript errors.
 template <class Body>
 auto guarded(Napi::Env env, const Body& body) -> decltype(body()) {
   try {
     return body();
   } catch (const Error& error) {
-    throwToJs(env, error);
+    throwToJs(env, error.code == AQ_OOM ? withLargestTensors(env, error) : error);
   } catch (const std::bad_alloc&) {
     throwToJs(env, Error{AQ_OOM, "out of memory"});
   }

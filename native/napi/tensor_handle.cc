@@ -8,8 +8,6 @@
 namespace aq {
 
 namespace {
-constexpr napi_type_tag kTensorTag = {0x8d1f0a6b53e94c27ull, 0xa1c7e2904bd85f36ull};
-
 int64_t readWhole(const Napi::Value& value, const char* what) {
   const double number = value.IsNumber() ? value.As<Napi::Number>().DoubleValue() : -1;
   if (!(number >= 0 && number <= 9007199254740991.0) || number != std::floor(number)) {
@@ -39,20 +37,26 @@ Napi::Function TensorHandle::define(Napi::Env env) {
                          InstanceMethod<&TensorHandle::write>("write"),
                          InstanceMethod<&TensorHandle::view>("view"),
                          InstanceMethod<&TensorHandle::dispose>("dispose"),
+                         InstanceMethod<&TensorHandle::recycle>("recycle"),
                      });
 }
 
 TensorHandle::TensorHandle(const Napi::CallbackInfo& info)
     : Napi::ObjectWrap<TensorHandle>(info), env_(info.Env()) {
-  if (info.Length() != 1 || !info[0].IsExternal()) {
+  EnvState& state = EnvState::of(env_);
+  if (!state.incoming) {
     throwToJs(env_, Error{AQ_ARG, "tensors are made by the engine, not by this constructor"});
   }
-  tensor_ = std::move(*info[0].As<Napi::External<Tensor>>().Data());
-  info.This().As<Napi::Object>().TypeTag(&kTensorTag);
-  EnvState::of(env_).liveTensors++;
+  tensor_ = std::move(*state.incoming);
+  state.incoming = nullptr;
+  state.handles.insert(this);
+  state.liveTensors++;
 }
 
-TensorHandle::~TensorHandle() { release(); }
+TensorHandle::~TensorHandle() {
+  release();
+  if (auto* state = env_.GetInstanceData<EnvState>()) state->handles.erase(this);
+}
 
 void TensorHandle::release() {
   if (!tensor_) return;
@@ -62,14 +66,32 @@ void TensorHandle::release() {
 }
 
 Napi::Object TensorHandle::wrap(Napi::Env env, Tensor tensor) {
-  return EnvState::of(env).tensorConstructor.New({Napi::External<Tensor>::New(env, &tensor)});
+  EnvState& state = EnvState::of(env);
+  if (!state.spare.empty()) {
+    TensorHandle* handle = state.spare.back();
+    state.spare.pop_back();
+    const Napi::Object object = handle->Value();
+    handle->Unref();
+    handle->tensor_ = std::move(tensor);
+    state.liveTensors++;
+    return object;
+  }
+  // For this call alone, however it ends: the constructor must not find a tensor that is gone.
+  struct Incoming {
+    EnvState& env;
+    Incoming(EnvState& of, Tensor* held) : env(of) { env.incoming = held; }
+    ~Incoming() { env.incoming = nullptr; }
+  } incoming(state, &tensor);
+  return state.tensorConstructor.New({});
 }
 
 const Tensor& TensorHandle::unwrap(const Napi::Value& value, const char* what) {
-  if (!value.IsObject() || !value.As<Napi::Object>().CheckTypeTag(&kTensorTag)) {
+  void* data = nullptr;
+  const bool isWrapped = value.IsObject() && napi_unwrap(value.Env(), value, &data) == napi_ok;
+  const auto* handle = static_cast<const TensorHandle*>(data);
+  if (!isWrapped || !EnvState::of(value.Env()).handles.contains(handle)) {
     throwToJs(value.Env(), Error{AQ_ARG, std::string(what) + " is not a tensor"});
   }
-  const auto* handle = Napi::ObjectWrap<TensorHandle>::Unwrap(value.As<Napi::Object>());
   if (!handle->tensor_) {
     throwToJs(value.Env(), Error{AQ_DISPOSED, std::string(what) + " was used after dispose()"});
   }
@@ -132,5 +154,14 @@ Napi::Value TensorHandle::view(const Napi::CallbackInfo& info) {
 }
 
 void TensorHandle::dispose(const Napi::CallbackInfo&) { release(); }
+
+void TensorHandle::recycle(const Napi::CallbackInfo& info) {
+  if (!tensor_) return;
+  release();
+  EnvState& state = EnvState::of(info.Env());
+  if (state.spare.size() >= EnvState::kMostSpare) return;
+  Ref();
+  state.spare.push_back(this);
+}
 
 }  // namespace aq

@@ -1,5 +1,6 @@
 // tensor_handle.h: the JavaScript object that holds a tensor. It has data and lifetime, no
-// arithmetic. dispose() frees at once; the garbage collector is only a net.
+// arithmetic. dispose() frees at once, recycle() also gives the handle back, which another tensor then
+// may get: its owner must forget it. The garbage collector is only a net.
 #pragma once
 #include <optional>
 
@@ -18,6 +19,9 @@ class TensorHandle : public Napi::ObjectWrap<TensorHandle> {
   explicit TensorHandle(const Napi::CallbackInfo& info);
   ~TensorHandle() override;
 
+  // The tensor; nothing after dispose().
+  const std::optional<Tensor>& held() const { return tensor_; }
+
  private:
   const Tensor& tensor(Napi::Env env) const;
   void release();
@@ -30,6 +34,7 @@ class TensorHandle : public Napi::ObjectWrap<TensorHandle> {
   void write(const Napi::CallbackInfo& info);
   Napi::Value view(const Napi::CallbackInfo& info);
   void dispose(const Napi::CallbackInfo& info);
+  void recycle(const Napi::CallbackInfo& info);
 
   std::optional<Tensor> tensor_;
   Napi::Env env_;

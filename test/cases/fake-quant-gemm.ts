@@ -5,11 +5,11 @@ import { add } from "../reference/elementwise.ts";
 import { matmul } from "../reference/linalg.ts";
 import { fakeQuant } from "../reference/quantize.ts";
 import { type Call, type Dims, dim, input, type OpCase, param, SUMMED } from "./case.ts";
-import { drawGrid, drawOffset, WEIGHT_FLOOR } from "./quantize.ts";
+import { drawFactors, drawGrid, drawOffset, scaled, WEIGHT_FLOOR } from "./quantize.ts";
 
 /**
  * a, b: bits of the operand's grid, 0 without one; ag, bg: its groups along stored rows; v 1: b has
- * rounding offsets.
+ * rounding offsets; f: b has factors of its stored rows (1), columns (2) or both (3).
  */
 const SETS: readonly Dims[] = [
   { M: 1, N: 1, K: 1, ta: 0, tb: 0, a: 0, b: 0, ag: 0, bg: 0, bias: 1, acc: 0 },
@@ -24,6 +24,10 @@ const SETS: readonly Dims[] = [
   { M: 11, N: 20, K: 33, ta: 0, tb: 1, a: 4, b: 3, ag: 0, bg: 7, bias: 1, acc: 0, v: 1 },
   { M: 9, N: 37, K: 18, ta: 0, tb: 0, a: 0, b: 2, ag: 0, bg: 0, bias: 0, acc: 1, v: 1 },
   { M: 6, N: 50, K: 150, ta: 1, tb: 0, a: 0, b: 4, ag: 0, bg: 16, bias: 0, acc: 0, v: 1 },
+  { M: 7, N: 20, K: 33, ta: 0, tb: 1, a: 4, b: 3, ag: 0, bg: 0, bias: 1, acc: 0, f: 3 },
+  { M: 9, N: 37, K: 18, ta: 0, tb: 0, a: 0, b: 2, ag: 0, bg: 16, bias: 0, acc: 1, f: 1 },
+  { M: 6, N: 50, K: 150, ta: 0, tb: 1, a: 0, b: 4, ag: 0, bg: 32, bias: 0, acc: 0, f: 2, v: 1 },
+  { M: 40, N: 136, K: 264, ta: 0, tb: 0, a: 0, b: 4, ag: 0, bg: 0, bias: 0, acc: 0, f: 3 },
   // Beyond one block of every dimension.
   { M: 150, N: 140, K: 600, ta: 0, tb: 1, a: 4, b: 3, ag: 0, bg: 64, bias: 1, acc: 0 },
   { M: 30, N: 600, K: 140, ta: 0, tb: 0, a: 0, b: 3, ag: 0, bg: 64, bias: 0, acc: 0, v: 1 },
@@ -58,7 +62,8 @@ function gridOf(draw: Draw, x: Value, bits: number, group: number): readonly (Va
 
 /** The operand as the product sees it. */
 function used(call: Call, side: 0 | 1): Float64Array {
-  const x = input(call, side);
+  const given = input(call, side);
+  const x = side === 1 ? scaled(given, call.inputs[8], call.inputs[9]) : given;
   const [scale, zero] = [call.inputs[2 + 2 * side], call.inputs[3 + 2 * side]];
   if (!scale || !zero) return x.data;
   const [M, K] = x.shape as [number, number];
@@ -78,14 +83,17 @@ const fakeQuantGemm: OpCase = {
     const [ta, tb] = [dim(dims, "ta"), dim(dims, "tb")];
     const a = draw.normal(ta ? [K, M] : [M, K]);
     const b = draw.normal(tb ? [N, K] : [K, N]);
+    const factors = drawFactors(draw, dims, b);
+    const quantized = scaled(b, ...factors);
     const call: Call = {
       inputs: [
         a,
         b,
         ...gridOf(draw, a, dim(dims, "a"), dim(dims, "ag")),
-        ...gridOf(draw, b, dim(dims, "b"), dim(dims, "bg")),
+        ...gridOf(draw, quantized, dim(dims, "b"), dim(dims, "bg")),
         dim(dims, "bias") ? draw.normal([N]) : undefined,
         drawOffset(draw, dims, b),
+        ...factors,
       ],
       params: {
         trans_a: ta,

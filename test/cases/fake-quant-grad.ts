@@ -4,12 +4,15 @@ import { fakeQuantGradient } from "../reference/straight-through.ts";
 import { type Dims, dim, input, type OpCase, param } from "./case.ts";
 import {
   drawClip,
+  drawFactors,
   drawGrid,
   drawOffset,
+  FACTOR_SETS,
   gridOptions,
   OFFSET_REAL,
   OFFSET_SETS,
   PUBLISHED_SETS,
+  scaled,
 } from "./quantize.ts";
 
 /** Data that random numbers do not give; the number is the set's `data`. */
@@ -51,6 +54,9 @@ const fakeQuantGrad: OpCase = {
     ...OFFSET_SETS.map((dims) => ({ ...dims, x: 0 })),
     ...PUBLISHED_SETS,
     ...PUBLISHED_SETS.map((dims) => ({ ...dims, v: 1, x: 0 })),
+    ...FACTOR_SETS,
+    ...FACTOR_SETS.map((dims) => ({ ...dims, x: 0 })),
+    ...FACTOR_SETS.slice(2, 4).map((dims) => ({ ...dims, v: 1, x: 0 })),
     ...SPECIAL_SETS,
     ...SPECIAL_SETS.map((dims) => ({ ...dims, rule: 1 })),
     ...SPECIAL_SETS.filter(({ clip }) => clip === 2).map((dims) => ({ ...dims, v: 1, x: 0 })),
@@ -67,13 +73,15 @@ const fakeQuantGrad: OpCase = {
         )
       : draw.normal(shape);
     const clip = drawClip(draw, dims);
+    const factors = drawFactors(draw, dims, x);
     return {
       inputs: [
         x,
-        ...drawGrid(draw, x, clip, options),
+        ...drawGrid(draw, scaled(x, ...factors), clip, options),
         draw.normal(shape),
         clip,
         drawOffset(draw, dims, x),
+        ...factors,
       ],
       params: {
         bits: options.bits,
@@ -99,8 +107,21 @@ const fakeQuantGrad: OpCase = {
       published: param(call, "rule") === 1,
     };
     const offset = call.inputs[5]?.data;
-    const { gx, gclip, gv } = fakeQuantGradient(x.data, clip?.data, g.data, options, offset);
-    return [param(call, "need_gx") === 1 ? gx : new Float64Array(0), gclip, gv];
+    const [r, c] = [call.inputs[6], call.inputs[7]];
+    const used = scaled(x, r, c).data;
+    const { gx, gclip, gv } = fakeQuantGradient(used, clip?.data, g.data, options, offset);
+    // used = r x c: each factor gathers the gradient times the other two.
+    const gr = new Float64Array(r ? M : 0);
+    const gc = new Float64Array(c ? K : 0);
+    for (let i = 0; i < M * K; i++) {
+      const [m, k] = [Math.floor(i / K), i % K];
+      const [rm, ck] = [r?.data[m] ?? 1, c?.data[k] ?? 1];
+      const product = (gx[i] as number) * (x.data[i] as number);
+      if (r) gr[m] = (gr[m] as number) + product * ck;
+      if (c) gc[k] = (gc[k] as number) + product * rm;
+      gx[i] = (gx[i] as number) * rm * ck;
+    }
+    return [param(call, "need_gx") === 1 ? gx : new Float64Array(0), gclip, gv, gr, gc];
   },
   tolerance: { f32: { rtol: 1e-4, atol: 5e-5 }, f64: { rtol: 1e-10, atol: 1e-11 } },
   bytes: (dims, size) => (2 + (dims["x"] ?? 1) + 2 * (dims["v"] ?? 0)) * elements(dims) * size,

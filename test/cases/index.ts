@@ -7,6 +7,7 @@ import * as fakeQuantGemm from "./fake-quant-gemm.ts";
 import * as fakeQuantGrad from "./fake-quant-grad.ts";
 import * as fold from "./fold.ts";
 import * as gptq from "./gptq.ts";
+import * as int4Matmul from "./int4-matmul.ts";
 import * as linalg from "./linalg.ts";
 import * as loss from "./loss.ts";
 import * as optimizer from "./optimizer.ts";
@@ -25,4 +26,5 @@ export const CASES: readonly OpCase[] = [
   block,
   attention,
   loss,
+  int4Matmul,
 ].flatMap((file) => file.CASES);

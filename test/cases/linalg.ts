@@ -1,32 +1,44 @@
 // Cases of inverse, matmul and hadamard.
 import {
+  firstOrderInverse,
   hadamardMatrix,
   inverse as inverseReference,
   matmul as matmulReference,
 } from "../reference/linalg.ts";
 import { type Dims, dim, input, type OpCase, param, SUMMED } from "./case.ts";
 
+/** Starts of lu_inverse: none, one close to the inverse, one that must be found to be useless. */
+const [CLOSE_START, POOR_START] = [1, 2];
+
 const inverse: OpCase = {
   op: "lu_inverse",
   // dominant 1: rows strictly diagonally dominant; 0: a general matrix, which needs pivoting.
   sets: [
-    { B: 1, D: 1, dominant: 1, pivot: 0 },
-    { B: 3, D: 5, dominant: 1, pivot: 0 },
-    { B: 2, D: 32, dominant: 1, pivot: 0 },
-    { B: 1, D: 67, dominant: 1, pivot: 1 },
-    { B: 2, D: 9, dominant: 0, pivot: 0 },
-    { B: 2, D: 16, dominant: 0, pivot: 1 },
+    { B: 1, D: 1, dominant: 1, pivot: 0, start: 0 },
+    { B: 3, D: 5, dominant: 1, pivot: 0, start: 0 },
+    { B: 2, D: 32, dominant: 1, pivot: 0, start: CLOSE_START },
+    { B: 1, D: 67, dominant: 1, pivot: 1, start: 0 },
+    { B: 2, D: 9, dominant: 0, pivot: 0, start: POOR_START },
+    { B: 2, D: 16, dominant: 0, pivot: 1, start: 0 },
+    { B: 2, D: 64, dominant: 1, pivot: 0, start: 0 },
+    { B: 2, D: 128, dominant: 1, pivot: 0, start: 0 },
+    { B: 1, D: 128, dominant: 0, pivot: 0, start: 0 },
+    { B: 2, D: 131, dominant: 1, pivot: 0, start: 0 },
+    { B: 2, D: 130, dominant: 0, pivot: 0, start: 0 },
+    { B: 1, D: 264, dominant: 1, pivot: 0, start: CLOSE_START },
+    { B: 1, D: 257, dominant: 1, pivot: 0, start: POOR_START },
   ],
   real: [
-    { B: 8, D: 64, dominant: 1, pivot: 0 },
-    { B: 32, D: 128, dominant: 1, pivot: 0 },
-    { B: 1, D: 512, dominant: 1, pivot: 0 },
-    { B: 1, D: 512, dominant: 1, pivot: 1 },
+    { B: 8, D: 64, dominant: 1, pivot: 0, start: 0 },
+    { B: 32, D: 128, dominant: 1, pivot: 0, start: 0 },
+    { B: 1, D: 512, dominant: 1, pivot: 0, start: 0 },
+    { B: 1, D: 512, dominant: 1, pivot: 1, start: 0 },
   ],
   make: (draw, dims) => {
     const [B, D] = [dim(dims, "B"), dim(dims, "D")];
     const dominant = dim(dims, "dominant") === 1;
-    const matrix = draw.normal([B, D, D], dominant ? 0.2 / D : 1).data.slice();
+    const start = dim(dims, "start");
+    const matrix = draw.normal([B, D, D], dominant ? 0.2 / D : 2 / Math.sqrt(D)).data.slice();
     for (let b = 0; b < B; b++) {
       for (let i = 0; i < D; i++) {
         const at = (b * D + i) * D;
@@ -39,7 +51,13 @@ const inverse: OpCase = {
         }
       }
     }
-    return { inputs: [draw.value(matrix, [B, D, D])], params: { pivot: dim(dims, "pivot") } };
+    const x0 =
+      start === CLOSE_START
+        ? draw.value(firstOrderInverse(matrix, D), [B, D, D])
+        : start === POOR_START
+          ? draw.normal([B, D, D])
+          : undefined;
+    return { inputs: [draw.value(matrix, [B, D, D]), x0], params: { pivot: dim(dims, "pivot") } };
   },
   reference: (call) => [inverseReference(input(call, 0).data, input(call, 0).shape[1] ?? 0)],
   tolerance: { f32: { rtol: 1e-4, atol: 1e-6 }, f64: { rtol: 1e-11, atol: 1e-13 } },

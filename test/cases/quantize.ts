@@ -1,6 +1,7 @@
 // Cases of the quantizers: quant_grid, fake_quant, quantize, dequantize.
 import type { Draw } from "../helpers/random.ts";
 import type { Value } from "../helpers/value.ts";
+import { scaleWeight } from "../reference/fold.ts";
 import * as reference from "../reference/quantize.ts";
 import { type Call, CLOSE, type Dims, dim, EXACT, input, type OpCase, param } from "./case.ts";
 
@@ -81,6 +82,37 @@ export function drawGrid(
   return [draw.value(scale, shape), draw.value(zero, shape)];
 }
 
+/** Factors r of x's rows (f 1), c of its columns (f 2) or both (f 3), for sets that say so. */
+export function drawFactors(
+  draw: Draw,
+  dims: Dims,
+  x: Value,
+): readonly [Value | undefined, Value | undefined] {
+  const [rows, columns] = x.shape as [number, number];
+  const f = dims["f"] ?? 0;
+  return [
+    f & 1 ? draw.normal([rows], 0.3, 1) : undefined,
+    f & 2 ? draw.normal([columns]) : undefined,
+  ];
+}
+
+/** r_m x_mk c_k. */
+export function scaled(x: Value, r: Value | undefined, c: Value | undefined): Value {
+  const data = scaleWeight(x.data, r?.data, c?.data, x.shape as [number, number]);
+  return { ...x, data };
+}
+
+/** Sets with factors. */
+export const FACTOR_SETS: readonly Dims[] = [
+  { M: 1, K: 1, group: 0, bits: 4, symmetric: 0, clip: 0, f: 3 },
+  { M: 5, K: 37, group: 0, bits: 4, symmetric: 0, clip: 2, f: 1 },
+  { M: 6, K: 64, group: 32, bits: 3, symmetric: 0, clip: 2, f: 2 },
+  { M: 4, K: 45, group: 16, bits: 2, symmetric: 0, clip: 2, f: 3 },
+  { M: 9, K: 130, group: 0, bits: 4, symmetric: 1, clip: 1, f: 3 },
+  { M: 70, K: 260, group: 128, bits: 3, symmetric: 0, clip: 2, f: 3 },
+  { M: 33, K: 129, group: 0, bits: 3, symmetric: 0, clip: 2, f: 2, rule: 1 },
+];
+
 /** Rounding offsets of x for sets that say v: 1. */
 export function drawOffset(draw: Draw, dims: Dims, x: Value): Value | undefined {
   return dims["v"] === 1 ? draw.uniform(x.shape, -0.5, 0.5) : undefined;
@@ -105,6 +137,7 @@ const quantGrid: OpCase = {
   op: "quant_grid",
   sets: [
     ...GRID_SETS,
+    ...FACTOR_SETS,
     { M: 7, K: 48, group: 16, bits: 3, symmetric: 0, clip: 2, f16: 1 },
     { M: 7, K: 48, group: 0, bits: 4, symmetric: 1, clip: 0, f16: 1 },
     ...PUBLISHED_SETS,
@@ -113,8 +146,9 @@ const quantGrid: OpCase = {
   real: GRID_REAL,
   make: (draw, dims) => {
     const options = gridOptions(dims);
+    const x = draw.normal([options.M, options.K]);
     return {
-      inputs: [draw.normal([options.M, options.K]), drawClip(draw, dims)],
+      inputs: [x, drawClip(draw, dims), ...drawFactors(draw, dims, x)],
       params: {
         bits: options.bits,
         group: options.group,
@@ -127,7 +161,8 @@ const quantGrid: OpCase = {
   },
   reference: (call) => {
     const [M, K] = input(call, 0).shape as [number, number];
-    const { scale, zero } = reference.quantGrid(input(call, 0).data, call.inputs[1]?.data, {
+    const x = scaled(input(call, 0), call.inputs[2], call.inputs[3]);
+    const { scale, zero } = reference.quantGrid(x.data, call.inputs[1]?.data, {
       M,
       K,
       group: param(call, "group"),

@@ -15,6 +15,7 @@ export const SMALL = {
   seqlen: 64,
   epochs: 2,
   recipe: "affine",
+  device: "cpu",
 } as const;
 /** Optimizer steps of each block. */
 export const SMALL_STEPS: number = SMALL.nsamples * SMALL.epochs;

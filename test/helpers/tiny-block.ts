@@ -67,9 +67,13 @@ export function randomSites(model: Model, draw: Draw): Values {
 }
 
 /** Owned tensors of values. */
-export function tensorsOf(values: Values, dtype: FloatType): Record<string, Tensor> {
+export function tensorsOf(
+  values: Values,
+  dtype: FloatType,
+  device = "cpu",
+): Record<string, Tensor> {
   return Object.fromEntries(
-    Object.entries(values).map(([key, value]) => [key, toTensor(value, { device: "cpu", dtype })]),
+    Object.entries(values).map(([key, value]) => [key, toTensor(value, { device, dtype })]),
   );
 }
 

@@ -22,19 +22,20 @@ export async function withTinyProblem<T>(
   windows: number,
   options: Omit<QuantizeOptions, "model" | "out">,
   body: (problem: BlockProblem) => T | Promise<T>,
+  device = "cpu",
 ): Promise<T> {
   const model = tinyModel();
   const settings = resolveSettings({ model: "", out: "", recipe: "affine", ...options });
   const draw = new Draw(61, "f32");
-  const weights = tensorsOf(tinyWeights(model, draw), "f32");
+  const weights = tensorsOf(tinyWeights(model, draw), "f32", device);
   const shape = { windows, tokens: TOKENS, channels: model.shape.hidden };
-  const inputs = new Stream(shape);
-  const targets = new Stream(shape);
+  const inputs = new Stream(shape, undefined, device);
+  const targets = new Stream(shape, undefined, device);
   const start = draw.normal([windows, TOKENS, model.shape.hidden]);
-  const context = model.context(TOKENS, "f32");
-  const statistics = new StatisticsHook();
+  const context = model.context(TOKENS, "f32", device);
+  const seen = new StatisticsHook(windows);
   scope(() => {
-    const states = toTensor(start, { device: "cpu", dtype: "f32" });
+    const states = toTensor(start, { device, dtype: "f32" });
     const size = TOKENS * model.shape.hidden;
     for (let n = 0; n < windows; n++) {
       inputs.store(n, states.view(n * size, [1, TOKENS, model.shape.hidden]));
@@ -42,10 +43,12 @@ export async function withTinyProblem<T>(
       targets.store(n, runBlock(model, context, weights, x));
       const graph = new Eager();
       const constants = Object.entries(weights).map(([key, w]) => [key, graph.constant(w)]);
-      model.block(graph, context, Object.fromEntries(constants), graph.constant(x), statistics);
+      model.block(graph, context, Object.fromEntries(constants), graph.constant(x), seen);
+      seen.endWindow();
     }
   });
-  const owned = [...Object.values(weights), inputs, targets];
+  const statistics = await seen.finish();
+  const owned = [...Object.values(weights), inputs, targets, seen];
   try {
     return await body({
       index: 0,

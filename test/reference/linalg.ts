@@ -25,12 +25,22 @@ export function inverse(a: Float64Array, D: number): Float64Array {
       for (const row of rows) {
         if (row === pivot) continue;
         const factor = at(row, col);
-        for (let j = 0; j < 2 * D; j++) row[j] = at(row, j) - factor * at(pivot, j);
+        // No checked access here: this loop is most of what the large cases take.
+        for (let j = 0; j < 2 * D; j++) row[j] = (row[j] ?? 0) - factor * (pivot[j] ?? 0);
       }
     }
     for (const [i, row] of rows.entries()) result.set(row.subarray(D), base + i * D);
   }
   return result;
+}
+
+/** D^-1 - D^-1 E D^-1 for each matrix D + E of a batch: an inverse of nearly diagonal ones, nearly. */
+export function firstOrderInverse(a: Float64Array, D: number): Float64Array {
+  return a.map((value, at) => {
+    const [base, i, j] = [at - (at % (D * D)), Math.floor(at / D) % D, at % D];
+    const diagonal = (k: number): number => a[base + k * (D + 1)] ?? 0;
+    return i === j ? 1 / value : -value / (diagonal(i) * diagonal(j));
+  });
 }
 
 /** alpha op(a) op(b) for each of B pairs; a transposed operand is stored [K, M] or [N, K]. */

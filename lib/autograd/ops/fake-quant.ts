@@ -1,5 +1,6 @@
 import { invoke } from "../../tensor/invoke.ts";
 import { type Graph, type Grid, type OpPair, tensorOf, type Var } from "../graph.ts";
+import { ScaledVar } from "../scaled.ts";
 
 /** Quantizer of a matrix [M, K] along its rows. */
 export interface FakeQuantParams {
@@ -17,7 +18,8 @@ const pair: OpPair<FakeQuantParams> = {
   name: "fake_quant",
   forward: (inputs, p) => {
     const x = tensorOf(inputs, 0);
-    const [scale, zero] = invoke("quant_grid", [x, inputs[1]?.tensor], {
+    const [rows, columns] = [inputs[3]?.tensor, inputs[4]?.tensor];
+    const [scale, zero] = invoke("quant_grid", [x, inputs[1]?.tensor, rows, columns], {
       bits: p.bits,
       group: p.group,
       symmetric: p.symmetric ? 1 : 0,
@@ -30,12 +32,12 @@ const pair: OpPair<FakeQuantParams> = {
     // The value shares x's memory: whoever multiplies it applies the grid on load.
     return {
       tensor: x.view(0, x.shape),
-      grid: { scale, zero, offset, bits: p.bits, group: p.group },
+      grid: { scale, zero, offset, rows, columns, bits: p.bits, group: p.group },
     };
   },
   backward: ({ g, inputs, output, params: p, needs }) => {
     const { scale, zero } = output.grid as Grid;
-    const given = [tensorOf(inputs, 0), scale, zero, g, inputs[1]?.tensor, inputs[2]?.tensor];
+    const given = [tensorOf(inputs, 0), scale, zero, g, ...inputs.slice(1).map((x) => x?.tensor)];
     return invoke("fake_quant_grad", given, {
       bits: p.bits,
       group: p.group,
@@ -63,5 +65,8 @@ export function fakeQuant(
   params: FakeQuantParams,
   offset?: Var,
 ): Var {
-  return graph.apply(pair, [x, clip, offset], params);
+  if (x instanceof ScaledVar) {
+    return graph.apply(pair, [x.base, clip, offset, x.rows, x.columns], params);
+  }
+  return graph.apply(pair, [x, clip, offset, undefined, undefined], params);
 }

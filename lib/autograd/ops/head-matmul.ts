@@ -1,5 +1,6 @@
 import { invokeOne } from "../../tensor/invoke.ts";
 import { type Graph, type OpPair, tensorOf, type Var } from "../graph.ts";
+import { underColumns } from "./scale-weight.ts";
 
 /** How per-head matrices meet a weight. */
 export interface HeadMatmulParams {
@@ -39,5 +40,6 @@ function native(
 
 /** Each head's slice of W multiplied by its kv head's D x D matrix. */
 export function headMatmul(graph: Graph, w: Var, m: Var, params: HeadMatmulParams): Var {
-  return graph.apply(pair, [w, m], params);
+  const multiply = (x: Var): Var => graph.apply(pair, [x, m], params);
+  return params.side === "rows" ? underColumns(graph, w, multiply) : multiply(w);
 }

@@ -1,4 +1,6 @@
+import { dtypeCode } from "../../tensor/dtype.ts";
 import { invoke, invokeOne } from "../../tensor/invoke.ts";
+import { precisionOf } from "../../tensor/precision.ts";
 import { Tensor } from "../../tensor/tensor.ts";
 import { type Graph, type Grid, type OpPair, tensorOf, type Value, type Var } from "../graph.ts";
 
@@ -10,7 +12,9 @@ interface Operand {
 }
 
 function product(a: Operand, b: Operand, bias?: Tensor, addTo?: Tensor): Tensor {
-  if (a.grid?.offset) throw new TypeError("linear: only the weight may have rounding offsets");
+  if (a.grid?.offset || a.grid?.rows || a.grid?.columns) {
+    throw new TypeError("linear: only the weight may have rounding offsets or factors");
+  }
   const inputs = [
     a.tensor,
     b.tensor,
@@ -20,6 +24,8 @@ function product(a: Operand, b: Operand, bias?: Tensor, addTo?: Tensor): Tensor 
     b.grid?.zero,
     bias,
     b.grid?.offset,
+    b.grid?.rows,
+    b.grid?.columns,
   ];
   const params = {
     trans_a: a.transpose ? 1 : 0,
@@ -64,6 +70,13 @@ function shapedLike(gradient: Tensor, { shape }: Tensor): Tensor {
   return view;
 }
 
+/** An operand of several products, in the type that the device multiplies in. */
+function rounded(g: Tensor): Tensor {
+  const precision = g.dtype === "f32" ? precisionOf(g.device) : "f32";
+  if (precision === "f32") return g;
+  return invokeOne("cast", [g], { dtype: dtypeCode(precision) });
+}
+
 const pair: OpPair<null> = {
   name: "linear",
   forward: ([x, w, bias]) => ({
@@ -71,18 +84,24 @@ const pair: OpPair<null> = {
   }),
   backward: ({ g, inputs, needs, existing }) => {
     const [x, w] = inputs as readonly [Value, Value];
-    return [
+    const left = needs[0] && needs[1] ? rounded(g) : g;
+    const gradients = [
       needs[0]
         ? shapedLike(
-            product(plain(g, false), operandOf(w, false), undefined, existing[0]),
+            product(plain(left, false), operandOf(w, false), undefined, existing[0]),
             x.tensor,
           )
         : undefined,
       needs[1]
-        ? shapedLike(product(plain(g, true), operandOf(x, false), undefined, existing[1]), w.tensor)
+        ? shapedLike(
+            product(plain(left, true), operandOf(x, false), undefined, existing[1]),
+            w.tensor,
+          )
         : undefined,
       needs[2] ? columnSums(g, tensorOf(inputs, 2)) : undefined,
     ];
+    if (left !== g) left.dispose();
+    return gradients;
   },
 };
 

@@ -1,9 +1,47 @@
 import { invokeOne } from "../../tensor/invoke.ts";
+import { keep } from "../../tensor/scope.ts";
+import type { Tensor } from "../../tensor/tensor.ts";
 import { type Graph, type OpPair, tensorOf, type Var } from "../graph.ts";
 
-const pair: OpPair<null> = {
+/**
+ * The last inverses of matrices that change little from step to step, by name: a GPU starts the next
+ * one there. Results differ by rounding from those without a start, so whoever wants a run to repeat
+ * begins it with an empty one. The maker disposes it.
+ */
+export class LastInverses {
+  readonly #byName = new Map<string, Tensor>();
+
+  get(name: string): Tensor | undefined {
+    return this.#byName.get(name);
+  }
+
+  /** Keeps what `inverse` is now, also when that handle is disposed. On the CPU it is of no use. */
+  set(name: string, inverse: Tensor): void {
+    if (inverse.device === "cpu") return;
+    this.#byName.get(name)?.dispose();
+    this.#byName.set(name, keep(inverse.view(0, inverse.shape)));
+  }
+
+  dispose(): void {
+    for (const tensor of this.#byName.values()) tensor.dispose();
+    this.#byName.clear();
+  }
+}
+
+/** Which of the last inverses is that of the matrix at hand. */
+export interface WarmStart {
+  readonly last: LastInverses;
+  readonly name: string;
+}
+
+const pair: OpPair<WarmStart | undefined> = {
   name: "lu_inverse",
-  forward: (x) => ({ tensor: invokeOne("lu_inverse", [tensorOf(x, 0)], { pivot: 0 }) }),
+  forward: (x, warm) => {
+    const start = warm?.last.get(warm.name);
+    const tensor = invokeOne("lu_inverse", [tensorOf(x, 0), start], { pivot: 0 });
+    warm?.last.set(warm.name, tensor);
+    return { tensor };
+  },
   backward: ({ g, output }) => {
     // d(A^-1) = -A^-1 dA A^-1, so the gradient is -X^T G X^T.
     const left = invokeOne("matmul", [output.tensor, g], { trans_a: 1, trans_b: 0, alpha: 1 });
@@ -18,6 +56,6 @@ const pair: OpPair<null> = {
 };
 
 /** Inverses of [B, D, D] by batched LU. Throws: AQ_NUMERIC if one is singular. */
-export function inverse(graph: Graph, a: Var): Var {
-  return graph.apply(pair, [a], null);
+export function inverse(graph: Graph, a: Var, warm?: WarmStart): Var {
+  return graph.apply(pair, [a], warm);
 }

@@ -5,7 +5,7 @@ const pair: OpPair<null> = {
   name: "reciprocal",
   forward: (inputs) => {
     const x = tensorOf(inputs, 0);
-    const inverses = invokeOne("lu_inverse", [x.reshape([x.size, 1, 1])], { pivot: 0 });
+    const inverses = invokeOne("lu_inverse", [x.reshape([x.size, 1, 1]), undefined], { pivot: 0 });
     const tensor = inverses.reshape(x.shape);
     inverses.dispose();
     return { tensor };

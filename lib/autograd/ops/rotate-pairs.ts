@@ -1,5 +1,6 @@
 import { invoke, invokeOne } from "../../tensor/invoke.ts";
 import { type Graph, type OpPair, tensorOf, type Var } from "../graph.ts";
+import { underColumns } from "./scale-weight.ts";
 
 interface RotatePairsParams {
   readonly heads: number;
@@ -49,5 +50,5 @@ export function rotatePairs(
   theta: Var,
   params: RotatePairsParams,
 ): Var {
-  return graph.apply(pair, [w, logR, theta], params);
+  return underColumns(graph, w, (x) => graph.apply(pair, [x, logR, theta], params));
 }

@@ -1,5 +1,6 @@
 import { invoke, invokeOne } from "../../tensor/invoke.ts";
 import { type Graph, type OpPair, tensorOf, type Var } from "../graph.ts";
+import { ScaledVar } from "../scaled.ts";
 
 const pair: OpPair<null> = {
   name: "scale_weight",
@@ -24,11 +25,37 @@ function unlessNeeded<T extends { dispose(): void }>(
   return undefined;
 }
 
-/** diag(r) W diag(c), with W [O, I], r [O] and c [I]; an absent factor is the identity. */
+/**
+ * diag(r) W diag(c), with W [O, I], r [O] and c [I]; an absent factor is the identity. While a graph
+ * records on a GPU the product is left to whoever uses it (see ScaledVar); on a CPU multiplying once
+ * costs less than at every use.
+ */
 export function scaleWeight(
   graph: Graph,
   w: Var,
   scales: { rows?: Var | undefined; columns?: Var | undefined },
 ): Var {
-  return graph.apply(pair, [w, scales.rows, scales.columns], null);
+  const multiply = ({ base, rows, columns }: Pick<ScaledVar, "base" | "rows" | "columns">): Var =>
+    graph.apply(pair, [base, rows, columns], null);
+  const known = w instanceof ScaledVar ? w : undefined;
+  const isFree = !(known?.rows && scales.rows) && !(known?.columns && scales.columns);
+  const base = known && isFree ? known.base : w;
+  if (!graph.records || baseOf(w).value.tensor.device === "cpu") {
+    return multiply({ base: w, rows: scales.rows, columns: scales.columns });
+  }
+  const rows = scales.rows ?? (isFree ? known?.rows : undefined);
+  const columns = scales.columns ?? (isFree ? known?.columns : undefined);
+  return new ScaledVar(base, { rows, columns }, multiply);
+}
+
+/**
+ * Applies to a weight what only mixes its rows, past factors of its columns that wait: they commute.
+ */
+export function underColumns(graph: Graph, w: Var, mixRows: (w: Var) => Var): Var {
+  if (!(w instanceof ScaledVar) || w.rows) return mixRows(w);
+  return scaleWeight(graph, mixRows(w.base), { columns: w.columns });
+}
+
+function baseOf(w: Var): Var {
+  return w instanceof ScaledVar ? baseOf(w.base) : w;
 }

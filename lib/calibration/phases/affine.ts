@@ -3,11 +3,12 @@
 import { type MaskOf, maskOfEpoch } from "../../affine/gradual-mask.ts";
 import { startSites } from "../../affine/sites.ts";
 import type { Var } from "../../autograd/graph.ts";
+import { LastInverses } from "../../autograd/ops/lu-inverse.ts";
 import { CLIP_START, quantizesTokens } from "../../quant/scheme.ts";
 import { fakeQuantWeight, startClip } from "../../quant/weights.ts";
 import { type PhaseResult, type TrainHooks, trainPhase } from "../attempts.ts";
 import { blockLoss } from "../block-loss.ts";
-import { cosine, disposeParameters, Parameter } from "../parameters.ts";
+import { cosine, disposeParameters, Parameter, smallestMargin } from "../parameters.ts";
 import { type BlockProblem, foldedWeights, tokenClipName, weightClipName } from "../problem.ts";
 import { learns, recipeSites } from "../recipe.ts";
 import { trainStep } from "../train-step.ts";
@@ -21,9 +22,16 @@ export interface AffineResult extends Omit<PhaseResult<unknown>, "state"> {
   readonly failed: boolean;
 }
 
+/** What an attempt has. It begins without inverses, so that it repeats to the last bit. */
+interface Attempt {
+  readonly parameters: readonly Parameter[];
+  readonly inverses: LastInverses;
+}
+
 /** Parameters of a block at their starting values. */
 export function startParameters(problem: BlockProblem): Parameter[] {
   const { model, recipe, scheme, settings, weights, statistics } = problem;
+  const { device } = problem.context;
   const parameters: Parameter[] = [];
   if (recipe.sites) {
     const { alpha } = settings;
@@ -37,19 +45,19 @@ export function startParameters(problem: BlockProblem): Parameter[] {
       style: recipe.transforms,
     };
     for (const [name, start] of startSites(recipeSites(model, recipe), context)) {
-      parameters.push(new Parameter(name, "transform", start));
+      parameters.push(new Parameter(name, "transform", start, device));
     }
   }
   if (recipe.weightClip) {
     for (const { key, out, in: columns } of model.linears) {
       const start = { ...startClip(out, columns, scheme.groupSize), masked: false };
-      parameters.push(new Parameter(weightClipName(key), "clip", start));
+      parameters.push(new Parameter(weightClipName(key), "clip", start, device));
     }
   }
   if (recipe.tokenClip && quantizesTokens(scheme)) {
     for (const name of model.activations) {
       const start = { data: Float32Array.of(CLIP_START), shape: [1], masked: false };
-      parameters.push(new Parameter(tokenClipName(name), "clip", start));
+      parameters.push(new Parameter(tokenClipName(name), "clip", start, device));
     }
   }
   return parameters;
@@ -69,7 +77,7 @@ export async function affinePhase(problem: BlockProblem, hooks: TrainHooks): Pro
     (epoch: number): MaskOf =>
     (size) =>
       maskOfEpoch(epoch, epochs, size, sf, maskRule);
-  const { state, ...result } = await trainPhase<readonly Parameter[]>(
+  const { state, ...result } = await trainPhase<Attempt>(
     {
       name: "affine",
       block: problem.index,
@@ -78,10 +86,14 @@ export async function affinePhase(problem: BlockProblem, hooks: TrainHooks): Pro
       start() {
         const parameters = startParameters(problem);
         for (const p of parameters) p.keepAway(floor);
-        return parameters;
+        return { parameters, inverses: new LastInverses() };
       },
-      dispose: disposeParameters,
-      step(parameters, n, { epoch, t, steps, rate }) {
+      dispose({ parameters, inverses }) {
+        disposeParameters(parameters);
+        inverses.dispose();
+      },
+      margin: ({ parameters }) => smallestMargin(parameters),
+      step({ parameters, inverses }, n, { epoch, t, steps, rate }) {
         const maskOf = masksOf(epoch);
         const share = rate * (fall === "cosine" ? cosine(t, steps) : 1);
         const rateOf = ({ group }: Parameter): number =>
@@ -90,7 +102,7 @@ export async function affinePhase(problem: BlockProblem, hooks: TrainHooks): Pro
         return trainStep({
           parameters: new Map(parameters.map((p) => [p.name, p.value])),
           record(tape, vars) {
-            const weights = foldedWeights(problem, tape, problem.weights, vars, maskOf);
+            const weights = foldedWeights(problem, tape, problem.weights, vars, maskOf, inverses);
             for (const { key } of model.linears) {
               const clip = vars.get(weightClipName(key));
               weights[key] = fakeQuantWeight(tape, weights[key] as Var, clip, scheme);
@@ -98,14 +110,10 @@ export async function affinePhase(problem: BlockProblem, hooks: TrainHooks): Pro
             return blockLoss(problem, tape, weights, vars, n);
           },
           apply(gradients) {
-            let margin: number | undefined;
             for (const p of parameters) {
               const g = gradients.get(p.name);
-              if (!g) continue;
-              const own = p.update(g, t + 1, rateOf(p), settings.weightDecay, rule);
-              if (own !== undefined) margin = Math.min(margin ?? own, own);
+              if (g) p.update(g, t + 1, rateOf(p), settings.weightDecay, rule);
             }
-            return margin;
           },
           step: t + 1,
           watch: hooks.watch,
@@ -114,9 +122,10 @@ export async function affinePhase(problem: BlockProblem, hooks: TrainHooks): Pro
     },
     hooks,
   );
+  state?.inverses.dispose();
   return {
     ...result,
-    parameters: state ?? [],
+    parameters: state?.parameters ?? [],
     maskOf: state ? masksOf(epochs - 1) : idle,
     failed: state === undefined,
   };

@@ -27,10 +27,10 @@ export async function gptqPhase(
 ): Promise<Record<string, QuantizedWeight>> {
   const { model, scheme } = problem;
   const clipOf = new Map(clips.map((p) => [p.name, p.value]));
-  const tokenClips: Record<string, number> = {};
+  const tokenClips: Record<string, Tensor> = {};
   for (const name of model.activations) {
     const clip = clipOf.get(tokenClipName(name));
-    if (clip) tokenClips[name] = clip.item();
+    if (clip) tokenClips[name] = clip;
   }
   const quantized: Record<string, QuantizedWeight> = {};
   const current: Record<string, Tensor> = { ...folded };
@@ -68,12 +68,13 @@ export async function gptqPhase(
 async function secondMoments(
   problem: BlockProblem,
   weights: LoadedWeights,
-  tokenClips: Readonly<Record<string, number>>,
+  tokenClips: LoadedWeights,
   activation: string,
   size: number,
   signal: AbortSignal | undefined,
 ): Promise<Tensor> {
-  const sum = Tensor.empty([size, size], "f64");
+  const { device } = problem.context;
+  const sum = Tensor.empty([size, size], "f64", device);
   try {
     invoke("fill", [sum], { value: 0 });
     let tokens = 0;
@@ -92,7 +93,7 @@ async function secondMoments(
       });
     }
     return scope(() => {
-      const mean = Tensor.empty([size, size], "f64");
+      const mean = Tensor.empty([size, size], "f64", device);
       invoke("fill", [mean], { value: 0 });
       invoke("axpy", [mean, sum], { alpha: 1 / tokens });
       return invokeOne("cast", [mean], { dtype: dtypeCode("f32") });

@@ -21,7 +21,7 @@ import { cosine } from "../parameters.ts";
 import { heldBackWindows } from "../polish-memory.ts";
 import { PolishModel } from "../polish-model.ts";
 import { Teacher } from "../teacher.ts";
-import { trainStep } from "../train-step.ts";
+import { type StepResult, trainStep } from "../train-step.ts";
 
 /** Rate of gains and biases. */
 const GAIN_RATE = 1e-4;
@@ -64,7 +64,9 @@ async function polishStored(parts: RunParts): Promise<JobPolish> {
     return item;
   };
   try {
-    const context = own(model.context(windows[0]?.length ?? 0, "f32"), (c) => c.dispose());
+    const { device } = source;
+    const tokens = windows[0]?.length ?? 0;
+    const context = own(model.context(tokens, "f32", device), (c) => c.dispose());
     const outer = own(writtenOuter(source), disposeAll);
     const { streamMemory: memory } = parts;
     const taught = Teacher.run(source, context, windows, { memory, dir: run.dir }, hooks.signal);
@@ -76,7 +78,9 @@ async function polishStored(parts: RunParts): Promise<JobPolish> {
     const start = await divergence(compared, (i) => storedBlock(parts, i), disposeFinished);
     tell(parts, { epoch: -1, step: 0, steps: 0, loss: null, divergence: start, secondsLeft: null });
     const student = own(new PolishModel(model, context, settings.scheme), (s) => s.dispose());
-    for (let i = 0; i < model.shape.blocks; i++) student.add(readLearnedBlock(run.learnedFile(i)));
+    for (let i = 0; i < model.shape.blocks; i++) {
+      student.add(readLearnedBlock(run.learnedFile(i), device));
+    }
 
     const training = new Training(parts, student, compared);
     const values = [start];
@@ -141,7 +145,7 @@ class Training {
     let sum = 0;
     let applied = 0;
     for (const n of shuffled(this.#windows, this.#random)) {
-      const { loss, applied: isApplied } = this.#step(n);
+      const { loss, applied: isApplied } = await this.#step(n);
       this.#done++;
       if (isApplied) {
         sum += loss;
@@ -160,7 +164,7 @@ class Training {
     return applied > 0 ? sum / applied : Number.NaN;
   }
 
-  #step(n: number): { loss: number; applied: boolean } {
+  #step(n: number): Promise<StepResult> {
     const { windows, settings, hooks } = this.#parts;
     const { outer, teacher } = this.#compared;
     const fall = cosine(this.#done, this.#steps);
@@ -175,10 +179,7 @@ class Training {
         const logits = this.#student.logits(tape, outer, vars, windows[n] as Int32Array);
         return klDiv(tape, logits, tape.constant(teacher.logits(n)));
       },
-      apply: (gradients) => {
-        this.#student.update(gradients, this.#done + 1, rates);
-        return undefined;
-      },
+      apply: (gradients) => this.#student.update(gradients, this.#done + 1, rates),
       step: this.#done + 1,
       watch: hooks.watch,
     });
@@ -235,8 +236,11 @@ function writtenOuter(source: WeightSource): LoadedWeights {
 }
 
 /** A block as calibration left it. */
-function storedBlock({ written, settings, run, record }: RunParts, i: number): WrittenBlock {
-  const file = run.openBlock(i);
+function storedBlock(
+  { source, written, settings, run, record }: RunParts,
+  i: number,
+): WrittenBlock {
+  const file = run.openBlock(i, "blocks", source.device);
   try {
     const finished = file.load(i, written, settings.scheme.groupSize);
     return { ...finished, tokenClips: record.job.finished[i]?.tokenClips ?? {} };

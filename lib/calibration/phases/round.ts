@@ -75,7 +75,6 @@ export function roundPhase(
               const g = gradients.get(offsetName(key));
               if (g) invoke("sign_step", [v, g], { lr: offsetRate, limit: OFFSET_LIMIT });
             }
-            return undefined;
           },
           step: t + 1,
           watch: hooks.watch,
@@ -87,17 +86,17 @@ export function roundPhase(
 }
 
 function startRounding(problem: BlockProblem, clips: readonly Parameter[]): Rounding {
+  const { device } = problem.context;
   const offsets = new Map<string, Tensor>();
   for (const { key, out, in: columns } of problem.model.linears) {
-    const v = Tensor.empty([out, columns]);
+    const v = Tensor.empty([out, columns], "f32", device);
     invoke("fill", [v], { value: 0 });
     offsets.set(key, v);
   }
-  const fresh = clips.map(
-    ({ name, group, value }) =>
-      new Parameter(name, group, { data: value.floats(), shape: value.shape, masked: false }),
-  );
-  return { clips: fresh, offsets };
+  return {
+    clips: clips.map(({ name, group, value }) => Parameter.from(name, group, value)),
+    offsets,
+  };
 }
 
 export function disposeRounding({ clips, offsets }: Rounding): void {

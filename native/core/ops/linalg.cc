@@ -5,12 +5,13 @@ namespace aq {
 
 namespace {
 void inferInverse(Infer& in) {
-  in.compute({0});
+  in.compute({0, 1});
   in.rank(0, 3);
   const Shape& a = in.shape(0);
   if (a[1] != a[2]) {
     in.fail(AQ_SHAPE, "only square matrices have an inverse, a is %s", toString(a).c_str());
   }
+  if (in.has(1)) in.same(0, 1);
   in.range("pivot", in.params<aq_lu_inverse_params>().pivot, 0, 1);
   in.outputLike(0);
 }
@@ -61,7 +62,7 @@ void inferHadamard(Infer& in) {
 void addLinalgOps(std::vector<OpSpec>& ops) {
   using P = aq_matmul_params;
   ops.push_back({"lu_inverse",
-                 {{"a"}},
+                 {{"a"}, {"x0", kOptional}},
                  {"x"},
                  {AQ_INT(aq_lu_inverse_params, pivot)},
                  sizeof(aq_lu_inverse_params),

@@ -25,14 +25,21 @@ void checkOffset(const Infer& in, int x, int v) {
   if (in.has(v)) in.elements(v, in.numel(x), "one rounding offset per element");
 }
 
+// The factors of the rows and columns of the matrix in input x, inputs r and r+1, if given.
+void checkFactors(const Infer& in, int x, int r) {
+  if (in.has(r)) in.elements(r, in.rows(x), "one per row");
+  if (in.has(r + 1)) in.elements(r + 1, in.cols(x), "one per column");
+}
+
 void checkClip(const Infer& in, int clip, int64_t grids) {
   if (!in.has(clip) || in.numel(clip) == 1) return;
   in.elements(clip, 2 * grids, "1, or 2 per row and group");
 }
 
 void inferQuantGrid(Infer& in) {
-  const int32_t dtype = in.compute({0, 1});
+  const int32_t dtype = in.compute({0, 1, 2, 3});
   const auto& p = in.params<aq_quant_grid_params>();
+  checkFactors(in, 0, 2);
   in.range("bits", p.bits, p.symmetric ? 2 : 1, 8);
   in.range("rule", p.rule, 0, 1);
   in.range("floor", p.floor, 1e-30, 1e30);
@@ -51,8 +58,9 @@ void inferFakeQuant(Infer& in) {
 }
 
 void inferFakeQuantGrad(Infer& in) {
-  const int32_t dtype = in.compute({0, 1, 2, 3, 4, 5});
+  const int32_t dtype = in.compute({0, 1, 2, 3, 4, 5, 6, 7});
   const auto& p = in.params<aq_fake_quant_grad_params>();
+  checkFactors(in, 0, 6);
   checkGrid(in, 0, 1, p.bits, p.group);
   in.elements(3, in.numel(0), "as many as x");
   checkClip(in, 4, in.numel(1));
@@ -61,11 +69,16 @@ void inferFakeQuantGrad(Infer& in) {
   in.range("rule", p.rule, 0, 1);
   in.output(dtype, p.need_gx ? in.shape(0) : Shape{0});
   in.output(dtype, in.has(4) ? in.shape(4) : Shape{0});
-  in.output(dtype, in.has(5) ? in.shape(5) : Shape{0});
+  for (int i = 5; i < 8; i++) in.output(dtype, in.has(i) ? in.shape(i) : Shape{0});
 }
 
 void inferFakeQuantGemm(Infer& in) {
-  const int32_t dtype = in.compute({0, 1, 2, 3, 4, 5, 6, 7});
+  const int32_t dtype = in.compute({1, 2, 3, 4, 5, 6, 7, 8, 9});
+  if (in.dtype(0) == AQ_BF16 || in.dtype(0) == AQ_F16) {
+    if (in.has(2)) in.fail(AQ_DTYPE, "a %s a cannot have a grid", dtypeName(in.dtype(0)));
+  } else {
+    in.compute({0, 1});
+  }
   const auto& p = in.params<aq_fake_quant_gemm_params>();
   const int64_t m = p.trans_a ? in.cols(0) : in.rows(0);
   const int64_t ka = p.trans_a ? in.rows(0) : in.cols(0);
@@ -87,11 +100,12 @@ void inferFakeQuantGemm(Infer& in) {
     }
   }
   if (in.has(6)) in.elements(6, n, "one per column of the product");
-  if (in.has(7) && !in.has(4)) {
+  if ((in.has(7) || in.has(8) || in.has(9)) && !in.has(4)) {
     in.fail(AQ_ARG,
-            "b_v needs b's grid: rounding offsets mean nothing to a b without scale and zero");
+            "b_v, b_r and b_c need b's grid: they mean nothing to a b without scale and zero");
   }
   checkOffset(in, 1, 7);
+  checkFactors(in, 1, 8);
   // Leading dimensions of a survive where a is not transposed: [B, T, K] x W -> [B, T, N].
   Shape shape = p.trans_a ? Shape{m, n} : in.shape(0);
   if (!p.trans_a) {
@@ -139,7 +153,7 @@ void addQuantizeOps(std::vector<OpSpec>& ops) {
   using Grad = aq_fake_quant_grad_params;
   using Gemm = aq_fake_quant_gemm_params;
   ops.push_back({"quant_grid",
-                 {{"x"}, {"clip", kOptional}},
+                 {{"x"}, {"clip", kOptional}, {"r", kOptional}, {"c", kOptional}},
                  {"scale", "zero"},
                  {AQ_INT(Grid, bits), AQ_INT(Grid, group), AQ_INT(Grid, symmetric),
                   AQ_INT(Grid, round_f16), AQ_FLOAT(Grid, floor), AQ_INT(Grid, rule)},
@@ -152,8 +166,15 @@ void addQuantizeOps(std::vector<OpSpec>& ops) {
                  sizeof(Fake),
                  inferFakeQuant});
   ops.push_back({"fake_quant_grad",
-                 {{"x"}, {"scale"}, {"zero"}, {"g"}, {"clip", kOptional}, {"v", kOptional}},
-                 {"gx", "gclip", "gv"},
+                 {{"x"},
+                  {"scale"},
+                  {"zero"},
+                  {"g"},
+                  {"clip", kOptional},
+                  {"v", kOptional},
+                  {"r", kOptional},
+                  {"c", kOptional}},
+                 {"gx", "gclip", "gv", "gr", "gc"},
                  {AQ_INT(Grad, bits), AQ_INT(Grad, group), AQ_INT(Grad, symmetric),
                   AQ_FLOAT(Grad, floor), AQ_INT(Grad, need_gx), AQ_INT(Grad, rule)},
                  sizeof(Grad),
@@ -167,7 +188,9 @@ void addQuantizeOps(std::vector<OpSpec>& ops) {
         {"b_scale", kOptional},
         {"b_zero", kOptional},
         {"bias", kOptional},
-        {"b_v", kOptional}},
+        {"b_v", kOptional},
+        {"b_r", kOptional},
+        {"b_c", kOptional}},
        {"c"},
        {AQ_INT(Gemm, trans_a), AQ_INT(Gemm, trans_b), AQ_INT(Gemm, a_bits), AQ_INT(Gemm, a_group),
         AQ_INT(Gemm, b_bits), AQ_INT(Gemm, b_group), AQ_INT(Gemm, accumulate)},

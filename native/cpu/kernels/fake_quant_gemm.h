@@ -33,8 +33,8 @@ static void fakeQuantGemm(const aq_view* in, const aq_view& out,
           present(in[6]) ? ptr<T>(in[6]) : nullptr);
 }
 
-static int32_t fake_quant_gemm(aq_queue*, const aq_view* in, int32_t, const aq_view* out, int32_t,
-                               const void* params, aq_error* err) {
+static int32_t fakeQuantGemm(const aq_view* in, const aq_view* out, const void* params,
+                             aq_error* err) {
   const auto& p = *static_cast<const aq_fake_quant_gemm_params*>(params);
   return withScratch("fake_quant_gemm", err, [&]() -> int32_t {
     if (in[0].dtype == AQ_F64) {

@@ -149,8 +149,8 @@ inline void addAtExtremes(const GradGroup<T>& group, const GroupSums<T>& sums, T
     gx[i] += (x[i] == sums.high ? highShare : T(0)) + (x[i] == sums.low ? lowShare : T(0));
 }
 
-static int32_t fake_quant_grad(aq_queue*, const aq_view* in, int32_t, const aq_view* out, int32_t,
-                               const void* params, aq_error* err) {
+static int32_t fakeQuantGrad(const aq_view* in, const aq_view* out, const void* params,
+                             aq_error* err) {
   const auto& o = *static_cast<const aq_fake_quant_grad_params*>(params);
   const Grouping grouping(in[0], o.group);
   const int64_t groups = grouping.rows * grouping.perRow;

@@ -3,7 +3,8 @@
 //
 // A strictly diagonally dominant matrix, by rows or by columns, needs no pivoting: that is what the
 // gradual mask of AffineQuant keeps its matrices to be. Others get partial pivoting. L and the
-// strict upper part of U are stored negated, since the micro-kernel only adds.
+// strict upper part of U are stored negated, since the micro-kernel only adds. A start x0 is not
+// used: two products a Newton step cost as much as this.
 
 inline constexpr int64_t kLuPanel = 32;  // columns eliminated before an update
 inline constexpr int64_t kLuRows = 56 / kTileRows * kTileRows;           // rows of an update's task

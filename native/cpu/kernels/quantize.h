@@ -112,8 +112,7 @@ inline void extremesOf(const T* x, int64_t n, T seed, T& low, T& high) {
   }
 }
 
-static int32_t quant_grid(aq_queue*, const aq_view* in, int32_t, const aq_view* out, int32_t,
-                          const void* params, aq_error*) {
+static int32_t quantGrid(const aq_view* in, const aq_view* out, const void* params) {
   const auto& o = *static_cast<const aq_quant_grid_params*>(params);
   const Grouping grouping(in[0], o.group);
   return visitFloat(in[0].dtype, [&](auto zero) {

@@ -51,6 +51,8 @@ static const aq_kernel_row kKernelRows[] = {
     AQ_ROW(gather_rows),
     AQ_ROW(channel_stats),
     AQ_ROW(all_finite),
+    AQ_ROW(int4_pack),
+    AQ_ROW(int4_matmul),
 };
 #undef AQ_ROW
 

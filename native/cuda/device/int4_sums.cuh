@@ -1,0 +1,206 @@
+// int4_sums.cuh: a warp's stage of int4_small.cu in shared memory, and the sums that it feeds: of
+// products of halves, or of codes.
+#pragma once
+#include "native/cuda/device/int4.cuh"
+#include "native/cuda/int4.h"
+
+namespace aq::cuda::int4 {
+
+inline constexpr int kRowTiles = 4;  // row tiles of a block, all of them every warp's
+
+// What a warp takes at a time: half a packed tile of every row tile, 64 columns.
+inline constexpr int kPieceColumns = kTileColumns / 2, kPieceBytes = kTileBytes / 2;
+inline constexpr int kPieceSteps = kTileSteps / 2;
+
+// A stage of the warp's ring, in bytes: codes, grids of up to kPieceSteps groups, kTokens rows of x.
+template <Math kMath, int kN>
+struct Stage {
+  static constexpr int kTokens = 8 * kN;
+  // Two blocks share a multiprocessor where that leaves stages enough: so the next kernel's blocks
+  // already bring their weights while this one's end.
+  static constexpr int kBlocks = kN == 4 ? 1 : 2;
+  static constexpr int kStages = kN == 2 ? 3 : 4;
+  static constexpr int kTokenBytes = kMath == Math::kInteger ? kPieceColumns : 2 * kPieceColumns;
+  static constexpr int kScale = kRowTiles * kPieceBytes;
+  static constexpr int kScaleBytes = kTileRows * 2, kZeroBytes = kTileRows;  // of a tile and group
+  static constexpr int kZero = kScale + kRowTiles * kPieceSteps * kScaleBytes;
+  static constexpr int kX = kZero + kRowTiles * kPieceSteps * kZeroBytes;
+  static constexpr int kBytes = kX + kTokens * kTokenBytes;
+
+  // Byte of 16-byte part `part` of token n: exchanged so that the reads of a warp hit all banks.
+  __device__ static int xByte(int n, int part) {
+    const int swap = kMath == Math::kInteger ? n & 2 : n & 7;
+    return kX + n * kTokenBytes + ((part ^ swap) << 4);
+  }
+};
+
+// Scales and zeros of rows g and g + 8 of row tile m, group j of the piece.
+template <class S>
+__device__ inline float2 scalesAt(const char* stage, int m, int j, int lane) {
+  const char* const at = stage + S::kScale + (m * kPieceSteps + j) * S::kScaleBytes;
+  return __half22float2(reinterpret_cast<const __half2*>(at)[lane / 4]);
+}
+template <class S>
+__device__ inline int2 zerosAt(const char* stage, int m, int j, int lane) {
+  const char* const at = stage + S::kZero + (m * kPieceSteps + j) * S::kZeroBytes;
+  const int both = reinterpret_cast<const uint16_t*>(at)[lane / 4];
+  return make_int2(both & 0xff, both >> 8);
+}
+
+// A warp's sums, for x as numbers of H. The codes enter the product with the offset that their
+// exponent gives them, and sum (code - zero) x = sum (offset + code) x - (offset + zero) sum x: one
+// more product per step, of ones and x, for all rows, instead of a subtraction per weight.
+template <class H, Math kMath, int kN>
+struct HalfSums {
+  using S = Stage<kMath, kN>;
+  float total[kRowTiles][kN][4] = {};
+
+  __device__ HalfSums(const Activations&, int64_t, int) {}
+
+  __device__ void addPiece(const char* stage, const Weights& w, int, int lane) {
+    const bool fine = w.groupSteps == 1;
+    const uint32_t address = sharedAddress(stage);
+    float sum[kRowTiles][kN][4] = {};
+    float xSum[kN][4] = {};  // of tokens: the same in all rows
+    uint4 codes[kRowTiles];
+#pragma unroll
+    for (int m = 0; m < kRowTiles; m++)
+      codes[m] = *reinterpret_cast<const uint4*>(stage + m * kPieceBytes + lane * 16);
+#pragma unroll
+    for (int step = 0; step < kPieceSteps; step++) {
+      uint4 x[kN];
+#pragma unroll
+      for (int n = 0; n < kN; n++) {
+        x[n] = loadMatrices(address + S::xByte(8 * n + lane % 8, step * 4 + lane / 8));
+        constexpr uint32_t kOne = Pair<H>::kOnes;
+        const uint32_t ones[4] = {kOne, kOne, kOne, kOne};
+        Pair<H>::multiply(xSum[n], ones, x[n].x, x[n].y);
+        Pair<H>::multiply(xSum[n], ones, x[n].z, x[n].w);
+      }
+#pragma unroll
+      for (int m = 0; m < kRowTiles; m++) {
+        uint32_t a[4];
+        offsetWord<H>(step ? codes[m].z : codes[m].x, a);
+#pragma unroll
+        for (int n = 0; n < kN; n++) Pair<H>::multiply(sum[m][n], a, x[n].x, x[n].y);
+        offsetWord<H>(step ? codes[m].w : codes[m].y, a);
+#pragma unroll
+        for (int n = 0; n < kN; n++) Pair<H>::multiply(sum[m][n], a, x[n].z, x[n].w);
+      }
+      if (step == 0 && !fine) continue;
+      const int j = fine ? step : 0;
+#pragma unroll
+      for (int m = 0; m < kRowTiles; m++) {
+        const float2 s = scalesAt<S>(stage, m, j, lane);
+        const int2 z = zerosAt<S>(stage, m, j, lane);
+        const float z0 = Pair<H>::kOffset + float(z.x), z8 = Pair<H>::kOffset + float(z.y);
+#pragma unroll
+        for (int n = 0; n < kN; n++) {
+#pragma unroll
+          for (int e = 0; e < 4; e++) {
+            total[m][n][e] += (e < 2 ? s.x : s.y) * (sum[m][n][e] - (e < 2 ? z0 : z8) * xSum[n][e]);
+            sum[m][n][e] = 0;
+          }
+        }
+      }
+#pragma unroll
+      for (int n = 0; n < kN; n++) {
+#pragma unroll
+        for (int e = 0; e < 4; e++) xSum[n][e] = 0;
+      }
+    }
+  }
+};
+
+// A warp's sums, for x as codes.
+template <int kN>
+struct IntegerSums {
+  using S = Stage<Math::kInteger, kN>;
+  float total[kRowTiles][kN][4] = {};
+  int32_t xZero[kN][2];
+
+  __device__ IntegerSums(const Activations& x, int64_t token0, int lane) {
+#pragma unroll
+    for (int i = 0; i < 2 * kN; i++) {
+      const int64_t token = token0 + i / 2 * 8 + lane % 4 * 2 + i % 2;
+      xZero[i / 2][i % 2] = token < x.rows ? __float2int_rn(x.zero[token]) : 0;
+    }
+  }
+
+  __device__ void addPiece(const char* stage, const Weights& w, int piece, int lane) {
+    constexpr uint32_t kOnes = 0x01010101u, kLow = 0x0f0f0f0fu;
+    const int g = lane / 4, t = lane % 4;
+    const bool fine = w.groupSteps == 1;
+    int32_t sum[kRowTiles][kN][4] = {};
+    int32_t codeSum[kRowTiles][4] = {};                   // of rows: the same in all columns
+    int32_t xSum[kN][4] = {};                             // of tokens: the same in all rows
+    int live = max(0, w.inputs - piece * kPieceColumns);  // columns of the piece and beyond
+    uint4 codes[kRowTiles];
+#pragma unroll
+    for (int m = 0; m < kRowTiles; m++)
+      codes[m] = *reinterpret_cast<const uint4*>(stage + m * kPieceBytes + lane * 16);
+#pragma unroll
+    for (int step = 0; step < kPieceSteps; step++) {
+      uint2 x[kN];
+#pragma unroll
+      for (int n = 0; n < kN; n++) {
+        x[n] = *reinterpret_cast<const uint2*>(stage + S::xByte(8 * n + g, step * 2 + t / 2) +
+                                               t % 2 * 8);
+        const uint32_t ones[4] = {kOnes, kOnes, kOnes, kOnes};
+        multiplyBytes(xSum[n], ones, x[n].x, x[n].y);
+      }
+#pragma unroll
+      for (int m = 0; m < kRowTiles; m++) {
+        const uint32_t w0 = step ? codes[m].z : codes[m].x, w1 = step ? codes[m].w : codes[m].y;
+        const uint32_t a[4] = {w0 & kLow, w0 >> 4 & kLow, w1 & kLow, w1 >> 4 & kLow};
+        multiplyBytes(codeSum[m], a, kOnes, kOnes);
+#pragma unroll
+        for (int n = 0; n < kN; n++) multiplyBytes(sum[m][n], a, x[n].x, x[n].y);
+      }
+      if (step == 0 && !fine) continue;
+      const int j = fine ? step : 0;
+      const int width = fine ? kStepColumns : kPieceColumns, count = min(width, live);
+      live = max(0, live - width);
+#pragma unroll
+      for (int m = 0; m < kRowTiles; m++) {
+        const float2 s = scalesAt<S>(stage, m, j, lane);
+        const int2 z = zerosAt<S>(stage, m, j, lane);
+#pragma unroll
+        for (int n = 0; n < kN; n++) {
+#pragma unroll
+          for (int e = 0; e < 4; e++) {
+            const int32_t zero = e < 2 ? z.x : z.y, offset = xZero[n][e % 2];
+            const int32_t exact =
+                sum[m][n][e] - offset * codeSum[m][e] - zero * (xSum[n][e] - offset * count);
+            total[m][n][e] += (e < 2 ? s.x : s.y) * float(exact);
+            sum[m][n][e] = 0;
+          }
+        }
+#pragma unroll
+        for (int e = 0; e < 4; e++) codeSum[m][e] = 0;
+      }
+#pragma unroll
+      for (int n = 0; n < kN; n++) {
+#pragma unroll
+        for (int e = 0; e < 4; e++) xSum[n][e] = 0;
+      }
+    }
+  }
+};
+
+template <Math kMath, int kN>
+struct SumsOf;
+template <int kN>
+struct SumsOf<Math::kBf16, kN> {
+  using Type = HalfSums<__nv_bfloat16, Math::kBf16, kN>;
+};
+template <int kN>
+struct SumsOf<Math::kF16, kN> {
+  using Type = HalfSums<__half, Math::kF16, kN>;
+};
+template <int kN>
+struct SumsOf<Math::kInteger, kN> {
+  using Type = IntegerSums<kN>;
+};
+
+}  // namespace aq::cuda::int4

@@ -1,0 +1,105 @@
+// int4.h: what the files of int4_matmul share: the packed matrix as kernels see it, and the stages of
+// a product. The packed order is defined at int4_pack in native/abi/params.h.
+#pragma once
+#include <cstdint>
+
+#include "native/abi/backend.h"
+#include "native/cuda/queue.h"
+
+namespace aq::cuda::int4 {
+
+// A tile: 16 rows (outputs) x 128 columns (inputs), 1 KB of codes. A step: the 32 columns of a tile
+// that lie in one group at any size of groups.
+inline constexpr int kTileRows = 16, kTileColumns = 128, kTileBytes = 1024;
+inline constexpr int kStepColumns = 32, kTileSteps = 4;
+
+struct Weights {
+  const uint8_t* codes;   // [tileRows][tiles][kTileBytes]
+  const uint16_t* scale;  // f16 [tileRows][groups][16]; rows g and g + 8 of a tile side by side
+  const uint8_t* zero;    // [tileRows][groups][16], in the same order
+  int32_t outputs, inputs;
+  int32_t tileRows, tiles, groups;
+  int32_t groupSteps;  // steps of a group
+  int32_t groupShift;  // log2 of it, or -1
+
+  // Group of a step of a row.
+  __host__ __device__ int32_t firstGroup(int32_t step) const {
+    return groupShift >= 0 ? step >> groupShift : step / groupSteps;
+  }
+};
+
+// Activations [rows, ld], zero beyond `inputs`; 16-byte aligned rows.
+struct Activations {
+  const void* data;
+  int64_t ld;
+  int64_t rows;
+  // Of integer products: the grid of every row, f32.
+  const float* scale = nullptr;
+  const float* zero = nullptr;
+};
+
+// y [rows, outputs] and bias [outputs] or null, both of `dtype`.
+struct Result {
+  void* y;
+  const void* bias;
+  int32_t dtype;
+};
+
+// How activations are multiplied: as they are in bf16 or f16, or as codes of a grid.
+enum class Math { kBf16, kF16, kInteger };
+
+// How a kernel is launched that may start before the kernel in front of it is over (see
+// waitForKernelBefore), in clusters of `cluster` blocks along x.
+struct Launch {
+  cudaLaunchAttribute attributes[2] = {};
+  cudaLaunchConfig_t config = {};
+
+  Launch(const aq_queue* queue, dim3 grid, int threads, int sharedBytes, int cluster) {
+    config.gridDim = grid;
+    config.blockDim = dim3(unsigned(threads));
+    config.dynamicSmemBytes = size_t(sharedBytes);
+    config.stream = queue->stream;
+    config.attrs = attributes;
+    if (queue->computeCapability < 90) return;
+    cudaLaunchAttribute& overlap = attributes[config.numAttrs++];
+    overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    overlap.val.programmaticStreamSerializationAllowed = 1;
+    if (cluster == 1) return;
+    cudaLaunchAttribute& dimension = attributes[config.numAttrs++];
+    dimension.id = cudaLaunchAttributeClusterDimension;
+    dimension.val.clusterDim.x = unsigned(cluster);
+    dimension.val.clusterDim.y = dimension.val.clusterDim.z = 1;
+  }
+  Launch(const Launch&) = delete;
+  Launch& operator=(const Launch&) = delete;
+};
+
+// Rows of x that one pass of multiplySmall over the weights takes; with more it reads them again.
+inline constexpr int64_t kSmallRows = 32;
+
+// y = x W^T + bias for few rows of x: one pass over the packed weights, dequantized in registers.
+int32_t multiplySmall(aq_queue* queue, Math math, const Activations& x, const Weights& w,
+                      const Result& y, aq_error* err);
+
+// The same for many rows of x, on Hopper: weights become halves on their way to the matrix units.
+bool fitsBatch(const aq_queue* queue, int64_t rows, const Weights& w);
+int32_t multiplyBatch(aq_queue* queue, Math math, const Activations& x, const Weights& w,
+                      const Result& y, aq_error* err);
+
+// What the choice of splits looks at: how many tiles of y there are, how many packed tiles are summed
+// for each, how many of them a block should have at least, and how many its start and end are worth.
+struct SplitRule {
+  int64_t blocks, tiles, least, fixed;
+};
+
+// Blocks that share a tile of y and cut its columns among them, as one cluster where there are such:
+// the number that ends first.
+int32_t chooseSplits(const aq_queue* queue, const void* kernel, int threads, int sharedBytes,
+                     const SplitRule& rule);
+
+// Weights of rows [first, first + count) as numbers of `dtype` (f64, f32, bf16, f16), row-major with
+// `inputs` columns.
+int32_t expand(aq_queue* queue, const Weights& w, int64_t first, int64_t count, int32_t dtype,
+               void* to, aq_error* err);
+
+}  // namespace aq::cuda::int4

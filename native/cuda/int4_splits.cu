@@ -1,0 +1,52 @@
+// chooseSplits: how many blocks share a tile of the result of int4_matmul (int4.h).
+#include <algorithm>
+#include <map>
+#include <mutex>
+#include <tuple>
+
+#include "native/cuda/int4.h"
+
+namespace aq::cuda::int4 {
+
+namespace {
+
+constexpr int32_t kMaxSplits = 8;  // blocks of a portable cluster
+
+// Clusters of `size` blocks that the device runs at a time; asked for once, because the answer takes
+// longer than a launch. Multiprocessors come in groups that clusters cannot cross, of sizes that
+// differ from one chip to the next.
+int64_t clustersAtOnce(const aq_queue* queue, const void* kernel, int threads, int sharedBytes,
+                       int32_t size) {
+  static std::mutex mutex;
+  static auto* const known = new std::map<std::tuple<int, const void*, int, int32_t>, int>;
+  const std::lock_guard lock(mutex);
+  const auto [at, isNew] = known->try_emplace({queue->device, kernel, sharedBytes, size}, 0);
+  if (isNew) {
+    const Launch shape(queue, dim3(unsigned(size)), threads, sharedBytes, size);
+    int count = 0;
+    if (cudaOccupancyMaxActiveClusters(&count, kernel, &shape.config) == cudaSuccess)
+      at->second = count;
+    (void)cudaGetLastError();
+  }
+  return at->second;
+}
+
+}  // namespace
+
+int32_t chooseSplits(const aq_queue* queue, const void* kernel, int threads, int sharedBytes,
+                     const SplitRule& rule) {
+  int32_t best = 1;
+  int64_t least = INT64_MAX;
+  for (int32_t s = 1; s <= kMaxSplits && (s == 1 || rule.tiles >= s * rule.least); s++) {
+    int64_t atOnce = std::max(1, queue->multiprocessors / s);
+    if (s > 1 && queue->computeCapability >= 90)
+      atOnce = std::min(atOnce, clustersAtOnce(queue, kernel, threads, sharedBytes, s));
+    if (atOnce == 0) continue;
+    const int64_t rounds = (rule.blocks + atOnce - 1) / atOnce;
+    const int64_t cost = rounds * ((rule.tiles + s - 1) / s + rule.fixed);
+    if (cost < least) least = cost, best = s;
+  }
+  return best;
+}
+
+}  // namespace aq::cuda::int4

@@ -1,0 +1,177 @@
+// kernel_cases_block.h: cases of the ops that run over activations: the decoder block, losses,
+// statistics, and the elementwise ops. Sizes by the letters of params.h.
+#pragma once
+#include "native/tools/kernel_sample.h"
+
+namespace aq::tools {
+
+inline Shape rowsOf(const Maker& m) { return {m["M"], m["C"]}; }
+
+// Two tensors of N numbers.
+inline void drawPair(Maker& m) {
+  m.in(m.normal({m["N"]}));
+  m.in(m.normal({m["N"]}));
+}
+
+inline void drawPairAlpha(Maker& m) {
+  drawPair(m);
+  m.param("alpha", -0.75);
+}
+
+inline void drawNorm(Maker& m, double mean) {
+  m.in(m.normal(rowsOf(m), 2, mean));
+  m.in(m.normal({m["C"]}, 0.2, 1));
+  m.in(m.normal({m["C"]}, 0.5));
+  m.param("eps", 1e-5);
+}
+
+// The gradient's inputs from the forward's: x, w, what the forward saved, g.
+inline void drawNormGrad(Maker& m, const char* forward) {
+  drawNorm(m, 1);
+  const auto saved = m.run(forward, m.sample.inputs, m.sample.params);
+  m.sample.inputs.pop_back();
+  m.sample.params.clear();
+  for (size_t i = 1; i < saved.size(); i++) m.in(saved[i]);
+  m.in(m.normal(rowsOf(m)));
+}
+
+// q, k, v and their grids; bits 0: not quantized.
+inline void drawAttention(Maker& m) {
+  const int64_t B = m["B"], T = m["T"], D = m["D"], heads = m["heads"], kv = m["kv"];
+  const double bits = double(m["bits"]);
+  for (const int64_t count : {heads, kv, kv}) m.in(m.normal({B, T, count * D}));
+  for (size_t i = 0; i < 3; i++) m.gridOrNone(Tensor(m.sample.inputs[i]), bits, double(D));
+  m.param("heads");
+  m.param("kv_heads", double(kv));
+  m.param("bits", bits > 0 ? bits : 16);
+  m.param("scale", 1 / std::sqrt(double(D)));
+}
+
+inline void drawAttentionGrad(Maker& m) {
+  drawAttention(m);
+  const auto saved = m.run("attention", m.sample.inputs, m.sample.params);
+  m.in(saved[0]);
+  m.in(saved[1]);
+  m.in(m.normal(saved[0].shape));
+}
+
+inline void drawLogits(Maker& m) {
+  const Tensor targets = m.normal({m["M"], m["V"]}, 4);
+  const Tensor error = m.normal({m["M"], m["V"]}, 3);
+  m.in(m.run("add", {targets, error}, {{"alpha", 1}})[0]);
+  m.in(targets);
+}
+
+inline const std::vector<KernelCase>& blockCases() {
+  using Texts = std::vector<const char*>;
+  static const Texts flat = {"N=1", "N=1003", "N=40001"};
+  static const Texts flatReal = {"N=8388608"};
+  static const Texts norms = {"M=1 C=1", "M=33 C=19", "M=37 C=64", "M=70 C=1024", "M=3 C=4200"};
+  static const Texts normGrads = {"M=33 C=19", "M=37 C=64", "M=70 C=1024", "M=3 C=4200"};
+  static const Texts normsReal = {"M=2048 C=512", "M=2048 C=4096"};
+  static const Texts attention = {
+      "B=2 T=5 heads=4 kv=2 D=6 bits=0", "B=1 T=131 heads=2 kv=1 D=16 bits=4",
+      "B=1 T=70 heads=1 kv=1 D=64 bits=0", "B=1 T=130 heads=2 kv=2 D=128 bits=4"};
+  static const Texts attentionReal = {"B=1 T=2048 heads=8 kv=8 D=64 bits=4",
+                                      "B=1 T=2048 heads=32 kv=32 D=128 bits=4"};
+  static const Texts gates = {"M=3 C=7", "M=17 C=132"};
+  static const Texts gatesReal = {"M=2048 C=11008"};
+  static const Texts rows = {"M=3 V=7", "M=9 V=1001", "M=2 V=4100"};
+  static const Texts rowsReal = {"M=512 V=32000"};
+  static const std::vector<KernelCase> cases = {
+      {"fill", flat, flatReal,
+       [](Maker& m) {
+         m.in(m.normal({m["N"]}));
+         m.param("value", -1.25);
+       }},
+      {"cast",
+       {"N=1003 from=1 to=2", "N=1003 from=2 to=1", "N=333 from=1 to=3", "N=333 from=3 to=0",
+        "N=77 from=1 to=5", "N=77 from=6 to=4"},
+       {"N=8388608 from=1 to=2", "N=8388608 from=2 to=1"},
+       [](Maker& m) {
+         m.in(m.convert(m.uniform({m["N"]}, 0, 99), int32_t(m["from"])));
+         m.param("dtype", double(m["to"]));
+       }},
+      {"add", flat, flatReal, drawPairAlpha},
+      {"axpy", flat, flatReal, drawPairAlpha},
+      {"mul", flat, flatReal, drawPairAlpha},
+      {"exp", flat, flatReal,
+       [](Maker& m) {
+         m.in(m.normal({m["N"]}, 4));
+         m.param("scale", -1);
+       }},
+      {"rms_norm", norms, normsReal, [](Maker& m) { drawNorm(m, 0); }},
+      // The gradient to a single channel is what rounding leaves of a difference: start at more.
+      {"rms_norm_grad", normGrads, normsReal, [](Maker& m) { drawNormGrad(m, "rms_norm"); }, 5},
+      {"layer_norm", norms, normsReal, [](Maker& m) { drawNorm(m, 3); }, 5},
+      {"layer_norm_grad", normGrads, normsReal, [](Maker& m) { drawNormGrad(m, "layer_norm"); }, 5},
+      {"rope",
+       {"B=2 T=5 heads=3 D=6 inverse=0", "B=1 T=9 heads=2 D=32 inverse=1"},
+       {"B=1 T=2048 heads=32 D=128 inverse=0"},
+       [](Maker& m) {
+         const int64_t T = m["T"], half = m["D"] / 2;
+         const auto angle = [half](int64_t i) {
+           return double(i / half) * std::pow(1e4, -double(i % half) / double(half));
+         };
+         m.in(m.normal({m["B"] * T, m["heads"] * 2 * half}));
+         m.in(m.from({T, half}, [&](int64_t i) { return std::cos(angle(i)); }));
+         m.in(m.from({T, half}, [&](int64_t i) { return std::sin(angle(i)); }));
+         m.param("heads");
+         m.param("inverse");
+       }},
+      {"attention", attention, attentionReal, drawAttention, 50},
+      {"attention_grad", attention, attentionReal, drawAttentionGrad, 50},
+      {"silu_mul", gates, gatesReal,
+       [](Maker& m) {
+         m.in(m.normal(rowsOf(m), 4));
+         m.in(m.normal(rowsOf(m)));
+       }},
+      {"silu_mul_grad", gates, gatesReal,
+       [](Maker& m) {
+         m.in(m.normal(rowsOf(m), 4));
+         m.in(m.normal(rowsOf(m)));
+         m.in(m.normal(rowsOf(m)));
+       }},
+      {"relu", gates, gatesReal, [](Maker& m) { m.in(m.normal(rowsOf(m))); }},
+      {"relu_grad", gates, gatesReal,
+       [](Maker& m) {
+         m.in(m.run("relu", {m.normal(rowsOf(m))})[0]);
+         m.in(m.normal(rowsOf(m)));
+       }},
+      {"mse", flat, flatReal, drawPair},
+      {"mse_grad", flat, flatReal,
+       [](Maker& m) {
+         drawPair(m);
+         m.in(m.normal({1}));
+       }},
+      {"sq_diff", flat, flatReal, drawPair},
+      {"kl_div", rows, rowsReal, drawLogits},
+      {"kl_div_grad", rows, rowsReal,
+       [](Maker& m) {
+         drawLogits(m);
+         m.in(m.normal({1}));
+       }},
+      {"cross_entropy", rows, rowsReal,
+       [](Maker& m) {
+         m.in(m.normal({m["M"], m["V"]}, 5));
+         m.in(m.integers({m["M"]}, m["V"], AQ_I32));
+       }},
+      {"gather_rows",
+       {"V=11 C=7 M=5 from=1 to=1", "V=300 C=64 M=33 from=2 to=1", "V=11 C=15 M=9 from=3 to=0",
+        "V=11 C=8 M=9 from=0 to=1"},
+       {"V=32000 C=4096 M=2048 from=2 to=1"},
+       [](Maker& m) {
+         m.in(m.convert(m.normal({m["V"], m["C"]}), int32_t(m["from"])));
+         m.in(m.integers({m["M"]}, m["V"], AQ_I32));
+         m.param("dtype", double(m["to"]));
+       }},
+      {"channel_stats",
+       {"M=1 C=1", "M=65 C=33", "M=700 C=136"},
+       normsReal,
+       [](Maker& m) { m.in(m.normal(rowsOf(m), 1, 0.5)); }},
+      {"all_finite", flat, flatReal, [](Maker& m) { m.in(m.normal({m["N"]})); }},
+  };
+  return cases;
+}
+
+}  // namespace aq::tools
