@@ -104,10 +104,10 @@ std::vector<Tensor> invoke(size_t op, std::span<const Tensor* const> passed,
   // Optional inputs at the end may be left out.
   std::array<const Tensor*, kMaxInputs> all{};
   std::copy_n(passed.begin(), std::min(passed.size(), kMaxInputs), all.begin());
-  const bool isShort = passed.size() < spec.inputs.size() &&
-                       (spec.inputs[passed.size()].flags & kOptional);
-  const std::span<const Tensor* const> inputs(
-      all.data(), isShort ? spec.inputs.size() : passed.size());
+  const bool isShort =
+      passed.size() < spec.inputs.size() && (spec.inputs[passed.size()].flags & kOptional);
+  const std::span<const Tensor* const> inputs(all.data(),
+                                              isShort ? spec.inputs.size() : passed.size());
   checkInputs(spec, inputs);
 
   Infer infer(spec, inputs, params);

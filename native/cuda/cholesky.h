@@ -1,4 +1,5 @@
-// cholesky.h: the inverse of the Cholesky factor of a positive definite matrix, in f64 (cholesky.cu).
+// cholesky.h: the inverse of the Cholesky factor of a positive definite matrix, in f64
+// (cholesky.cu).
 #pragma once
 #include <cstdint>
 

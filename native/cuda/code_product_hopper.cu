@@ -2,14 +2,20 @@
 // written.
 //
 // Math      c_ij = (sum over k of (a_ik - za_i) (b_jk - zb_j)) sa_i sb_j + bias_j (+ c_ij).
-// Layout    tiles of 128 x kN of C. A block is one warpgroup that keeps the bulk tensor copies going,
-//           128 bytes of k a stage, and two that multiply, 64 rows each, with the sums in registers.
-//           Blocks stay and take tiles in turn, so that the next tile's copies run while this one is
-//           scaled and written. Two blocks of a cluster share their columns: each copies half of B
-//           to both.
+// Layout    tiles of 128 x kN of C. A block is one warpgroup that keeps the bulk tensor copies
+//           going, 128 bytes of k a stage, and two that multiply, 64 rows each, with the sums in
+//           registers. Blocks stay and take tiles in turn, so that the next tile's copies run while
+//           this one is scaled and written. Two blocks of a cluster share their columns: each
+//           copies half of B to both.
 // Cost      2 m n k integer operations; codes read from L2 once per 256 rows or kN columns.
-// Roofline  int8 tensor cores: 69 Gop -> 35 us at 1979 Top/s (H100 SXM data sheet).
-// Versions  v1 (this).
+// Roofline  int8 tensor cores: 69 Gop -> 35 us at 1979 Top/s (H100 SXM data sheet). Measured for
+//           2048 x 4096 x 4096, H100 80GB HBM3, driver 580: 53 us = 1290 Top/s (cuBLASLt to
+//           unscaled i32: 56 us). Inside: twice 19 us of products, which is the unit's rate, and
+//           twice 4.5 us of writing, which all blocks do at the same time.
+// Versions  v1 cluster-wide ordering at every barrier, which empties L1: 82 us; v2 block-wide: 57
+//           us; v3 what scaling needs fetched under the products (this). Tried without gain:
+//           clusters of 1 (69 us) and of 2 x 2 (77 us, only 30 of them fit), rows written 128 bytes
+//           at a time.
 // Numerics  exact up to the scaling in f32.
 #include <algorithm>
 
@@ -29,9 +35,7 @@ constexpr int kStepBytes = 128;  // of k a stage
 constexpr int kWarpgroup = 128;  // threads
 constexpr int kConsumers = 2;    // warpgroups that multiply
 constexpr int kThreads = (1 + kConsumers) * kWarpgroup;
-// Blocks of a cluster: kClusterRows x kClusterCols tiles, whose operands each are copied once.
-constexpr int kClusterRows = 2, kClusterCols = 1;
-constexpr int kCluster = kClusterRows * kClusterCols;
+constexpr int kCluster = 2;  // blocks, one above the other, that share columns
 
 template <int kN>
 struct Shared {
@@ -43,7 +47,7 @@ struct Shared {
   static constexpr int kBytes = kColumnsAt + int(2 * sizeof(CodeColumns<kN>)) + kAlignment;
 };
 
-// How many tiles there are, each for a whole cluster.
+// How many tiles there are; a tile's rows are those of a whole cluster.
 struct Tiling {
   int64_t rows, cols;
 };
@@ -86,65 +90,35 @@ __device__ inline bool meetConsumers(bool mine) {
   return any != 0;
 }
 
-// This block's place in its cluster.
-struct Place {
-  int row, col;
-};
-__device__ inline Place placeOf(uint32_t rank) {
-  return {int(rank) % kClusterRows, int(rank) / kClusterRows};
-}
-__device__ inline uint32_t rankOf(Place place) {
-  return uint32_t(place.row + place.col * kClusterRows);
-}
-
-// Tells the blocks that copy into this one's stages (those of its row and column, and itself) that a
-// stage may be filled again; called by a whole warpgroup.
-constexpr int kFillers = kClusterRows + kClusterCols - 1;
-__device__ inline void releaseStage(uint32_t empty, Place place, int thread) {
-  if (thread >= kFillers) return;
-  Place filler = place;
-  if (thread < kClusterRows) {
-    filler.row = thread;
-  } else {
-    const int other = thread - kClusterRows;
-    filler.col = other < place.col ? other : other + 1;
-  }
-  barrierArriveAt(empty, rankOf(filler));
+// Tells the blocks that copy into this one's stages (all of its cluster) that a stage may be filled
+// again; called by a whole warpgroup.
+__device__ inline void releaseStage(uint32_t empty, int thread) {
+  if (thread < kCluster) barrierArriveAt(empty, uint32_t(thread));
 }
 
 template <int kN>
 __device__ void copyTiles(const CUtensorMap* mapA, const CUtensorMap* mapB, const CodeProduct& p,
                           const Tiling& tiling, uint32_t shared, uint32_t barriers) {
   using S = Shared<kN>;
-  const Place place = placeOf(clusterRank());
-  uint16_t rowMates = 0, colMates = 0;
-  for (int i = 0; i < kClusterCols; i++) rowMates |= uint16_t(1 << rankOf({place.row, i}));
-  for (int i = 0; i < kClusterRows; i++) colMates |= uint16_t(1 << rankOf({i, place.col}));
+  const uint32_t rank = clusterRank();
   const int64_t steps = (p.pitch + kStepBytes - 1) / kStepBytes;
   Turn<S::kStages> turn;
   for (int64_t tile = blockIdx.x / kCluster; tile < tiling.rows * tiling.cols;
        tile += gridDim.x / kCluster) {
     int64_t tileRow, tileCol;
     placeTile(tiling, tile, &tileRow, &tileCol);
-    const int32_t row =
-        int32_t((tileRow * kClusterRows + place.row) * kRows + place.col * (kRows / kClusterCols));
-    const int32_t col =
-        int32_t((tileCol * kClusterCols + place.col) * kN + place.row * (kN / kClusterRows));
+    const int32_t row = int32_t((tileRow * kCluster + rank) * kRows);
+    const int32_t col = int32_t(tileCol * kN + rank * (kN / kCluster));
     for (int64_t step = 0; step < steps; step++, turn.next()) {
       const uint32_t full = barriers + turn.stage * 8;
       const uint32_t empty = full + S::kStages * 8;
-      const uint32_t stage = shared + turn.stage * S::kStageBytes;
-      const uint32_t a = stage + place.col * (S::kBytesA / kClusterCols);
-      const uint32_t b = stage + S::kBytesA + place.row * (S::kBytesB / kClusterRows);
+      const uint32_t a = shared + turn.stage * S::kStageBytes;
+      const uint32_t b = a + S::kBytesA + rank * (S::kBytesB / kCluster);
       const int32_t k = int32_t(step * kStepBytes);
       barrierWait(empty, turn.parity ^ 1);  // passes at once in the first round
       barrierExpect(full, S::kStageBytes);
-      if constexpr (kClusterCols > 1) {
-        copyBoxToAll(a, mapA, full, k, row, rowMates);
-      } else {
-        copyBox(a, mapA, full, k, row);
-      }
-      copyBoxToAll(b, mapB, full, k, col, colMates);
+      copyBox(a, mapA, full, k, row);
+      copyBoxToAll(b, mapB, full, k, col, (1 << kCluster) - 1);
     }
   }
 }
@@ -153,7 +127,7 @@ template <int kN>
 __device__ void multiplyTiles(const CodeProduct& p, const Tiling& tiling, uint32_t shared,
                               uint32_t barriers, CodeColumns<kN>* columns) {
   using S = Shared<kN>;
-  const Place place = placeOf(clusterRank());
+  const uint32_t rank = clusterRank();
   const int64_t steps = (p.pitch + kStepBytes - 1) / kStepBytes;
   const int consumer = int(threadIdx.x) / kWarpgroup - 1;
   const int thread = int(threadIdx.x) % kWarpgroup;
@@ -162,9 +136,9 @@ __device__ void multiplyTiles(const CodeProduct& p, const Tiling& tiling, uint32
        tile += gridDim.x / kCluster) {
     int64_t tileRow, tileCol;
     placeTile(tiling, tile, &tileRow, &tileCol);
-    const int64_t row = (tileRow * kClusterRows + place.row) * kRows + consumer * 64 +
-                        thread / 32 * 16 + thread % 32 / 4;
-    const int64_t firstCol = (tileCol * kClusterCols + place.col) * kN;
+    const int64_t row =
+        (tileRow * kCluster + rank) * kRows + consumer * 64 + thread / 32 * 16 + thread % 32 / 4;
+    const int64_t firstCol = tileCol * kN;
     // What scaling needs is under way while the products run. A thread fetches one column.
     static_assert(kN <= kConsumers * kWarpgroup);
     const int mine = consumer * kWarpgroup + thread;
@@ -195,12 +169,13 @@ __device__ void multiplyTiles(const CodeProduct& p, const Tiling& tiling, uint32
       if (step > 0) {
         // The products of the step before are done: its stage may be filled again, in both blocks.
         wgmmaWait<1>();
-        releaseStage(barriers + (S::kStages + last) * 8, place, thread);
+        releaseStage(barriers + (S::kStages + last) * 8, thread);
       }
       last = turn.stage;
     }
     wgmmaWait<0>();
-    releaseStage(barriers + (S::kStages + last) * 8, place, thread);
+    fenceSums(sum);
+    releaseStage(barriers + (S::kStages + last) * 8, thread);
 
     // The last tile's columns may still be read, those before them are not: two places take turns.
     CodeColumns<kN>& shown = columns[tile / (gridDim.x / kCluster) % 2];
@@ -232,7 +207,7 @@ __global__ __launch_bounds__(kThreads, 1) void codeTiles(const __grid_constant__
   if (threadIdx.x == 0) {
     for (int i = 0; i < S::kStages; i++) {
       barrierInit(barriers + i * 8, 1);
-      barrierInit(barriers + (S::kStages + i) * 8, kConsumers * kFillers);
+      barrierInit(barriers + (S::kStages + i) * 8, kConsumers * kCluster);
     }
     barrierInitFence();
     prefetchMap(&mapA);
@@ -256,12 +231,10 @@ __global__ __launch_bounds__(kThreads, 1) void codeTiles(const __grid_constant__
 template <int kN>
 int32_t launch(aq_queue* queue, const CodeProduct& p, aq_error* err) {
   CUtensorMap mapA, mapB;
-  if (byteMatrixMap(&mapA, p.a, p.m, p.pitch, p.pitch, kRows / kClusterCols, err) != AQ_OK)
+  if (byteMatrixMap(&mapA, p.a, p.m, p.pitch, p.pitch, kRows, err) != AQ_OK) return err->code;
+  if (byteMatrixMap(&mapB, p.b, p.n, p.pitch, p.pitch, kN / kCluster, err) != AQ_OK)
     return err->code;
-  if (byteMatrixMap(&mapB, p.b, p.n, p.pitch, p.pitch, kN / kClusterRows, err) != AQ_OK)
-    return err->code;
-  const Tiling tiling = {(p.m + kRows * kClusterRows - 1) / (kRows * kClusterRows),
-                         (p.n + kN * kClusterCols - 1) / (kN * kClusterCols)};
+  const Tiling tiling = {(p.m + kRows * kCluster - 1) / (kRows * kCluster), (p.n + kN - 1) / kN};
   const int64_t clusters =
       std::min<int64_t>(tiling.rows * tiling.cols, queue->multiprocessors / kCluster);
   CUDA_CHECK(cudaFuncSetAttribute(codeTiles<kN>, cudaFuncAttributeMaxDynamicSharedMemorySize,

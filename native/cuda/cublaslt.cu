@@ -1,5 +1,5 @@
-// cublaslt.cu: products on cuBLASLt. One plan per kind of product, so that one seen before costs one
-// call; one small product of known values per dtype at its first use as a check of the library,
+// cublaslt.cu: products on cuBLASLt. One plan per kind of product, so that one seen before costs
+// one call; one small product of known values per dtype at its first use as a check of the library,
 // which waits for the queue once.
 #include "native/cuda/cublaslt.h"
 
@@ -97,8 +97,8 @@ struct Blas {
 namespace {
 
 // A row-major matrix is its own transpose stored by columns, which is how the library sees it. So
-// the product it is asked for is C^T = op(B)^T op(A)^T, with B first, and its "rows" are our columns:
-// a bias per row there is a bias per column here.
+// the product it is asked for is C^T = op(B)^T op(A)^T, with B first, and its "rows" are our
+// columns: a bias per row there is a bias per column here.
 Plan makePlan(const Blas& blas, const Gemm& g, const Types& types) {
   const Library& lt = *blas.library;
   Plan plan;

@@ -1,5 +1,5 @@
-// cublaslt.h: products on NVIDIA's cuBLASLt, which is opened at run time and never linked: the addon
-// loads where it is missing, and then our own tiles compute (gemm_tiles.h).
+// cublaslt.h: products on NVIDIA's cuBLASLt, which is opened at run time and never linked: the
+// addon loads where it is missing, and then our own tiles compute (gemm_tiles.h).
 #pragma once
 #include <cstdint>
 

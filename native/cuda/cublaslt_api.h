@@ -1,6 +1,6 @@
-// cublaslt_api.h: the few types, numbers and functions of cuBLASLt's C interface that products need,
-// as versions 12 and 13 of the library share them. The self-check in cublaslt.cu guards against a
-// library that differs.
+// cublaslt_api.h: the few types, numbers and functions of cuBLASLt's C interface that products
+// need, as versions 12 and 13 of the library share them. The self-check in cublaslt.cu guards
+// against a library that differs.
 #pragma once
 #include <cuda_runtime.h>
 #include <dlfcn.h>

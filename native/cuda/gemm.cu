@@ -1,4 +1,5 @@
-// gemm: dense products for the other kernels, on cuBLASLt (cublaslt.cu) or our tiles (gemm_tiles.cu).
+// gemm: dense products for the other kernels, on cuBLASLt (cublaslt.cu) or our tiles
+// (gemm_tiles.cu).
 //
 // Math      C = alpha op(A) op(B) + beta C + bias. f32 operands in precision bf16 or f16 are first
 //           rounded to it, to nearest and ties to even; sums are f32.

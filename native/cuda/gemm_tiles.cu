@@ -2,10 +2,10 @@
 //
 // Math      C = alpha op(A) op(B) + beta C + bias; beta 0 does not read C.
 // Layout    any strides, sizes and alignments. f32, f64: blocks of 64 x 64 x 16 on the plain cores,
-//           4 x 4 sums a thread. bf16, f16, i8: blocks of 128 x 128 on the tensor cores, 64 bytes of
-//           k a stage, two stages in flight by cp.async; operands stay in shared memory as they are
-//           stored, and ldmatrix transposes what is stored the other way. 16-byte copies where the
-//           addresses allow and the chunk lies inside; else element by element.
+//           4 x 4 sums a thread. bf16, f16, i8: blocks of 128 x 128 on the tensor cores, 64 bytes
+//           of k a stage, two stages in flight by cp.async; operands stay in shared memory as they
+//           are stored, and ldmatrix transposes what is stored the other way. 16-byte copies where
+//           the addresses allow and the chunk lies inside; else element by element.
 // Cost      2 m n k flop; every operand is read once per 64 or 128 rows of the other one, from L2.
 // Roofline  the unit's arithmetic. This is the portable path: cuBLASLt is what runs where it can.
 // Versions  v1 (this).
@@ -109,8 +109,8 @@ constexpr int kStages = 2;
 constexpr int kWarpRows = 64, kWarpCols = 32;  // of C of a warp; 2 x 4 warps
 
 // One operand's part of a stage. k runs along its stored rows (kAlongK: kBlock rows of kDepth
-// elements) or across them (kDepth rows of kBlock elements). The padding spreads the eight rows that
-// ldmatrix reads at once over all banks.
+// elements) or across them (kDepth rows of kBlock elements). The padding spreads the eight rows
+// that ldmatrix reads at once over all banks.
 template <class E, bool kAlongK>
 struct Stage {
   static constexpr int kDepth = kDepthBytes / int(sizeof(E));

@@ -116,7 +116,7 @@ __global__ __launch_bounds__(kThreads, 1) void batchTiles(const __grid_constant_
   const int steps = 2 * partStart(job.w.tiles, rank + 1, job.splits) - begin;
   if (threadIdx.x == 0) {
     for (int i = 0; i < R::kStages; i++) {
-      barrierInit(memory + R::kFull + 8 * i, kProducers / 32);
+      barrierInit(memory + R::kFull + 8 * i, kProducers);
       barrierInit(memory + R::kEmpty + 8 * i, kConsumers / 32);
     }
     barrierInitFence();

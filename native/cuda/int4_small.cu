@@ -152,6 +152,7 @@ __global__ __launch_bounds__(kMaxThreads, Stage<kMath, kN>::kBlocks) void multip
     sums.addPiece(ring + at * S::kBytes, task.w, pieceAt(i), lane);
     __syncwarp();
     fetch(i + S::kStages * warps, at);
+    if (warp == 0 && i + S::kStages * warps >= count) letNextKernelStart();
     at = at + 1 == S::kStages ? 0 : at + 1;
   }
   waitCopies<0>();

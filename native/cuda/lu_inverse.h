@@ -12,9 +12,9 @@ namespace aq::cuda {
 // Matrices up to this size are inverted by one block each.
 inline constexpr int32_t kLuBlockSize = 128;
 
-// |I - A X|_F / sqrt(n) up to which a result is taken and no better way tried: of one block's
-// matrix, of Newton's method, and of the blocked inverse, behind which only pivoting is left.
-inline constexpr float kLuBlockLimit = 2e-6f, kLuNewtonLimit = 3e-6f, kLuLargeLimit = 1e-5f;
+// Estimates of |I - A X|_F / sqrt(n) up to which a result is taken and the next way not tried. Far
+// below the 1e-5 that is promised: an estimate from few probes may be several times too small.
+inline constexpr float kLuBlockLimit = 1e-6f, kLuLargeLimit = 3e-6f;
 
 // x = a^-1 for `count` matrices [size, size], one after the other.
 template <class T>

@@ -1,22 +1,23 @@
 // lu_inverse_newton: inverses of nearly diagonal matrices of more than 128 rows, or of ones whose
 // neighbour's inverse is known, f32.
 //
-// Math      Newton's method, twice: R = I - A X, X <- X + X R, which squares the residual. With D
-//           the diagonal of A, A = D (I + F) and X = (I + H) D^-1, that is R = -(F + H + F H), H <-
-//           H + R + H R, where F and H have no unit diagonal: entries below 1, and small where A is
-//           nearly diagonal. Only F H and H R have n^3 terms; they take f16 operands, and all else
-//           is f32. The last round leaves (H + R + H R + I) D^-1, the inverse. The start is x0, or
-//           H = -F, whose residual is F^2: a start within 5 %, and an F of norm 0.22, end at 6e-6.
-//           At the end the residual is estimated (lu_residual.cuh); where it is too large, `wanted`
-//           says so to the launches of lu_inverse_large.cu that follow.
+// Math      Newton's method, in a few rounds: R = I - A X, X <- X + X R, which squares the
+//           residual. With D the diagonal of A, A = D (I + F) and X = (I + H) D^-1, that is R = -(F
+//           + H + F H), H <- H + R + H R, where F and H have no unit diagonal: entries below 1, and
+//           small where A is nearly diagonal. Only F H and H R have n^3 terms; they take f16
+//           operands, and all else is f32. The last round leaves (H + R + H R + I) D^-1, the
+//           inverse. From x0 it takes two rounds: a start within 5 % ends at 6e-6. Without, the
+//           start is H = -F, whose residual is F^2: after two rounds an F of norm 0.2 ends at 3e-6,
+//           after four one of 0.67. At the end the residual is estimated (lu_residual.cuh); where
+//           it is too large, `wanted` says so to the launches of lu_inverse_large.cu that follow.
 // Layout    products by gemm; between them passes over rows, a thread a few columns, with 16-byte
 //           accesses where n and the addresses allow. f16 numbers are kept times 2^10, which puts
 //           1e-7 .. 64 in their range; their rows are padded to 16 bytes.
-// Cost      8 n^3 flop in f16; 52 n^2 bytes in the passes.
-// Roofline  4096^2: 0.55 Tflop, 0.56 ms at the f16 rate of an H100; 0.87 GB in the passes, 0.29 ms.
-//           Measured there, H100 80GB HBM3, driver 580: 1.20 ms.
+// Cost      a round: 4 n^3 flop in f16, and 26 n^2 bytes in the passes.
+// Roofline  4096^2, two rounds: 0.55 Tflop, 0.56 ms at the f16 rate of an H100; 0.87 GB, 0.29 ms.
+//           Measured there, H100 80GB HBM3, driver 580: 1.2 ms.
 // Versions  v1 D apart, E = A - D and Z = X - D^-1 in bf16: residuals ten times these; v2 (this).
-// Numerics  residuals of 1e-7 to 3e-6 for dominant matrices without heavy entries beside D.
+// Numerics  residuals of 4e-8 to 1e-6 for matrices without heavy entries beside D.
 #include <cuda_fp16.h>
 
 #include <algorithm>
@@ -34,7 +35,10 @@ namespace aq::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kRounds = 2;
+// Rounds from x0 and from D^-1 (I - F); more of the latter for large matrices, where a round costs
+// less than a tenth of the blocked inverse that it may spare.
+constexpr int kWarmRounds = 2, kColdRounds = 2, kLargeColdRounds = 4;
+constexpr int32_t kLargeSize = 1024;
 constexpr float kScale = 1024;  // of what is kept in f16
 
 // The tensors of a batch; f16 ones have rows of `pitch`, `diagonal` too.
@@ -48,7 +52,7 @@ struct Newton {
   __half* h;           // [count, n, pitch]
   __half* r;           // [count, n, pitch]: in the last round R D^-1
   int64_t count;
-  int32_t n, pitch;
+  int32_t n, pitch, rounds;
 
   // The matrix of this block alone.
   __device__ Newton own() const {
@@ -63,7 +67,8 @@ struct Newton {
             r + padded,
             1,
             n,
-            pitch};
+            pitch,
+            rounds};
   }
 };
 
@@ -136,7 +141,7 @@ __global__ __launch_bounds__(kThreads) void findResidual(Newton batch, int round
   const int32_t j = int32_t(blockIdx.x * blockDim.x + threadIdx.x) * kVec;
   if (j >= m.n) return;
   const auto columns = loadVec<float, kVec>(m.diagonal + j, 0);
-  const bool isLast = round + 1 == kRounds;
+  const bool isLast = round + 1 == m.rounds;
   Vec<float, kVec> scale;
 #pragma unroll
   for (int c = 0; c < kVec; c++) scale.lane[c] = isLast ? 1.f / columns.lane[c] : 1.f;
@@ -162,7 +167,7 @@ __global__ __launch_bounds__(kThreads) void findResidual(Newton batch, int round
 __global__ __launch_bounds__(kThreads) void applyResult(LuCheck check) { check.apply(); }
 __global__ __launch_bounds__(kThreads) void compareResult(LuCheck check) { check.compare(); }
 __global__ __launch_bounds__(kThreads) void judgeResult(LuCheck check) {
-  check.judge(kLuNewtonLimit);
+  check.judge(kLuLargeLimit);
 }
 
 // c = alpha left right + beta c
@@ -189,7 +194,7 @@ int32_t improve(aq_queue* queue, const Newton& m, aq_error* err) {
   const unsigned across = (unsigned(vectors) + threads - 1) / threads;
   const int64_t shares = 16 * queue->multiprocessors / (across * m.count);
   const dim3 grid(across, unsigned(std::clamp<int64_t>(shares, 1, m.n)), unsigned(m.count));
-  for (int round = 0; round < kRounds; round++) {
+  for (int round = 0; round < m.rounds; round++) {
     roundFactors<kVec><<<grid, threads, 0, queue->stream>>>(m, round);
     LAUNCH_CHECK("lu_inverse (factors)");
     if (multiply(queue, m, m.f, m.h, m.product, 1, 0, err) != AQ_OK) return err->code;
@@ -234,6 +239,7 @@ int32_t refineInverse(aq_queue* queue, const LuBatch<float>& batch, int32_t* wan
   m.count = batch.count;
   m.n = n;
   m.pitch = sizes.pitch;
+  m.rounds = m.start ? kWarmRounds : n > kLargeSize ? kLargeColdRounds : kColdRounds;
   m.f = memory.at<__half>(take(sizes.rounded));
   m.h = memory.at<__half>(take(sizes.rounded));
   m.r = memory.at<__half>(take(sizes.rounded));

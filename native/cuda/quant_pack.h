@@ -1,5 +1,5 @@
-// quant_pack.h: operands of fake_quant_gemm made ready for the tensor cores in one pass each: as int8
-// codes for the exact integer product, or quantized and rounded to the type of the product.
+// quant_pack.h: operands of fake_quant_gemm made ready for the tensor cores in one pass each: as
+// int8 codes for the exact integer product, or quantized and rounded to the type of the product.
 #pragma once
 #include <cstdint>
 
@@ -9,8 +9,8 @@
 namespace aq::cuda {
 
 // A matrix as it is stored, with its grid along the stored rows if it has one: what is quantized is
-// the matrix times the factors of its rows, then of its columns. Grid, offsets and factors are f64 for
-// an f64 matrix, else f32.
+// the matrix times the factors of its rows, then of its columns. Grid, offsets and factors are f64
+// for an f64 matrix, else f32.
 struct QuantOperand {
   const void* data = nullptr;
   int32_t dtype = AQ_F32;  // AQ_F64, AQ_F32 or AQ_BF16
@@ -45,17 +45,18 @@ struct Codes {
 int32_t packCodes(aq_queue* queue, const QuantOperand& x, const Codes& xCodes,
                   const QuantOperand& y, const Codes& yCodes, int64_t pitch, aq_error* err);
 
-// An operand that becomes numbers of the product's type: quantized where it has a grid and rounded to
-// `to` (f64 for an f64 matrix, else f32, bf16 or f16), [rows][pitch]; the padding is not written.
+// An operand that becomes numbers of the product's type: quantized where it has a grid and rounded
+// to `to` (f64 for an f64 matrix, else f32, bf16 or f16), [rows][pitch]; the padding is not
+// written.
 struct RoundJob {
   QuantOperand x;
   int32_t to = AQ_F32;
   void* out = nullptr;
   int64_t pitch = 0;
   bool codesOnly = false;  // code - zero instead of (code - zero) scale
-  const float* rowScale =
-      nullptr;  // [rows]: each row of the result times it; null: none; not for f64
-  const float* colScale = nullptr;  // [cols]
+  // [rows] and [cols]: the result's rows and columns times these; null: none. Not for f64.
+  const float* rowScale = nullptr;
+  const float* colScale = nullptr;
 };
 
 // Two jobs at most; what can run in one launch does.

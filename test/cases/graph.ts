@@ -8,10 +8,10 @@ import { type FakeQuantParams, fakeQuant } from "../../lib/autograd/ops/fake-qua
 import { gradualMask } from "../../lib/autograd/ops/gradual-mask.ts";
 import { hadamard } from "../../lib/autograd/ops/hadamard.ts";
 import { headMatmul } from "../../lib/autograd/ops/head-matmul.ts";
-import { inverse } from "../../lib/autograd/ops/lu-inverse.ts";
 import { klDiv } from "../../lib/autograd/ops/kl-div.ts";
 import { layerNorm } from "../../lib/autograd/ops/layer-norm.ts";
 import { linear } from "../../lib/autograd/ops/linear.ts";
+import { inverse } from "../../lib/autograd/ops/lu-inverse.ts";
 import { mse } from "../../lib/autograd/ops/mse.ts";
 import { mul } from "../../lib/autograd/ops/mul.ts";
 import { reciprocal } from "../../lib/autograd/ops/reciprocal.ts";

@@ -24,8 +24,8 @@ struct Backward {
   int32_t parts;   // of a group of query heads: gk and gv are [parts][...] where there are several
 };
 
-// The block of keys, and the query heads of its group, that a thread block works on. The first keys,
-// which most queries see, come first, and neighbouring blocks have neighbouring heads.
+// The block of keys, and the query heads of its group, that a thread block works on. The first
+// keys, which most queries see, come first, and neighbouring blocks have neighbouring heads.
 struct KeyPlace {
   int64_t b;
   int h;

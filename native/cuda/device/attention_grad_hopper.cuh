@@ -1,5 +1,5 @@
-// attention_grad_hopper.cuh: the kernels of attention's gradient on Hopper's tensor cores, heads of 64
-// or 128 columns.
+// attention_grad_hopper.cuh: the kernels of attention's gradient on Hopper's tensor cores, heads of
+// 64 or 128 columns.
 //
 // As in attention_grad_mma.cuh: one kernel by keys on turned scores, one by queries. Two warpgroups
 // multiply, 64 rows each; one warp of a third, which leaves them its registers, keeps tiles coming.

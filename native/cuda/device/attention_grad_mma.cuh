@@ -1,7 +1,7 @@
 // attention_grad_mma.cuh: the kernels of attention's gradient on the tensor cores.
 //
-// gradKeysMma works on turned scores, keys by queries: a warp has 16 keys, whose sums gk and gv stay
-// in its registers, and pT and dsT become operands where they are. gradQueriesMma has rows of
+// gradKeysMma works on turned scores, keys by queries: a warp has 16 keys, whose sums gk and gv
+// stay in its registers, and pT and dsT become operands where they are. gradQueriesMma has rows of
 // queries, 32 a warp. What passes by (q and go, or k and v) is double-buffered through cp.async.
 #pragma once
 #include <cstdint>

@@ -1,7 +1,8 @@
-// attention_hopper.cuh: attention's forward pass on Hopper's tensor cores, heads of 64 or 128 columns.
+// attention_hopper.cuh: attention's forward pass on Hopper's tensor cores, heads of 64 or 128
+// columns.
 //
-// One thread keeps tiles of keys and values coming; two warpgroups multiply, 64 queries each, and each
-// takes its softmax while it adds up outputs and the other multiplies.
+// One thread keeps tiles of keys and values coming; two warpgroups multiply, 64 queries each, and
+// each takes its softmax while it adds up outputs and the other multiplies.
 #pragma once
 #include <cstdint>
 

@@ -1,13 +1,14 @@
 // attention_mma.cuh: tiles of 16-bit numbers in shared memory and their products on the tensor
 // cores (mma.sync m16n8k16, f32 sums), for heads of kD columns.
 //
-// A tile is as packHeads wrote it: panels of up to 64 columns, each row by row in chunks of 16 bytes.
-// The chunk's number within its row is xor-ed with the row's, so that the eight rows which one
-// ldmatrix step reads at one column lie in different banks. Rows are 64 or 128 bytes and tiles start
-// at multiples of 1024, so moving along a row by whole fragments is an xor of the address too.
+// A tile is as packHeads wrote it: panels of up to 64 columns, each row by row in chunks of 16
+// bytes. The chunk's number within its row is xor-ed with the row's, so that the eight rows which
+// one ldmatrix step reads at one column lie in different banks. Rows are 64 or 128 bytes and tiles
+// start at multiples of 1024, so moving along a row by whole fragments is an xor of the address
+// too.
 //
-// Fragments, lane = 4 g + t: an accumulator c[4] has columns 2t, 2t + 1 of row g (c[0], c[1]) and of
-// row g + 8 (c[2], c[3]); two neighbouring ones are an operand A of 16 columns.
+// Fragments, lane = 4 g + t: an accumulator c[4] has columns 2t, 2t + 1 of row g (c[0], c[1]) and
+// of row g + 8 (c[2], c[3]); two neighbouring ones are an operand A of 16 columns.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>

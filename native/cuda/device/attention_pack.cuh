@@ -1,6 +1,7 @@
-// attention_pack.cuh: q, k, v and go made ready for attention's tiles: put on their grids, rounded to
-// the products' element type and laid out by head, [batch * heads][padded tokens][width] (panels for
-// the tensor cores, attention_shape.cuh), zeros beyond the tokens and the channels. The same pass sums go * o for the backward pass.
+// attention_pack.cuh: q, k, v and go made ready for attention's tiles: put on their grids, rounded
+// to the products' element type and laid out by head, [batch * heads][padded tokens][width] (panels
+// for the tensor cores, attention_shape.cuh), zeros beyond the tokens and the channels. The same
+// pass sums go * o for the backward pass.
 //
 // Cost: reads 4 and writes 2 bytes per number (f32 to bf16): bandwidth-bound.
 #pragma once

@@ -74,9 +74,9 @@ struct QueryPlace {
   }
 };
 
-// A packed head of 16-bit numbers: panels of up to 64 columns, each [padded tokens][columns], row by
-// row in chunks of 16 bytes at the places that chunkOffset says: any whole number of eight rows of a
-// panel is then a piece of a tile as the tensor cores read it.
+// A packed head of 16-bit numbers: panels of up to 64 columns, each [padded tokens][columns], row
+// by row in chunks of 16 bytes at the places that chunkOffset says: any whole number of eight rows
+// of a panel is then a piece of a tile as the tensor cores read it.
 template <int kD>
 inline constexpr int kPanelColumns = kD < 64 ? kD : 64;
 template <int kD>

@@ -1,5 +1,5 @@
-// attention_wgmma.cuh: Hopper's products of packed tiles: a warpgroup (128 threads) multiplies 64 rows,
-// out of tiles in the 128-byte swizzle that packHeads writes for heads of 64 and 128 columns.
+// attention_wgmma.cuh: Hopper's products of packed tiles: a warpgroup (128 threads) multiplies 64
+// rows, out of tiles in the 128-byte swizzle that packHeads writes for heads of 64 and 128 columns.
 //
 // Sums are held as in attention_mma.cuh, warp w of the group with rows 16 w .. 16 w + 15. Only code
 // under AQ_HAS_HOPPER may use this.

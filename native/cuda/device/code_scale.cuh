@@ -6,9 +6,9 @@
 
 namespace aq::cuda {
 
-// sum over k of (a_k - za) (b_k - zb) times both scales, where `sum` is that of a_k b_k. Zero points
-// are mostly in the codes already (packCodes); what is left over goes through 64 bits, because the
-// published rule's zero points reach 10^4.
+// sum over k of (a_k - za) (b_k - zb) times both scales, where `sum` is that of a_k b_k. Zero
+// points are mostly in the codes already (packCodes); what is left over goes through 64 bits,
+// because the published rule's zero points reach 10^4.
 __device__ inline float scaledSum(int32_t sum, const CodeRow& a, const CodeRow& b, int64_t terms) {
   const float scale = a.scale * b.scale;
   if ((a.zero | b.zero) == 0) return float(sum) * scale;

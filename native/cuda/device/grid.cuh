@@ -62,7 +62,7 @@ struct GridCode {
     } else {
       if (inverse == 0) return divRn(x, s);  // the same for the whole group
       // Two residual corrections of x (1/s): the first makes the quotient faithful, the second,
-      // whose residual is then exact, rounds it correctly (Markstein). A third of a division's cost.
+      // whose residual is then exact, rounds it correctly (Markstein). No branch here.
       const float q = mulRn(x, inverse);
       const float once = __fmaf_rn(__fmaf_rn(-q, s, x), inverse, q);
       const float twice = __fmaf_rn(__fmaf_rn(-once, s, x), inverse, once);
@@ -174,8 +174,8 @@ __device__ inline T clipFactor(T logit) {
   return divRn(T(1), addRn(T(1), expLikeCpu(-logit)));
 }
 
-// The learned logits of the clipping factors: one for every extreme of every group, or of each group
-// for its largest (the first half) and smallest value, or none.
+// The learned logits of the clipping factors: one for every extreme of every group, or of each
+// group for its largest (the first half) and smallest value, or none.
 template <class T>
 struct ClipLogits {
   const T* logits;  // null: none, and every factor is 1

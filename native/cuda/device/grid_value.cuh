@@ -1,13 +1,13 @@
-// grid_value.cuh: how values are rounded on a uniform grid (quant_grid, fake_quant in params.h), for
-// the kernels that do it to many values of one group.
+// grid_value.cuh: how values are rounded on a uniform grid (quant_grid, fake_quant in params.h),
+// for the kernels that do it to many values of one group.
 #pragma once
 #include <cmath>
 #include <type_traits>
 
 namespace aq::cuda {
 
-// Adding this to an f32 below 2^22 rounds it to a whole number, ties to even, and leaves that number
-// in the low bits.
+// Adding this to an f32 below 2^22 rounds it to a whole number, ties to even, and leaves that
+// number in the low bits.
 inline constexpr float kRounder = 12582912.0f;  // 1.5 * 2^23
 
 // One group's grid: codes 0 .. top, where code = clamp(round(x / scale + v) + zero, 0, top) stands

@@ -1,6 +1,6 @@
 // hopper.cuh: what sm_90a adds, as functions: barriers in shared memory that count bytes, the bulk
-// tensor copies that arrive on them, and products of a warpgroup (128 threads) out of shared memory.
-// Only code under AQ_HAS_HOPPER may call them; sm_90a is the one target that defines it.
+// tensor copies that arrive on them, and products of a warpgroup (128 threads) out of shared
+// memory. Only code under AQ_HAS_HOPPER may call them; sm_90a is the one target that defines it.
 #pragma once
 #include <cuda.h>
 
@@ -93,8 +93,8 @@ __device__ inline void copyBoxToAll(uint32_t to, const CUtensorMap* map, uint32_
 
 // ---------------------------------------------------------------- products
 
-// Describes a tile whose rows are 128 bytes of k, in the 128-byte swizzle: eight rows are one block of
-// 1024 bytes, at which the tile starts. 32 bytes further along k: the descriptor plus 2.
+// Describes a tile whose rows are 128 bytes of k, in the 128-byte swizzle: eight rows are one block
+// of 1024 bytes, at which the tile starts. 32 bytes further along k: the descriptor plus 2.
 __device__ inline uint64_t tileDescriptor(uint32_t address) {
   constexpr uint64_t kSwizzle128 = uint64_t(1) << 62, kEightRows = uint64_t(1024 >> 4) << 32;
   constexpr uint64_t kUnused = uint64_t(1) << 16;
@@ -108,6 +108,13 @@ __device__ inline void wgmmaCommit() {
 template <int kPending>
 __device__ inline void wgmmaWait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
+}
+
+// After a wait: keeps the compiler from moving what reads the sums to before it.
+template <int N>
+__device__ inline void fenceSums(int32_t (&sum)[N]) {
+#pragma unroll
+  for (int i = 0; i < N; i++) asm volatile("" : "+r"(sum[i])::"memory");
 }
 
 template <int kRegisters>

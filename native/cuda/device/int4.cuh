@@ -50,11 +50,16 @@ __device__ inline void prefetch(const void* from, int bytes) {
 #endif
 }
 
-// Returns when the kernel before this one on the stream is over and what it wrote can be seen; lets
-// the kernel after this one start where a multiprocessor has room, up to its own call of this.
+// Returns when the kernel before this one on the stream is over and what it wrote can be seen.
 __device__ inline void waitForKernelBefore() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+// Once every block has called this or ended, the blocks of the next kernel may start where there is
+// room, up to their own waitForKernelBefore. The best time is when the last loads are under way.
+__device__ inline void letNextKernelStart() {
+#if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }

@@ -30,7 +30,6 @@ inline constexpr int kSumPitch = kTileOutputs + 4;        // floats between toke
 template <int kTokens>
 struct Room {
   static constexpr int kStages = kTokens == 64 ? 12 : 8;
-  static constexpr int kAhead = kStages - 3;  // steps whose copies are under way
   static constexpr int kXBytes = kTokens * kDepth * 2;
   static constexpr int kHalfTile = kTileBytes / 2;
   static constexpr int kCodeBytes = kRowTiles16 * kHalfTile;
@@ -105,23 +104,17 @@ struct Producer {
     if (thread < kRowTiles16) {
       const int64_t tileRow = min(tileRow0 + thread, job.w.tileRows - 1);
       prefetch(job.w.codes + tileRow * job.w.tiles * kTileBytes + int64_t(firstStep) * R::kHalfTile,
-               min(R::kAhead, steps) * R::kHalfTile);
+               min(R::kStages, steps) * R::kHalfTile);
     }
     waitForKernelBefore();
-    for (int i = 0; i < steps + R::kAhead; i++) {
-      if (i < steps) {
-        if (i >= R::kStages)
-          barrierWait(memory + R::kEmpty + 8 * (i % R::kStages), (i / R::kStages - 1) & 1);
-        fetchWeights(i);
-        fetchX(i);
-      }
-      commitCopies();
-      if (i < R::kAhead) continue;
-      waitCopies<R::kAhead>();
-      fenceForMatrixUnits();
-      __syncwarp();
-      if (thread % 32 == 0) barrierArrive(memory + R::kFull + 8 * ((i - R::kAhead) % R::kStages));
+    for (int i = 0; i < steps; i++) {
+      const int stage = i % R::kStages;
+      if (i >= R::kStages) barrierWait(memory + R::kEmpty + 8 * stage, (i / R::kStages - 1) & 1);
+      fetchWeights(i);
+      fetchX(i);
+      barrierArriveAfterCopies(memory + R::kFull + 8 * stage);
     }
+    letNextKernelStart();
   }
 };
 
@@ -196,6 +189,7 @@ struct Consumer {
     for (int i = 0; i < steps; i++) {
       const int stage = i % R::kStages;
       barrierWait(memory + R::kFull + 8 * stage, i / R::kStages & 1);
+      fenceForMatrixUnits();
       const char* const codes = base + R::kCodes + stage * R::kCodeBytes + lane * 16;
       const uint64_t x = tileDescriptor(memory + stage * R::kXBytes);
       const uint4 words[kRuns] = {

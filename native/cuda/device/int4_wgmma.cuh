@@ -1,5 +1,5 @@
-// int4_wgmma.cuh: products of a warpgroup (128 threads) on halves, the left one from registers, and the
-// local arrival at a barrier, for int4_batch.cu. Only under AQ_HAS_HOPPER (hopper.cuh).
+// int4_wgmma.cuh: products of a warpgroup (128 threads) on halves, the left one from registers, and
+// arrivals at barriers of the block, for int4_batch.cu. Only under AQ_HAS_HOPPER (hopper.cuh).
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -16,7 +16,13 @@ __device__ inline void barrierArrive(uint32_t barrier) {
   asm volatile("mbarrier.arrive.release.cta.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
-// What this thread has written to shared memory becomes visible to the matrix units.
+// Arrives when all asynchronous copies that this thread has started are done.
+__device__ inline void barrierArriveAfterCopies(uint32_t barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
+}
+
+// What this thread has written to shared memory, or has seen written, becomes visible to the matrix
+// units. (The thread that copies had better not call it: it would wait for all its copies.)
 __device__ inline void fenceForMatrixUnits() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }

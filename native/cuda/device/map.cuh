@@ -1,8 +1,8 @@
 // map.cuh: elementwise kernels: a function applied to every element of kIn streams of T, with its
 // results in kOut streams. One launch, 16-byte accesses where the addresses allow, any length.
 //
-// A thread has all its loads in flight before its first store, so an output may be one of the inputs
-// (in-place ops), as long as both start at the same address.
+// A thread has all its loads in flight before its first store, so an output may be one of the
+// inputs (in-place ops), as long as both start at the same address.
 #pragma once
 #include <algorithm>
 #include <cstdint>

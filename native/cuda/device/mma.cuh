@@ -46,8 +46,8 @@ __device__ inline void mma(int32_t (&sum)[4], const uint32_t (&a)[4], const uint
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// Four 8 x 16-byte tiles; thread t names the start of row t%8 of tile t/8 and gets of every tile the
-// four bytes 4 (t%4) of row t/4.
+// Four 8 x 16-byte tiles; thread t names the start of row t%8 of tile t/8 and gets of every tile
+// the four bytes 4 (t%4) of row t/4.
 __device__ inline void loadTiles(uint32_t (&tile)[4], uint32_t address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                : "=r"(tile[0]), "=r"(tile[1]), "=r"(tile[2]), "=r"(tile[3])

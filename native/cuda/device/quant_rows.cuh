@@ -13,8 +13,8 @@
 
 namespace aq::cuda {
 
-// What there may be of a matrix besides its numbers and its grid: factors of its rows and columns, or
-// these and offsets.
+// What there may be of a matrix besides its numbers and its grid: factors of its rows and columns,
+// or these and offsets.
 enum class Extras { kNone, kFactors, kAll };
 
 inline Extras extrasOf(const QuantOperand& x) {
@@ -55,8 +55,8 @@ inline constexpr int kRowThreads = 128;         // of a block
 inline constexpr int64_t kWarpRowLength = 512;  // a shorter row leaves most of a block idle
 inline constexpr int kRowVec = 4;               // elements of a vector, where vectors can be used
 
-// What one thread of a row's kLanes reads in one round, kVec elements a vector. What lies outside the
-// row is zero. With kVec > 1 a vector lies inside or outside.
+// What one thread of a row's kLanes reads in one round, kVec elements a vector. What lies outside
+// the row is zero. With kVec > 1 a vector lies inside or outside.
 template <class S, class T, int kVec, int kLanes, Extras kExtras>
 struct QuantRound {
   static constexpr bool kOffset = kExtras == Extras::kAll;

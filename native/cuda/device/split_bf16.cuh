@@ -1,8 +1,8 @@
 // split_bf16.cuh: products of f32 matrices on bf16 tensor cores that keep 16 bits: every number is
 // the sum of two bf16, and of the four products of two such sums the three largest are added up.
 //
-// A tile in shared memory is [rows][pitch] of the high parts and, `low` numbers behind them, the low
-// parts. A pitch of 8 modulo 64 (or 40) keeps the reads of 8 rows in different banks.
+// A tile in shared memory is [rows][pitch] of the high parts and, `low` numbers behind them, the
+// low parts. A pitch of 8 modulo 64 keeps the reads of 8 rows in different banks.
 #pragma once
 #include <cuda_bf16.h>
 

@@ -1,5 +1,6 @@
-// split_tf32.cuh: products of f32 matrices on tf32 tensor cores that keep 21 bits: every number is the
-// sum of two tf32, and of the four products of two such sums the three largest are to be added up.
+// split_tf32.cuh: products of f32 matrices on tf32 tensor cores that keep 21 bits: every number is
+// the sum of two tf32, and of the four products of two such sums the three largest are to be added
+// up.
 #pragma once
 #include <cstdint>
 

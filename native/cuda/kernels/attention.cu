@@ -1,19 +1,20 @@
 // attention: causal softmax attention over blocks of queries, forward.
 //
-// Math      o = softmax(scale q kT) v over the keys up to the query's own, query head h with kv head
-//           h / (H / Hkv); lse = log sum exp of the scaled logits. q, k, v are put on their grids.
-// Layout    packHeads lays q, k and v out by head once; then a block of queries stays while tiles of
-//           keys and values pass, with the running maximum and sum of each row. Tiles above the
+// Math      o = softmax(scale q kT) v over the keys up to the query's own, query head h with kv
+//           head h / (H / Hkv); lse = log sum exp of the scaled logits. q, k, v are put on their
+//           grids.
+// Layout    packHeads lays q, k and v out by head once; then a block of queries stays while tiles
+//           of keys and values pass, with the running maximum and sum of each row. Tiles above the
 //           diagonal are skipped; long blocks start first. On Hopper, heads of 33 to 128 channels:
 //           attention_hopper.cuh. Other tensor cores: a warp has 32 queries (16 from 256 channels
 //           on), scores and sums stay in its registers, keys and values arrive by cp.async,
 //           double-buffered. Ordinary units: 16 x 16 threads, scores through shared memory.
-// Cost      2 T^2 D H flop (half the square, two products) and, packing included, about 10 bytes per
-//           number of q, k, v, o: compute-bound from T of about 500 on.
+// Cost      2 T^2 D H flop (half the square, two products) and, packing included, about 10 bytes
+//           per number of q, k, v, o: compute-bound from T of about 500 on.
 // Roofline  T 2048, H 32, D 128: 34 GFLOP -> 35 us at 989 TFLOP/s, and 150 MB to pack -> 45 us at
-//           3.35 TB/s (H100 SXM data sheet). Measured on an H100 80GB HBM3, driver 580, bf16: 134 us
-//           (packing 51, attention 77), where PyTorch's attention takes 84 us from bf16 tensors laid
-//           out by head; with mma.sync 186 us; in f32 1.1 ms.
+//           3.35 TB/s (H100 SXM data sheet). Measured on an H100 80GB HBM3, driver 580, bf16: 134
+//           us (packing 51, attention 77), where PyTorch's attention takes 84 us from bf16 tensors
+//           laid out by head; with mma.sync 186 us; in f32 1.1 ms.
 // Versions  v1 mma.sync; v2 with wgmma for Hopper; v3 softmax beside the tile before (this).
 // Numerics  sums, maxima and softmax in f32 (f64 for f64 tensors); on the tensor cores q, k, v and
 //           the probabilities are rounded to bf16 or f16. The order of sums is fixed.

@@ -2,21 +2,21 @@
 // used, on their grids.
 //
 // Math      device/attention_grad_args.cuh.
-// Layout    packHeads lays q, k, v and go out by head and sums go o; then one kernel goes over blocks
-//           of keys (gk, gv: the queries of the group's heads pass by in a fixed order) and one over
-//           blocks of queries (gq). Nothing is T x T, and nothing is added atomically. Three sets of
-//           kernels: attention_grad_hopper.cuh (wgmma; heads of 33 to 128 channels),
+// Layout    packHeads lays q, k, v and go out by head and sums go o; then one kernel goes over
+//           blocks of keys (gk, gv: the queries of the group's heads pass by in a fixed order) and
+//           one over blocks of queries (gq). Nothing is T x T, and nothing is added atomically.
+//           Three sets of kernels: attention_grad_hopper.cuh (wgmma; heads of 33 to 128 channels),
 //           attention_grad_mma.cuh (mma.sync) and attention_grad_simt.cuh (f32 and f64).
-// Cost      7 T^2 D H flop (half the square; p and dp are built twice, which spares 2 T^2 H numbers in
-//           memory or atomics): compute-bound from T of about 500 on.
+// Cost      7 T^2 D H flop (half the square; p and dp are built twice, which spares 2 T^2 H numbers
+//           in memory or atomics): compute-bound from T of about 500 on.
 // Roofline  T 2048, H 32, D 128: 120 GFLOP -> 122 us at 989 TFLOP/s, and 235 MB to pack -> 70 us at
-//           3.35 TB/s (H100 SXM data sheet). Measured on an H100 80GB HBM3, driver 580, bf16: 326 us
-//           (packing 80, keys 142, queries 105), where PyTorch's attention takes 274 us from bf16
-//           tensors laid out by head; with mma.sync 524 us; in f32 5.6 ms.
+//           3.35 TB/s (H100 SXM data sheet). Measured on an H100 80GB HBM3, driver 580, bf16: 326
+//           us (packing 80, keys 142, queries 105), where PyTorch's attention takes 274 us from
+//           bf16 tensors laid out by head; with mma.sync 524 us; in f32 5.6 ms.
 // Versions  v1 mma.sync; v2 with wgmma for Hopper; v3 products kept under way across tiles (this).
-// Numerics  sums and exponentials in f32 (f64 for f64 tensors); on the tensor cores q, k, v, go, p and
-//           ds are rounded to bf16 or f16, where f16's go is first scaled by a power of two. Heads
-//           above 128 channels run in f32.
+// Numerics  sums and exponentials in f32 (f64 for f64 tensors); on the tensor cores q, k, v, go, p
+//           and ds are rounded to bf16 or f16, where f16's go is first scaled by a power of two.
+//           Heads above 128 channels run in f32.
 #include <type_traits>
 
 #include "native/abi/params.h"

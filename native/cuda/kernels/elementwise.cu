@@ -1,10 +1,12 @@
 // fill, cast, add, axpy, mul, exp: loops over flat memory.
 //
-// Math      fill: x = value.  cast: y = x, to nearest and ties to even; integers saturate.
-//           add: y = a + alpha b.  axpy: y += alpha x.  mul: y = alpha a b.  exp: y = e^(scale x).
+// Math      fill: x = value.  cast: y = x, to nearest and ties to even; integers saturate. add: y =
+//           a + alpha b.  axpy: y += alpha x.  mul: y = alpha a b.  exp: y = e^(scale x).
 // Layout    flat; 16-byte accesses of the wider type where the addresses allow, else one by one.
 // Cost      every element is read and written once: bandwidth-bound.
-// Roofline  add of two 22.5 M f32: 270 MB -> 81 us at 3.35 TB/s (H100 SXM data sheet).
+// Roofline  add of two 22.5 M f32: 270 MB -> 81 us at 3.35 TB/s (H100 SXM data sheet). Measured on
+//           an H100 80GB HBM3, in shares of what a copy reaches there (2.95 TB/s): fill, add, axpy,
+//           mul and f32 to bf16 99 %, exp and bf16 to f32 95 %.
 // Versions  v1 one element a thread and round; v2 vectors, several in flight (this).
 // Numerics  a conversion rounds once: it goes through float where float holds the source exactly,
 //           else through double, which holds every type.

@@ -3,16 +3,17 @@
 // Math      y = (x o signs) (H (x) Q) / sqrt(2^k), H Sylvester's of 2^k; the inverse is the
 //           transpose, with the signs on y.
 // Layout    a run is a matrix [2^k, m] in shared memory; short runs share a block. First its rows
-//           times Q / sqrt(2^k): a warp takes 32 rows in place, on tensor cores, and at once does the
-//           butterflies of the 5 lowest bits of the row, where they lie in registers (2 bits) and
-//           between lanes (3). The remaining bits follow in passes over shared memory, up to 16 rows
-//           each; the last pass writes y. Neighbouring threads have neighbouring columns.
+//           times Q / sqrt(2^k): a warp takes 32 rows in place, on tensor cores, and at once does
+//           the butterflies of the 5 lowest bits of the row, where they lie in registers (2 bits)
+//           and between lanes (3). The remaining bits follow in passes over shared memory, up to 16
+//           rows each; the last pass writes y. Neighbouring threads have neighbouring columns.
 // Cost      reads and writes every number once; k flop a number, and on tensor cores 6 m with m
 //           rounded up to 8.
-// Roofline  2048 x 11008 (m = 43): 180 MB -> 54 us at 3.35 TB/s; 6.5 Gflop -> 13 us at 495 Tflop/s of
-//           tf32 (H100 SXM data sheet).
-// Versions  v1 f32 without tensor cores, 2 bits with the product: 171 us for 2048 x 11008 on an H100
-//           80GB HBM3, 36 % of what a copy reaches; v2 (this).
+// Roofline  2048 x 11008 (m = 43): 180 MB -> 54 us at 3.35 TB/s; 6.5 Gflop -> 13 us at 495 Tflop/s
+//           of tf32 (H100 SXM data sheet).
+// Versions  on an H100 80GB HBM3, 2048 x 11008: v1 f32 without tensor cores, 171 us, 36 % of what a
+//           copy reaches; v2 tensor cores, 98 us under ncu; v3 a run's loads all under way at once,
+//           the signs of the last pass read before its stores (this).
 // Numerics  a factor is the sum of two tf32 numbers, 21 bits, and of their four products the three
 //           largest are added in f32: errors as of f32 sums. The butterflies add in f32.
 #include <algorithm>

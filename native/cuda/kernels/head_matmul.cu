@@ -2,9 +2,9 @@
 // shared by the query heads of its group; all by the dense products of gemm.h.
 //
 // Math      side 0: w [heads D, I], y_h = op(m) w_h.  side 1: w [O, heads D], y_h = w_h op(m), with
-//           m of kv head h / (heads / Hkv) and op the transpose if asked.
-//           Gradient: y = m w gives gm = g wT, y = mT w gives w gT; y = w m gives wT g, y = w mT
-//           gives gT w; each summed over the heads of the group.
+//           m of kv head h / (heads / Hkv) and op the transpose if asked. Gradient: y = m w gives
+//           gm = g wT, y = mT w gives w gT; y = w m gives wT g, y = w mT gives gT w; each summed
+//           over the heads of the group.
 // Layout    heads of 64 or 128 in f32, where less than f32 is asked for: one pass over w
 //           (head_product.cu, head_product_grad.cu). Else dense products with strides into w: one
 //           batch over the kv heads for every member of a group; the gradient one batch over all
@@ -14,8 +14,8 @@
 //           Gflop -> 64 us at 67 Tflop/s f32, 5 us on bf16 tensor cores.
 // Versions  v1 dense products only, operands rounded in a pass of their own; v2 one pass (this).
 // Numerics  a product of fewer than 64 columns (a bias has one) is computed in f32 whatever the
-//           queue's precision: there is nothing to gain. In one pass operands keep 16 bits; else the
-//           queue's precision.
+//           queue's precision: there is nothing to gain. In one pass operands keep 16 bits; else
+//           the queue's precision.
 #include "native/abi/params.h"
 #include "native/cuda/check.h"
 #include "native/cuda/device/dtype.cuh"

@@ -1,16 +1,19 @@
 // headProduct: the weights of attention heads times one small matrix per kv head, in one pass.
 //
 // Math      side 0: y_h [D, L] = op(m) w_h.  side 1: y_h [L, D] = w_h op(m).
-// Layout    a block keeps op(m), split into two bf16 parts, in shared memory and takes every parts-th
-//           tile of 64 of its head: the tile comes as f32 into registers while the tile before it is
-//           multiplied, and is split on its way to shared memory. 8 warps, 32 rows each by a quarter
-//           of D columns. Two blocks on a multiprocessor, so that one loads while the other computes.
+// Layout    a block keeps op(m), split into two bf16 parts, in shared memory and takes every
+//           parts-th tile of 64 of its head: the tile comes as f32 into registers while the tile
+//           before it is multiplied, and is split on its way to shared memory. 8 warps, 32 rows
+//           each by a quarter of D columns. Two blocks on a multiprocessor, so that one loads while
+//           the other computes.
 // Cost      reads and writes heads D L numbers once; 6 heads D^2 L flop on tensor cores.
-// Roofline  32 heads of 128 by 4096: 134 MB -> 40 us at 3.35 TB/s; 12.9 Gflop -> 13 us at 989 Tflop/s
-//           (H100 SXM data sheet).
-// Versions  v1 (this).
-// Numerics  operands keep 16 bits (split_bf16.cuh), sums are f32: errors of 1e-5 of the largest term,
-//           where rounding to bf16 has 4e-3.
+// Roofline  32 heads of 128 by 4096: 134 MB -> 40 us at 3.35 TB/s; 12.9 Gflop -> 13 us at 989
+//           Tflop/s (H100 SXM data sheet).
+// Versions  v1: 95 us (side 0) and 78 us (side 1) under ncu on an H100 80GB HBM3, where rounding to
+//           bf16 and a dense product take 80 us and 83 us; v2 m read along its rows when
+//           transposed, and independent products in between those of one sum (this).
+// Numerics  operands keep 16 bits (split_bf16.cuh), sums are f32: what is dropped of a
+//           factor is near 2^-16 of it, where rounding to bf16 drops 2^-8.
 #include "native/cuda/kernels/head_product.h"
 
 #include <algorithm>

@@ -5,12 +5,14 @@
 //           r or c counts as ones.
 // Layout    w, g, y [O, I] row-major, 16-byte accesses where I and the addresses allow. Forward: a
 //           thread takes one vector of columns of four rows. Gradient: a block takes a tile of 512
-//           columns (f32) and some rows, a warp one row at a time, so that a lane keeps its columns'
-//           sums and factors in registers; row sums per tile and column sums per tile go to scratch,
-//           and a second small kernel adds them up.
-// Cost      forward reads and writes O I numbers, the gradient reads w and g once:
-//           bandwidth-bound. The scratch is about 2 % of that for [11008, 4096].
+//           columns (f32) and some rows, a warp one row at a time, so that a lane keeps its
+//           columns' sums and factors in registers; row sums per tile and column sums per tile go
+//           to scratch, and a second small kernel adds them up.
+// Cost      forward reads and writes O I numbers, the gradient reads w and g once: bandwidth-bound.
+//           The scratch is about 2 % of that for [11008, 4096].
 // Roofline  11008 x 4096 f32: 361 MB either way -> 108 us at 3.35 TB/s (H100 SXM data sheet).
+//           Measured on an H100 80GB HBM3: 124 us and 133 us, 99 % and 92 % of what a copy reaches;
+//           of the gradient, the tiles take 124 us and the final sums 6 us under ncu.
 // Versions  v1 (this).
 // Numerics  all in T; sums are in tiles, in an order that only the shape decides.
 #include <algorithm>
