@@ -2,7 +2,7 @@
  * Perplexity of quantized models by setting, as a table in Markdown with the seconds of each phase.
  *
  *   AQ_SHARED=DIR npm run bench:quality -- [FILTER...] [--epochs N] [--threads N] [--device NAME]
- *                                          [--precision NAME] [--save FILE]
+ *                                          [--precision NAME] [--seed N] [--save FILE]
  *
  * DIR holds models/<name> and data/books-valid.txt, data/books-test.txt. Calibration: the first 32
  * windows of books-valid; perplexity: all windows of books-test. FILTER picks rows that contain one
@@ -62,6 +62,7 @@ const { values, positionals } = parseArgs({
     threads: { type: "string" },
     device: { type: "string" },
     precision: { type: "string" },
+    seed: { type: "string" },
     save: { type: "string" },
   },
 });
@@ -73,6 +74,7 @@ if (!shared) {
 const common = {
   ...(values.epochs ? { epochs: Number(values.epochs) } : {}),
   ...(values.threads ? { threads: Number(values.threads) } : {}),
+  ...(values.seed ? { seed: Number(values.seed) } : {}),
   ...(values.device ? { device: values.device } : {}),
   ...(values.precision ? { precision: values.precision } : {}),
 } as Options;

@@ -2,16 +2,16 @@
 //
 // Math      W = (code - zero) scale, per group of a row; x^ is x, or its codes' values where x has a
 //           grid of its own (W4A8, W4A4).
-// Layout    here: the choice of the way, and the rewriting of x that it needs. Few rows of x: one pass
-//           over the packed weights (int4_small.cu). Many: weights are expanded slab by slab, small
-//           enough to stay in L2, and multiplied by the dense product (gemm.h). f64, and f32 at
-//           precision f32: always the dense way, in that type.
-// Cost      few rows: O I / 2 bytes, bandwidth-bound. Many: 2 M O I flop, bound by the matrix units,
-//           and O I / 2 bytes read and 2 O I bytes written for the slabs.
+// Layout    here: the choice of the way, and the rewriting of x that it needs. Few rows of x, and codes
+//           of x: one pass over the packed weights (int4_small.cu), for more than 32 codes' rows again
+//           and again. Many rows on Hopper: int4_batch.cu. Many elsewhere: weights are expanded slab by
+//           slab, small enough to stay in L2, and multiplied by the dense product (gemm.h). f64, and
+//           f32 at precision f32: always the dense way, in that type.
+// Cost      few rows: O I / 2 bytes, bandwidth-bound. Many: 2 M O I flop, bound by the matrix units.
 // Roofline  8192 x 8192, groups of 128: 10.5 us for the bytes at 3.35 TB/s; 2048 rows: 278 us for the
 //           flop at 989 TFLOP/s (H100 SXM data sheet).
 // Versions  v1 (this).
-// Numerics  few rows: int4_small.cu. Dense: weights are rounded once to the type of the product.
+// Numerics  few rows: int4_small.cu. Many: weights are rounded once to the type of the product.
 #include <algorithm>
 #include <bit>
 

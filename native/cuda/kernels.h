@@ -39,12 +39,12 @@
   AQ_CUDA_KERNEL(fake_quant_gemm)                                                                 \
   /* kernels/gptq.cu */                                                                           \
   AQ_CUDA_KERNEL(gptq)                                                                            \
-  /* kernels/norm.cu */                                                                           \
+  /* kernels/norm.cu, kernels/norm_grad.cu */                                                     \
   AQ_CUDA_KERNEL(rms_norm) AQ_CUDA_KERNEL(rms_norm_grad) AQ_CUDA_KERNEL(layer_norm)               \
   AQ_CUDA_KERNEL(layer_norm_grad)                                                                 \
   /* kernels/attention.cu, kernels/attention_grad.cu */                                           \
   AQ_CUDA_KERNEL(attention) AQ_CUDA_KERNEL(attention_grad)                                        \
-  /* kernels/loss.cu */                                                                           \
+  /* kernels/loss.cu, kernels/softmax_loss.cu */                                                  \
   AQ_CUDA_KERNEL(mse) AQ_CUDA_KERNEL(mse_grad) AQ_CUDA_KERNEL(kl_div) AQ_CUDA_KERNEL(kl_div_grad) \
   AQ_CUDA_KERNEL(sq_diff) AQ_CUDA_KERNEL(cross_entropy)                                           \
   /* kernels/statistics.cu */                                                                     \

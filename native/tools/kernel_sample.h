@@ -69,7 +69,8 @@ inline size_t opIndex(const char* name) {
   return size_t(index);
 }
 
-// Runs the op, with the parameters in the order of its field table. Fields that are not named are 0.
+// Runs the op, with the parameters in the order of its field table. Fields that are not named are
+// 0.
 inline std::vector<Tensor> call(const char* name, const Sample& sample) {
   const size_t index = opIndex(name);
   const OpSpec& spec = opRegistry()[index];

@@ -1,5 +1,5 @@
-// exp_sum.cuh: sums of exponentials of a row of logits in one pass: what was summed is rescaled where
-// a larger value turns up. `::exp`, because the op of that name would hide it.
+// exp_sum.cuh: sums of exponentials of a row of logits in one pass: what was summed is rescaled
+// where a larger value turns up. `::exp`, because the op of that name would hide it.
 #pragma once
 #include <cstdint>
 
@@ -8,7 +8,8 @@
 
 namespace aq::cuda {
 
-// Elements that a thread takes at a time: one test for a new maximum, and one addition in f64, each.
+// Elements that a thread takes at a time: one test for a new maximum, and one addition in f64,
+// each.
 inline constexpr int kPiece = 8;
 
 template <class T>

@@ -1,5 +1,5 @@
-// mean.cuh: the second stage of a loss: partial sums in f64, one a block of the first stage, added by
-// one block in an order that only their number decides.
+// mean.cuh: the second stage of a loss: partial sums in f64, one a block of the first stage, added
+// by one block in an order that only their number decides.
 #pragma once
 #include <cstdint>
 

@@ -86,7 +86,8 @@ __device__ inline void atomicMaxNonNegative(double* target, double value) {
 
 // ---------------------------------------------------------------- sums of columns, second stage
 
-// A sum is shared by the kColumnLanes threads of a column; their partial sums meet in shared memory.
+// A sum is shared by the kColumnLanes threads of a column; their partial sums meet in shared
+// memory.
 inline constexpr int kColumnLanes = 8;
 inline constexpr int kColumnThreads = kWarp * kColumnLanes;
 inline unsigned columnBlocks(int64_t columns) { return unsigned((columns + kWarp - 1) / kWarp); }

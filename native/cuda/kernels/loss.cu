@@ -5,7 +5,8 @@
 //           over a range of its own, then one block over theirs (mean.cuh).
 // Cost      reads 2 numbers per element, mse_grad also writes one: bandwidth-bound.
 // Roofline  2048 x 4096 f32: mse 67 MB -> 20 us, mse_grad 101 MB -> 30 us at 3.35 TB/s (H100 SXM
-//           data sheet).
+//           data sheet). Measured on an H100 80GB HBM3, CUDA 13.0: mse and sq_diff 25.1 us = 93 %
+//           of what a plain copy reaches there (2.89 TB/s), mse_grad 35.5 us = 98 %.
 // Versions  v1 (this).
 // Numerics  sums in f64, in an order that only the number of elements decides; the gradient in T,
 //           with its factor taken in f64.

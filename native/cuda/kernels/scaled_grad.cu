@@ -229,8 +229,8 @@ int32_t runInSteps(aq_queue* queue, const aq_view* in, const aq_view* out,
   if (plainFakeQuantGrad(queue, of, to, o, err) != AQ_OK) return err->code;
   const aq_view scaling[] = {in[0], in[6], in[7], gy};
   aq_view sums[] = {out[3], out[4]};
-  if (!in[6].data) sums[0].data = scratch.at<char>(2 * matrix);
-  if (!in[7].data) sums[1].data = scratch.at<char>(2 * matrix + row);
+  if (!in[6].data) sums[0] = {scratch.at<char>(2 * matrix), in[0].dtype, 1, {rows}};
+  if (!in[7].data) sums[1] = {scratch.at<char>(2 * matrix + row), in[0].dtype, 1, {cols}};
   if (scale_weight_grad(queue, scaling, 4, sums, 2, nullptr, err) != AQ_OK) return err->code;
   const aq_view chain[] = {gy, in[6], in[7]};
   return needGx ? scale_weight(queue, chain, 3, out, 1, nullptr, err) : int32_t(AQ_OK);

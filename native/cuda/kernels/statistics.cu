@@ -1,15 +1,17 @@
 // gather_rows, channel_stats, all_finite: what evaluation and calibration ask of tables and
 // activations.
 //
-// Math      gather_rows: y_m = table[ids_m], converted.  channel_stats: max |x|, max x, min x of each
-//           column.  all_finite: 1 if no element is NaN or infinite.
+// Math      gather_rows: y_m = table[ids_m], converted.  channel_stats: max |x|, max x, min x of
+//           each column.  all_finite: 1 if no element is NaN or infinite.
 // Layout    gather_rows: a block per row of y, 16 bytes of the wider type a thread where the rows
 //           allow. channel_stats: blocks of 32 x 8 threads over tiles of 32 vectors by a range of
 //           rows, then one kernel over the ranges. all_finite: flat.
 // Cost      every element once: bandwidth-bound.
-// Roofline  2048 x 4096 f32: channel_stats and all_finite 34 MB -> 10 us at 3.35 TB/s (H100 SXM data
-//           sheet).
-// Versions  v1 (this).
+// Roofline  2048 x 4096 f32: channel_stats and all_finite 34 MB -> 10 us at 3.35 TB/s (H100 SXM
+//           data sheet). Measured on an H100 80GB HBM3, CUDA 13.0: all_finite 12.7 us = 91 % of
+//           what a plain copy reaches there (2.89 TB/s); gather_rows of 2048 x 4096 bf16 into f32,
+//           50 MB: 18.0 us.
+// Versions  v1, one thread per column over the ranges: channel_stats 17.5 us. v2, eight (this).
 // Numerics  exact. As fmax does, channel_stats passes over NaN. An id outside the table is a fault
 //           (fault.h), and its row is left as it was.
 #include <algorithm>
