@@ -74,6 +74,8 @@ void queueClose(aq_queue* queue) {
   cudaSetDevice(queue->device);
   cudaStreamSynchronize(queue->stream);
   closeBlas(queue);
+  queue->cache.flush(queue->stream);
+  cudaStreamSynchronize(queue->stream);
   cudaFreeHost(queue->fault);
   cudaStreamDestroy(queue->stream);
   (void)cudaGetLastError();
@@ -90,16 +92,7 @@ int32_t alloc(aq_queue* queue, uint64_t bytes, void** data, aq_error* err) {
   DeviceState* state = stateOf(queue->device, err);
   if (!state) return err->code;
   CUDA_CHECK(cudaSetDevice(queue->device));
-  // An empty tensor has an address too: a null pointer means an absent one.
-  const size_t size = bytes ? bytes : 1;
-  cudaError_t status = cudaMallocFromPoolAsync(data, size, state->pool, queue->stream);
-  if (status == cudaErrorMemoryAllocation) {
-    // What the pool keeps may be in pieces that do not fit, or wait for work that still runs.
-    (void)cudaGetLastError();
-    CUDA_CHECK(cudaDeviceSynchronize());
-    CUDA_CHECK(cudaMemPoolTrimTo(state->pool, 0));
-    status = cudaMallocFromPoolAsync(data, size, state->pool, queue->stream);
-  }
+  const cudaError_t status = takeMemory(queue, bytes, data);
   if (status == cudaErrorMemoryAllocation) {
     (void)cudaGetLastError();
     size_t freeBytes = 0, totalBytes = 0;
@@ -121,8 +114,7 @@ void release(aq_queue* queue, void* data, uint64_t bytes) {
   DeviceState* state = stateOf(queue->device, &ignored);
   if (!data || !state) return;
   cudaSetDevice(queue->device);
-  cudaFreeAsync(data, queue->stream);
-  (void)cudaGetLastError();
+  giveMemory(queue, data, bytes);
   state->countRelease(bytes);
 }
 
@@ -150,12 +142,11 @@ int32_t memory(int32_t device, aq_memory_info* info, aq_error* err) {
   DeviceState* state = stateOf(device, err);
   if (!state) return err->code;
   if (prepareDevice(device, *state, err) != AQ_OK) return err->code;
-  uint64_t reserved = 0, used = 0;
+  uint64_t reserved = 0;
   CUDA_CHECK(cudaMemPoolGetAttribute(state->pool, cudaMemPoolAttrReservedMemCurrent, &reserved));
-  CUDA_CHECK(cudaMemPoolGetAttribute(state->pool, cudaMemPoolAttrUsedMemCurrent, &used));
   *info = {};
   info->used_bytes = state->usedBytes.load();
-  info->cached_bytes = reserved > used ? reserved - used : 0;
+  info->cached_bytes = reserved > info->used_bytes ? reserved - info->used_bytes : 0;
   info->peak_bytes = state->peakBytes.load();
   return AQ_OK;
 }

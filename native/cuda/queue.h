@@ -3,6 +3,7 @@
 #pragma once
 #include <cuda_runtime.h>
 
+#include "native/cuda/block_cache.h"
 #include "native/cuda/fault.h"
 
 namespace aq::cuda {
@@ -24,4 +25,5 @@ struct aq_queue {
   aq::cuda::Fault* fault = nullptr;  // pinned host memory that kernels write to (fault.h)
   aq::cuda::Precision precision = aq::cuda::Precision::kF32;
   aq::cuda::Blas* blas = nullptr;
+  aq::cuda::BlockCache cache = {};
 };

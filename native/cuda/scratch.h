@@ -13,23 +13,17 @@ namespace aq::cuda {
 class Scratch {
  public:
   explicit Scratch(aq_queue* queue) : queue_(queue) {}
-  ~Scratch() {
-    if (!data_) return;
-    cudaFreeAsync(data_, queue_->stream);
-    (void)cudaGetLastError();
-  }
+  ~Scratch() { giveMemory(queue_, data_, bytes_); }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
 
   // AQ_OK, or AQ_OOM with the number of bytes. `what` names the kernel. Call once.
   int32_t allocate(uint64_t bytes, const char* what, aq_error* err) {
-    const cudaError_t status =
-        cudaMallocFromPoolAsync(&data_, bytes ? bytes : 1, queue_->pool, queue_->stream);
+    const cudaError_t status = takeMemory(queue_, bytes, &data_);
+    bytes_ = bytes;
     if (status == cudaSuccess) return AQ_OK;
-    data_ = nullptr;
     (void)cudaGetLastError();
-    if (status != cudaErrorMemoryAllocation)
-      return failCuda(err, status, "cudaMallocFromPoolAsync");
+    if (status != cudaErrorMemoryAllocation) return failCuda(err, status, "taking scratch memory");
     return fail(err, AQ_OOM,
                 "%s: device %d is out of memory for %llu bytes of scratch; use a smaller batch or "
                 "sequence length, or free the device of other programs.",
@@ -45,6 +39,7 @@ class Scratch {
  private:
   aq_queue* queue_;
   void* data_ = nullptr;
+  uint64_t bytes_ = 0;
 };
 
 // Sizes of parts of one scratch, each starting at a multiple of 256 bytes.
