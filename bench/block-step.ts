@@ -2,7 +2,7 @@
  * A training step of one large block, with made-up weights and activations: forward, backward, update.
  *
  *   npm run bench:step -- [FILTER...] [--device cuda:0] [--precision bf16] [--tokens 2048]
- *                         [--steps 12] [--hidden 4096] [--mlp 11008] [--heads 32] [--kv-heads 32]
+ *                         [--steps 40] [--hidden 4096] [--mlp 11008] [--heads 32] [--kv-heads 32]
  *                         [--split] [--save FILE]
  *
  * Prints the median step of each setting, the rate of its products, and the peak of the device's
@@ -37,7 +37,7 @@ const { values, positionals: filters } = parseArgs({
     device: { type: "string", default: "cuda:0" },
     precision: { type: "string", default: "bf16" },
     tokens: { type: "string", default: "2048" },
-    steps: { type: "string", default: "12" },
+    steps: { type: "string", default: "40" },
     hidden: { type: "string", default: "4096" },
     mlp: { type: "string", default: "11008" },
     heads: { type: "string", default: "32" },
@@ -65,10 +65,10 @@ const SETTINGS: readonly Setting[] = [
   { name: "W3A16 round", options: { wbits: 3 }, phase: "round" },
 ];
 
-/** Windows: more than one, so that no step reads what the last one left in a cache. */
-const WINDOWS = 2;
-/** Epochs whose steps are not counted. */
-const WARM_UP = 2;
+/** Windows, and so steps, of an epoch; at its end everything is waited for. */
+const WINDOWS = 8;
+/** Epochs that are not counted. */
+const WARM_UP = 1;
 
 const { device } = values;
 const tokens = Number(values.tokens);
@@ -116,14 +116,16 @@ async function makeProblem(weights: LoadedWeights, { options }: Setting): Promis
   const shape = { windows: WINDOWS, tokens, channels: hidden };
   const stream = (): Stream => new Stream(shape, undefined, device);
   const [inputs, targets, aug] = [stream(), stream(), stream()];
-  scope(() => {
-    for (let n = 0; n < WINDOWS; n++) {
+  for (let n = 0; n < WINDOWS; n++) {
+    scope(() => {
       inputs.store(n, normal([1, tokens, hidden], 1));
       const x = inputs.window(n);
       const y = runBlock(model, context, weights, x);
       targets.store(n, y);
       aug.store(n, y);
-    }
+    });
+  }
+  scope(() => {
     const graph = new Eager();
     const constants = Object.entries(weights).map(([key, w]) => [key, graph.constant(w)]);
     const x = graph.constant(inputs.window(0));
@@ -164,16 +166,16 @@ function watchOps(): void {
   };
 }
 
-/** Seconds of each step after the warm-up. */
+/** Seconds of a step, of each epoch after the warm-up: steps overlap, so single ones cannot be timed. */
 async function stepSeconds(problem: BlockProblem, { phase }: Setting): Promise<number[]> {
   const epochs = WARM_UP + Math.ceil(Number(values.steps) / WINDOWS);
   const settings = { ...problem.settings, affineEpochs: epochs, roundEpochs: epochs };
   const times: number[] = [];
   let last = 0;
   const hooks = {
-    onStep(epoch: number): void {
+    onEpoch(epoch: number): void {
       const now = performance.now();
-      if (epoch >= WARM_UP) times.push((now - last) / 1e3);
+      if (epoch >= WARM_UP) times.push((now - last) / 1e3 / WINDOWS);
       isSplit = epoch >= WARM_UP - 1;
       last = now;
     },
@@ -228,7 +230,7 @@ for (const setting of SETTINGS.filter((s) => isWanted(filters, s.name))) {
     );
     save({ bench: "block-step", setting: setting.name, shape, median, best, rate, peak });
     if (values.split) {
-      const steps = Number(values.steps) + 1;
+      const steps = WINDOWS * Math.ceil(Number(values.steps) / WINDOWS);
       for (const [op, { seconds, calls }] of [...byOp].sort(
         ([, a], [, b]) => b.seconds - a.seconds,
       )) {

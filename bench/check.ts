@@ -7,7 +7,7 @@ import { cudaAddon } from "../lib/native/cuda.ts";
 import { deviceInfo } from "../lib/tensor/device.ts";
 import { label } from "../test/cases/case.ts";
 import { CASES } from "../test/cases/index.ts";
-import { compareSet } from "../test/helpers/run-op.ts";
+import { compareSet, variantName, variants } from "../test/helpers/run-op.ts";
 import { isWanted } from "./harness.ts";
 
 const { values, positionals: filters } = parseArgs({
@@ -22,16 +22,16 @@ process.stdout.write(`${device}: ${name}, ${detail}\n`);
 let [passed, failed] = [0, 0];
 for (const op of CASES.filter(({ op }) => isWanted(filters, op))) {
   const wrong: string[] = [];
-  for (const dtype of op.dtypes ?? (["f32", "f64"] as const)) {
+  for (const variant of variants(op)) {
     for (const dims of op.sets) {
       let problem: string | undefined;
       try {
-        problem = compareSet(op, dims, { device, dtype });
+        problem = compareSet(op, dims, { device, ...variant });
       } catch (error) {
         problem = String(error);
       }
       if (problem === undefined) passed++;
-      else wrong.push(`${dtype} ${label(dims)}: ${problem}`);
+      else wrong.push(`${variantName(variant)} ${label(dims)}: ${problem}`);
     }
   }
   failed += wrong.length;

@@ -1,8 +1,8 @@
 // npm run bench [-- filter...] [--device cpu|cuda:0] [--precision bf16] [--threads N]
 //                         [--save FILE]
 //
-// Prints a row for every op case at real sizes, then our SGEMM against OpenBLAS. A filter is part of
-// a row's name: "fake_quant", "attention", "sgemm". A saved FILE is in bench/results, one JSON object
+// Prints a row for every op case at real sizes, then a whole linear of a training step, and our SGEMM
+// against OpenBLAS. A filter is part of a row's name: "fake_quant", "attention", "linear", "sgemm". A saved FILE is in bench/results, one JSON object
 // a line.
 import { loadavg } from "node:os";
 import { parseArgs } from "node:util";
@@ -11,6 +11,7 @@ import { deviceInfo, setThreads } from "../lib/tensor/device.ts";
 import { setPrecision } from "../lib/tensor/precision.ts";
 import type { PrecisionName } from "../lib/types.ts";
 import { isWanted, saver } from "./harness.ts";
+import { benchLinear, LINEAR_ROW } from "./linear.ts";
 import { benchOps, opRows } from "./ops.ts";
 import { benchSgemm } from "./sgemm.ts";
 
@@ -24,7 +25,7 @@ const { values, positionals: filters } = parseArgs({
   },
 });
 
-const rows = [...opRows(), "sgemm"];
+const rows = [...opRows(), LINEAR_ROW, "sgemm"];
 if (!rows.some((row) => isWanted(filters, row))) {
   throw new Error(`no row contains ${filters.join(" or ")}; the rows are ${rows.join(", ")}`);
 }
@@ -39,4 +40,5 @@ const load = (loadavg()[0] ?? 0).toFixed(1);
 process.stdout.write(`${device}: ${name}, ${detail}; load of the machine ${load}\n\n`);
 const bench = { device, filters, save: saver(save, device) };
 benchOps(bench);
+await benchLinear(bench);
 await benchSgemm(bench);

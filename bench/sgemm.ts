@@ -20,6 +20,7 @@ const PLAIN = {
   b_bits: 0,
   b_group: 0,
   accumulate: 0,
+  bf16: 0,
 };
 
 /** The product c = a b of square f32 matrices. */

@@ -9,7 +9,14 @@ import { streamBudget } from "./calibration/streams.ts";
 import { loadCalibration } from "./calibration/text.ts";
 import { loadTokenizer } from "./data/tokenizer.ts";
 import { diskParts, memoryParts, total } from "./estimate/memory.ts";
-import { measureUnits, phaseSeconds, type UnitSeconds, type Workload } from "./estimate/time.ts";
+import {
+  measureUnits,
+  phaseSeconds,
+  stepsPerEpoch,
+  type UnitSeconds,
+  type Workload,
+} from "./estimate/time.ts";
+import { formatsFor } from "./run-formats.ts";
 import { type ComputeDevice, openDevice } from "./tensor/compute-device.ts";
 import { setThreads, threads } from "./tensor/device.ts";
 import type { QuantizeOptions } from "./types.ts";
@@ -54,6 +61,7 @@ export interface EstimateResult {
 export function estimate(options: EstimateOptions): EstimateResult {
   const asked = resolveSettings({ ...options, out: options.out ?? "" });
   streamBudget(options.streamMemory);
+  formatsFor(options);
   if (options.threads !== undefined) setThreads(options.threads);
   const { checkpoint, model } = openSource(options.model);
   let device: ComputeDevice | undefined;
@@ -96,7 +104,7 @@ export function estimate(options: EstimateOptions): EstimateResult {
       seqlen,
       threads: threads(),
       device: device.description,
-      steps: model.shape.blocks * work.windows * epochs,
+      steps: model.shape.blocks * stepsPerEpoch(work) * epochs,
       seconds: total(phases),
       phaseSeconds: phases,
       measured,

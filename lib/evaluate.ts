@@ -9,7 +9,10 @@ import { AqError } from "./errors.ts";
 import { perplexity } from "./eval/perplexity.ts";
 import { extrasOf, readAqConfig } from "./export/aq-config.ts";
 import { checkOwnType } from "./export/own-type.ts";
-import { openModel } from "./models/registry.ts";
+import { checkWeights } from "./models/load.ts";
+import { openFolderModel } from "./packed/model.ts";
+import { packedWeights } from "./packed/open.ts";
+import { serverTokens } from "./packed/tokens.ts";
 import { type ComputeDevice, checkChoice, openDevice } from "./tensor/compute-device.ts";
 import { setThreads } from "./tensor/device.ts";
 import type { EvaluateEvent, EvaluateOptions, EvaluateResult, RunHooks } from "./types.ts";
@@ -17,7 +20,7 @@ import type { EvaluateEvent, EvaluateOptions, EvaluateResult, RunHooks } from ".
 /**
  * Tokenizes the text whole, without special tokens, cuts it into windows of `seqlen` (the remainder
  * is dropped) and measures. A folder that aq-native wrote is measured with its activation quantizers
- * unless `abits` is 16.
+ * unless `abits` is 16; one of packed weights as its description has it run, whoever wrote it.
  *
  * Throws: AqError for bad options or input, AQ_STOPPED when the signal fires.
  */
@@ -41,15 +44,11 @@ export async function evaluate(
   const checkpoint = openCheckpoint(options.model);
   let device: ComputeDevice | undefined;
   try {
-    if (checkpoint.quantization) {
-      throw new AqError(
-        "AQ_MODEL",
-        `${options.model} holds packed quantized weights (quantization_config in its config.json), which this version cannot read`,
-      );
-    }
+    const packed = packedWeights(checkpoint);
     const config = readAqConfig(options.model);
     checkOwnType(options.model, checkpoint.config, config);
-    const model = openModel(checkpoint.config, (name) => checkpoint.has(name), extrasOf(config));
+    const model = openFolderModel(checkpoint, extrasOf(config));
+    checkWeights(checkpoint, model);
     const seqlen = windowLength(options.seqlen, model.shape.maxTokens);
     const ids = loadTokenizer(options.model).encode(readTextFile(options.text));
     const windows = sequentialWindows(
@@ -57,9 +56,13 @@ export async function evaluate(
       seqlen,
       Math.min(limit, Math.max(1, Math.floor(ids.length / seqlen))),
     );
-    const bits = abits ?? config?.scheme.abits ?? 16;
+    const tokens = packed?.tokens ?? null;
+    const bits = abits ?? config?.scheme.abits ?? tokens?.bits ?? 16;
+    const hook = tokens && !config ? serverTokens(model, { ...tokens, bits }) : undefined;
     const activations =
-      bits < 16 ? { bits, clips: config?.tokenClips ?? [], style: config?.scheme ?? {} } : null;
+      bits < 16
+        ? { bits, clips: config?.tokenClips ?? [], style: config?.scheme ?? {}, hook }
+        : null;
     device = openDevice(options);
     const source = { checkpoint, model, activations, device: device.name };
     return await perplexity(source, windows, {

@@ -5,12 +5,14 @@ import { sitesInAnyStyle } from "./affine/style.ts";
 import { openCheckpoint } from "./checkpoint/folder.ts";
 import { hasFile } from "./checkpoint/source-files.ts";
 import { AqError } from "./errors.ts";
-import { extrasOf, readAqConfig } from "./export/aq-config.ts";
+import { type AqConfig, extrasOf, readAqConfig } from "./export/aq-config.ts";
 import type { Job } from "./export/job.ts";
 import { checkOwnType } from "./export/own-type.ts";
 import { RunState } from "./export/run-state.ts";
+import type { Model } from "./models/family.ts";
 import { checkWeights } from "./models/load.ts";
-import { openModel } from "./models/registry.ts";
+import { openFolderModel } from "./packed/model.ts";
+import { type PackedWeights, packedWeights } from "./packed/open.ts";
 import type { InspectOptions, InspectResult, RunProgress } from "./types.ts";
 import { isJsonObject } from "./util/json.ts";
 
@@ -42,16 +44,19 @@ function inspectCheckpoint(dir: string): InspectResult {
   try {
     const config = readAqConfig(dir);
     checkOwnType(dir, checkpoint.config, config);
-    const model = openModel(checkpoint.config, (name) => checkpoint.has(name), extrasOf(config));
+    const packed = packedWeights(checkpoint);
+    const model = openFolderModel(checkpoint, extrasOf(config));
     checkWeights(checkpoint, model);
     let parameters = 0;
     let bytes = 0;
     const dtypes = new Set<string>();
     for (const tensor of checkpoint.tensors.values()) {
-      parameters += tensor.shape.reduce((product, d) => product * d, 1);
+      // Of packed weights, as many as they stand for.
+      if (!packed) parameters += count(tensor);
       bytes += tensor.bytes;
       dtypes.add(tensor.dtype);
     }
+    if (packed) parameters = described(model);
     const { hidden, blocks, heads, kvHeads, headDim, mlp, vocabulary, maxTokens } = model.shape;
     return {
       model: dir,
@@ -69,15 +74,10 @@ function inspectCheckpoint(dir: string): InspectResult {
       shards: checkpoint.shards.length,
       parameters,
       bytes,
-      quantized: config && {
-        wbits: config.scheme.wbits,
-        abits: config.scheme.abits,
-        groupSize: config.scheme.groupSize,
-        ...(config.hadamardDown && { hadamardDown: true }),
-      },
+      quantized: quantization(config, packed),
       // Of an output of ours: those that were learned.
-      sites: (config
-        ? sitesInAnyStyle(model.sites).filter((spec) => config.sites.includes(siteName(spec)))
+      sites: (config || packed
+        ? sitesInAnyStyle(model.sites).filter((spec) => config?.sites.includes(siteName(spec)))
         : model.sites
       ).map((spec) => ({
         site: siteName(spec),
@@ -87,6 +87,33 @@ function inspectCheckpoint(dir: string): InspectResult {
   } finally {
     checkpoint.close();
   }
+}
+
+function count({ shape }: { readonly shape: readonly number[] }): number {
+  return shape.reduce((product, d) => product * d, 1);
+}
+
+/** Parameters that the architecture has. */
+function described(model: Model): number {
+  const blocks = Array.from({ length: model.shape.blocks }, (_, i) => model.blockTensors(i));
+  const specs = [...model.outerTensors(), ...blocks.flat()];
+  return specs.reduce((sum, spec) => sum + count(spec), 0);
+}
+
+/** How the weights were quantized, by what the folder says of itself. */
+function quantization(
+  config: AqConfig | null,
+  packed: PackedWeights | null,
+): InspectResult["quantized"] {
+  const format = packed && { format: packed.format };
+  if (config) {
+    const { wbits, abits, groupSize } = config.scheme;
+    const transform = config.hadamardDown && { hadamardDown: true as const };
+    return { wbits, abits, groupSize, ...transform, ...format };
+  }
+  if (!packed) return null;
+  const { bits, group, tokens } = packed;
+  return { wbits: bits, abits: tokens?.bits ?? 16, groupSize: group, ...format };
 }
 
 /** Is a polish asked for that is not done yet? */

@@ -1,5 +1,7 @@
 /** The public vocabulary: options, events and results of quantize, evaluate and inspect. */
 
+import type { ExportResult, FormatName, TargetName } from "./export-types.ts";
+
 /**
  * Recipes: `default` (what we recommend), `affine` alone, `lwc-only` (learned clipping), `rtn`;
  * `paper-w4a4` and `paper-weight-only` do what the published code of AffineQuant does.
@@ -33,6 +35,8 @@ export interface QuantizeOptions {
   readonly seqlen?: number;
   /** Passes over the windows for each block, default 20. */
   readonly epochs?: number;
+  /** Windows of an optimizer step, whose loss is their mean. Default 1. */
+  readonly batch?: number;
   /** `sequential` (the first windows, default) or `random` (seeded). */
   readonly sampling?: "sequential" | "random";
   readonly symmetric?: boolean;
@@ -68,6 +72,10 @@ export interface QuantizeOptions {
   readonly precision?: PrecisionName;
   /** Replace what is in `out`. */
   readonly overwrite?: boolean;
+  /** Formats to write beside the run, each into a folder of its name in `out` (`aq`: aq-packed). */
+  readonly format?: readonly FormatName[];
+  /** Whoever is to load the result: the format is chosen for it, beside those of `format`. */
+  readonly target?: TargetName;
   /** What to do with a run that is in `out` already. Default auto. */
   readonly resume?: ResumeMode;
   /**
@@ -150,6 +158,8 @@ export interface QuantizeResult {
   readonly blocks: readonly BlockReport[];
   /** Present when all blocks were polished. */
   readonly polish?: PolishReport;
+  /** Present when formats were asked for. */
+  readonly formats?: readonly ExportResult[];
 }
 
 export type QuantizeEvent =
@@ -235,6 +245,8 @@ export type QuantizeEvent =
       readonly windows: number;
       readonly ppl: number | null;
     }
+  /** A format was written. */
+  | ({ readonly event: "format" } & ExportResult)
   | ({ readonly event: "done" } & QuantizeResult);
 
 export interface EvaluateOptions {
@@ -303,8 +315,10 @@ export interface InspectResult {
   readonly shards: number;
   readonly parameters: number;
   readonly bytes: number;
-  /** Present when aq-native wrote the folder. */
+  /** Present when the weights are quantized: by aq-native, or packed by whoever wrote the folder. */
   readonly quantized: null | {
+    /** How the codes are packed; absent where weights are stored dequantized. */
+    readonly format?: string;
     readonly wbits: number;
     readonly abits: number;
     readonly groupSize: number;

@@ -21,14 +21,19 @@ interface Projected {
 }
 
 /** One step at rate zero: nothing but the projection changes anything. */
-async function project(matrices: Float32Array, D: number, mask: Mask): Promise<Projected> {
-  const shape = [matrices.length / (D * D), D, D];
-  const parameter = new Parameter("vo.S", "transform", { data: matrices, shape, masked: true });
-  const gradient = Tensor.from(new Float32Array(matrices.length), shape);
-  parameter.update(gradient, 1, 0, 0, ruleOf(mask));
-  const result = { values: parameter.value.floats(), margin: await parameter.margin() };
-  parameter.dispose();
-  gradient.dispose();
+async function project(made: Float32Array, D: number, mask: Mask): Promise<Projected> {
+  const shape = [made.length / (D * D), D, D];
+  const parameter = new Parameter("vo.S", "transform", { data: made, shape, masked: true });
+  const gradient = Tensor.from(new Float32Array(made.length), shape);
+  const matrices = ruleOf(mask);
+  const margins = Parameter.update([{ parameter, gradient, rate: 0 }], {
+    control: { rate: 1, step: 1 },
+    weightDecay: 0,
+    matrices,
+  });
+  const margin = margins && Math.min(...margins.floats());
+  const result = { values: parameter.value.floats(), margin };
+  for (const item of [parameter, gradient, margins]) item?.dispose();
   return result;
 }
 
@@ -118,8 +123,8 @@ describe("the projection", () => {
     const start = { data: Float32Array.of(1, 2), shape: [2], masked: false };
     const parameter = new Parameter("updown.log_s", "transform", start);
     const gradient = Tensor.from(Float32Array.of(1, -1));
-    parameter.update(gradient, 1, 0.1, 0, ruleOf(full));
-    expect(await parameter.margin()).toBeUndefined();
+    const rule = { control: { rate: 1, step: 1 }, weightDecay: 0, matrices: ruleOf(full) };
+    expect(Parameter.update([{ parameter, gradient, rate: 0.1 }], rule)).toBeUndefined();
     expect(Array.from(parameter.value.floats())).toEqual([
       expect.closeTo(0.9, 5),
       expect.closeTo(2.1, 5),

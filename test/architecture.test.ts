@@ -31,6 +31,7 @@ const API_ROW = 6;
 const ROWS: Readonly<Record<string, number>> = {
   errors: 0,
   types: 0,
+  "export-types": 0,
   util: 0,
   native: 1,
   tensor: 1,
@@ -40,10 +41,15 @@ const ROWS: Readonly<Record<string, number>> = {
   affine: 3,
   data: 3,
   checkpoint: 3,
+  packed: 3,
   eval: 4,
   export: 4,
+  verify: 4,
+  formats: 4,
   report: 4,
+  generate: 5,
   calibration: 5,
+  serve: 6,
   doctor: 6,
   estimate: 6,
   cli: 7,
@@ -205,7 +211,7 @@ const structs: readonly Declared[] = [
 
 /** Names of an argument list: "w T[O,I], r T[O]?, c!" gives w, r, c. */
 function argumentNames(list: string): string[] {
-  const flat = list.replace(/\[[^\]]*\]/g, "").replace(/\([^)]*\)/g, "");
+  const flat = list.replace(/\[[^\]]*\]|\([^)]*\)|[{}]|\/\//g, "");
   return flat
     .split(",")
     .map((argument) => /^\s*(\w+)/.exec(argument)?.[1] ?? "")
@@ -233,7 +239,9 @@ describe("the lists of ops", () => {
   });
 
   it("of the CPU backend is complete", () => {
-    const rows = [...read("native/cpu/kernels/table.h").matchAll(/^\s*AQ_ROW\((\w+)\)/gm)];
+    const rows = [
+      ...read("native/cpu/kernels/table.h").matchAll(/^\s*AQ_(?:SHORT_)?ROW(?:_AS)?\((\w+)/gm),
+    ];
     expect(rows.map(([, name = ""]) => name).sort()).toEqual(opNames().sort());
   });
 

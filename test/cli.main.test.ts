@@ -2,90 +2,10 @@
 import * as path from "node:path";
 import { describe, expect, test } from "vitest";
 import type { Api } from "../lib/cli/api.ts";
-import { main } from "../lib/cli/main.ts";
 import { AqError } from "../lib/errors.ts";
-import type { BlockReport, InspectResult, QuantizeResult } from "../lib/types.ts";
-import { type FakeIo, fakeIo } from "./helpers/fake-io.ts";
-
-const BLOCK: BlockReport = {
-  block: 0,
-  lossFirst: 0.0321,
-  lossLast: 0.0112,
-  losses: {},
-  equivalence: 2e-7,
-  equivalenceStored: 4e-4,
-  dominanceMargin: 0.95,
-  streamError: 0.043,
-  skippedSteps: 0,
-  phaseSeconds: {},
-  fallback: null,
-  seconds: 12,
-};
-const RESULT: QuantizeResult = {
-  out: "out/my model",
-  seconds: 83.6,
-  pplBefore: 40,
-  pplAfter: 50,
-  blocks: [BLOCK],
-};
-const INSPECTED: InspectResult = {
-  model: "model",
-  family: "llama",
-  blocks: 4,
-  hidden: 256,
-  heads: 8,
-  kvHeads: 4,
-  headDim: 32,
-  mlp: 704,
-  vocabulary: 8192,
-  maxTokens: 512,
-  tiedHead: true,
-  attentionBias: false,
-  mlpBias: false,
-  rope: "RoPE, base 10000",
-  dtype: "f16",
-  shards: 1,
-  parameters: 4213248,
-  bytes: 8426496,
-  quantized: null,
-  sites: [{ site: "vo", map: "4 matrices 32 x 32", parameters: 4096, foldsInto: ["v", "o"] }],
-};
-
-interface Calls {
-  readonly options: unknown[];
-}
-
-function api(replaced: Partial<Api>, calls: Calls = { options: [] }): Api {
-  return {
-    async quantize(options, hooks) {
-      calls.options.push(options);
-      hooks?.onEvent?.({ event: "note", text: "using the shipped text" });
-      hooks?.onEvent?.({ event: "block", blocks: 1, ...BLOCK });
-      hooks?.onEvent?.({ event: "done", ...RESULT });
-      return RESULT;
-    },
-    async evaluate(options, hooks) {
-      calls.options.push(options);
-      hooks?.onEvent?.({ event: "window", window: 0, windows: 2, ppl: 41 });
-      return { ppl: 40.5, stderr: 0.62, windows: 2, tokens: 1024 };
-    },
-    inspect(options) {
-      calls.options.push(options);
-      return INSPECTED;
-    },
-    doctor: () => ({ version: "1", root: "/", usable: true, checks: [] }),
-    estimate() {
-      throw new AqError("AQ_INTERNAL", "no test asks for this");
-    },
-    ...replaced,
-  };
-}
-
-async function run(line: string[], replaced: Partial<Api> = {}, io: FakeIo = fakeIo()) {
-  const calls: Calls = { options: [] };
-  const code = await main(line, io, async () => api(replaced, calls));
-  return { code, stdout: io.stdout.text, stderr: io.stderr.text, options: calls.options };
-}
+import type { QuantizeResult } from "../lib/types.ts";
+import { BLOCK, INSPECTED, RESULT, run } from "./helpers/fake-api.ts";
+import { fakeIo } from "./helpers/fake-io.ts";
 
 const QUANTIZE = ["quantize", "--model", "m", "--out", "o"];
 
@@ -99,7 +19,7 @@ describe("options", () => {
   test("every option arrives under the API's name and type", async () => {
     const line =
       "--wbits 3 --abits 16 --group-size 64 --recipe lwc-only --calib c.txt --nsamples 8 --seqlen 128 " +
-      "--epochs 2 --sampling random --symmetric --alpha 0.75 --sf 1e-2 --let-lr .001 --lwc-lr 2E-2 " +
+      "--epochs 2 --batch 4 --sampling random --symmetric --alpha 0.75 --sf 1e-2 --let-lr .001 --lwc-lr 2E-2 " +
       "--wd 0.1 --no-aug-loss --seed 7 --threads 2 --device cuda:1 --precision f16 --overwrite --json";
     const { code, options } = await run([...QUANTIZE, ...line.split(" ")]);
     expect(code).toBe(0);
@@ -115,6 +35,7 @@ describe("options", () => {
         nsamples: 8,
         seqlen: 128,
         epochs: 2,
+        batch: 4,
         sampling: "random",
         symmetric: true,
         alpha: 0.75,

@@ -63,6 +63,14 @@ describe("estimate", () => {
     expect(rounded.memoryBytes).toBeLessThan(base.memoryBytes);
   });
 
+  it("counts the steps of batches, and the activations of their windows", () => {
+    const [one, two, all] = [1, 2, 100].map((batch) => estimate({ ...SMALL, abits: 4, batch }));
+    expect([one?.steps, two?.steps, all?.steps]).toEqual([4 * 2 * 3, 4 * 2 * 2, 4 * 2]);
+    expect(one?.measured.step).toBe(one?.measured.windowStep);
+    expect(all?.measured.step).toBeGreaterThan(all?.measured.windowStep as number);
+    expect(all?.memoryBytes).toBeGreaterThanOrEqual(one?.memoryBytes as number);
+  });
+
   it("moves what exceeds --stream-memory from memory to disk", () => {
     const whole = estimate({ ...SMALL, nsamples: 64 });
     const bounded = estimate({ ...SMALL, nsamples: 64, streamMemory: 1e6 });

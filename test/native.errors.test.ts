@@ -59,6 +59,7 @@ const mistakes: readonly {
         b_bits: 0,
         b_group: 0,
         accumulate: 0,
+        bf16: 0,
       }),
   },
   {
@@ -149,7 +150,16 @@ const mistakes: readonly {
       invoke(
         "fake_quant_gemm",
         [f32([2, 3]), f32([4, 3]), f32([2, 1]), ...new Array(5).fill(undefined)],
-        { trans_a: 0, trans_b: 1, a_bits: 4, a_group: 0, b_bits: 0, b_group: 0, accumulate: 0 },
+        {
+          trans_a: 0,
+          trans_b: 1,
+          a_bits: 4,
+          a_group: 0,
+          b_bits: 0,
+          b_group: 0,
+          accumulate: 0,
+          bf16: 0,
+        },
       ),
   },
   {
@@ -160,7 +170,16 @@ const mistakes: readonly {
       invoke(
         "fake_quant_gemm",
         [f32([2, 3]), f32([4, 3]), ...new Array(5).fill(undefined), f32([4, 3])],
-        { trans_a: 0, trans_b: 1, a_bits: 0, a_group: 0, b_bits: 0, b_group: 0, accumulate: 0 },
+        {
+          trans_a: 0,
+          trans_b: 1,
+          a_bits: 0,
+          a_group: 0,
+          b_bits: 0,
+          b_group: 0,
+          accumulate: 0,
+          bf16: 0,
+        },
       ),
   },
   {

@@ -35,7 +35,7 @@ describe("the cases", () => {
       expect(op.writes ?? [], op.op).toEqual(writes);
       for (const dims of op.sets) {
         const call = makeCall(op, dims, "f32");
-        expect(call.inputs.length, op.op).toBe(inputs.length);
+        if (op.repeatFrom === undefined) expect(call.inputs.length, op.op).toBe(inputs.length);
         expect(Object.keys(call.params).sort(), op.op).toEqual(
           params.map(({ name }) => name).sort(),
         );

@@ -3,15 +3,15 @@ import { describe, expect, it } from "vitest";
 import { label } from "./cases/case.ts";
 import { CASES } from "./cases/index.ts";
 import { devices } from "./helpers/device.ts";
-import { compareSet } from "./helpers/run-op.ts";
+import { compareSet, variantName, variants } from "./helpers/run-op.ts";
 
 for (const device of devices()) {
   for (const op of CASES.filter(({ gradient }) => !gradient)) {
     describe(`${op.op} on ${device}`, () => {
-      for (const dtype of op.dtypes ?? (["f32", "f64"] as const)) {
+      for (const variant of variants(op)) {
         it.each(op.sets.map((dims) => [label(dims), dims] as const))(
-          `equals the formula in ${dtype}: %s`,
-          (_, dims) => expect(compareSet(op, dims, { device, dtype })).toBeUndefined(),
+          `equals the formula in ${variantName(variant)}: %s`,
+          (_, dims) => expect(compareSet(op, dims, { device, ...variant })).toBeUndefined(),
         );
       }
     });

@@ -7,21 +7,22 @@ import { Tape } from "../lib/autograd/tape.ts";
 import { scope } from "../lib/tensor/scope.ts";
 import { liveTensors, Tensor } from "../lib/tensor/tensor.ts";
 import { label } from "./cases/case.ts";
-import { GRAPH_CASES, type GraphCase } from "./cases/graph.ts";
+import { GRAPH_CASES } from "./cases/graph.ts";
+import type { GraphCase } from "./cases/graph-case.ts";
 import { CASES } from "./cases/index.ts";
 import { difference } from "./helpers/compare.ts";
 import { devices } from "./helpers/device.ts";
-import { compareSet } from "./helpers/run-op.ts";
+import { compareSet, variantName, variants } from "./helpers/run-op.ts";
 
 for (const device of devices()) {
   for (const op of CASES) {
     if (!op.gradient) continue;
     const source = op.gradient.kind === "smooth" ? "differences" : "rule";
     describe(`${op.op} on ${device}`, () => {
-      for (const dtype of op.dtypes ?? (["f64", "f32"] as const)) {
+      for (const variant of variants(op)) {
         it.each(op.sets.map((dims) => [label(dims), dims] as const))(
-          `is the ${source} of ${op.gradient?.forward} in ${dtype}: %s`,
-          (_, dims) => expect(compareSet(op, dims, { device, dtype })).toBeUndefined(),
+          `is the ${source} of ${op.gradient?.forward} in ${variantName(variant)}: %s`,
+          (_, dims) => expect(compareSet(op, dims, { device, ...variant })).toBeUndefined(),
         );
       }
     });

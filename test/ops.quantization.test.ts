@@ -227,7 +227,16 @@ describe("grids of random groups", () => {
       const product = invokeOne(
         "fake_quant_gemm",
         [w, Tensor.from(identity, [n, n]), ...grid, ...new Array(4).fill(undefined)],
-        { trans_a: 0, trans_b: 0, a_bits: 3, a_group: 8, b_bits: 0, b_group: 0, accumulate: 0 },
+        {
+          trans_a: 0,
+          trans_b: 0,
+          a_bits: 3,
+          a_group: 8,
+          b_bits: 0,
+          b_group: 0,
+          accumulate: 0,
+          bf16: 0,
+        },
       );
       const values = invokeOne("fake_quant", [w, ...grid, undefined], { bits: 3, group: 8 });
       expect(Array.from(product.read(), (x) => x + 0)).toEqual(

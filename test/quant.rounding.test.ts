@@ -66,7 +66,7 @@ describe("learned offsets", () => {
       const b = weight();
       const v = Tensor.from(offsets, [O, I]);
       const { scale, zero, codes } = quantizeWeight(b, undefined, scheme, v);
-      const params = { trans_a: 0, trans_b: transB, a_bits: 0, a_group: 0, accumulate: 0 };
+      const params = { trans_a: 0, trans_b: transB, a_bits: 0, a_group: 0, accumulate: 0, bf16: 0 };
       const none = undefined;
       const product = (right: Tensor, grid: readonly (Tensor | undefined)[], bits: number) =>
         invokeOne("fake_quant_gemm", [a, right, none, none, ...grid], {
@@ -175,7 +175,7 @@ describe("sign_step", () => {
     within(() => {
       const v = Tensor.from(Float32Array.of(0, 0, 0.25, 0.5, -0.5, 0.49, 0.7));
       const g = Tensor.from(Float32Array.of(1e-30, -7, 0, -2, 3, -1, 0));
-      invoke("sign_step", [v, g], { lr: 0.125, limit: 0.5 });
+      invoke("sign_step", [undefined, undefined, v, g], { lr: 0.125, limit: 0.5 });
       expect(Array.from(v.read())).toEqual([-0.125, 0.125, 0.25, 0.5, -0.5, 0.5, 0.5]);
     });
   });

@@ -196,6 +196,7 @@ describe("another run is refused, naming what differs:", () => {
     [{ recipe: "rtn" }, 'recipe.name was "default" and is now "rtn"'],
     [{ sf: 0.2 }, "train.sf was 0.1 and is now 0.2"],
     [{ letLr: 1e-3 }, "train.letLr was 0.005 and is now 0.001"],
+    [{ batch: 2 }, "train.batch was 1 and is now 2"],
     [{ wd: 0.01 }, "train.weightDecay was 0 and is now 0.01"],
     [{ augLoss: false }, "train.augLoss was true and is now false"],
     [{ seed: 1 }, "seed was 0 and is now 1"],

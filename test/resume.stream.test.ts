@@ -36,6 +36,21 @@ describe("a stream", () => {
         expect(window.floats()).toEqual(statesOf(n === 1 ? 9 : n));
       }
     });
+    for (const [first, count] of [
+      [0, 5],
+      [1, 3],
+      [3, 2],
+      [4, 1],
+    ] as const) {
+      scope(() => {
+        const range = stream.range({ first, count });
+        expect(range.shape).toEqual([count, 3, 4]);
+        const want = Array.from({ length: count }, (_, i) =>
+          statesOf(first + i === 1 ? 9 : first + i),
+        );
+        expect([...range.floats()]).toEqual(want.flatMap((states) => [...states]));
+      });
+    }
     const below = path.join(dir, "below");
     expect(fs.existsSync(below) ? fs.readdirSync(below) : []).toEqual([]);
     stream.dispose();
@@ -49,6 +64,7 @@ describe("a stream", () => {
       const states = Tensor.from(new Float32Array(11));
       expectAqError(() => stream.store(0, states), "AQ_SHAPE", "[1, 3, 4]", "[11]");
       expectAqError(() => stream.window(5), "AQ_INTERNAL", "5 windows");
+      expectAqError(() => stream.range({ first: 4, count: 2 }), "AQ_INTERNAL", "no window 5");
     });
     stream.dispose();
   });

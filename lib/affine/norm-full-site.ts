@@ -11,8 +11,7 @@
 
 import { gradualMask } from "../autograd/ops/gradual-mask.ts";
 import { headMatmul } from "../autograd/ops/head-matmul.ts";
-import { inverse } from "../autograd/ops/lu-inverse.ts";
-import { reshape } from "../autograd/ops/reshape.ts";
+import { residueOf } from "../autograd/ops/lu-inverse.ts";
 import type { SiteSpec } from "../models/family.ts";
 import { foldShift, shiftAdds, startShift } from "./norm-shift.ts";
 import { type SiteKind, weightOf } from "./site.ts";
@@ -39,8 +38,8 @@ export const normFullSite: SiteKind<Spec> = {
       const w = weightOf(weights, key);
       weights[key] = headMatmul(graph, w, b, { side: "columns", transpose: false, heads: 1 });
     }
-    const residue = inverse(graph, b, inverses && { last: inverses, name: spec.norm });
-    weights[`${spec.norm}.residue`] = reshape(graph, residue, [hidden, hidden]);
+    const warm = inverses && { last: inverses, name: spec.norm };
+    weights[`${spec.norm}.residue`] = residueOf(graph, b, warm);
   },
 
   adds: (spec, style) => [`${spec.norm}.residue`, ...shiftAdds(spec, style)],

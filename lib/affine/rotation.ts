@@ -36,6 +36,7 @@ function product(a: Tensor, b: Tensor, trans: { a?: boolean; b?: boolean } = {})
       b_bits: 0,
       b_group: 0,
       accumulate: 0,
+      bf16: 0,
     },
   );
 }

@@ -17,6 +17,22 @@ export interface Grid {
   readonly columns?: Tensor | undefined;
   readonly bits: number;
   readonly group: number;
+  /**
+   * The quantized matrix, where it was made for products: i8 whole numbers, which stand for their
+   * number times the scale of their row, or values in the type of the products.
+   */
+  readonly quantized?: Tensor | undefined;
+}
+
+/** What packed codes (int4_pack) of a matrix [O, I] stand for; the value's tensor holds the codes. */
+export interface Packed {
+  /** In the packed order, f16 and u8. */
+  readonly scale: Tensor;
+  readonly zero: Tensor;
+  /** O */
+  readonly outputs: number;
+  /** Columns that share a scale; 0 = the whole row. */
+  readonly group: number;
 }
 
 /**
@@ -26,6 +42,10 @@ export interface Grid {
 export interface Value {
   readonly tensor: Tensor;
   readonly grid?: Grid | undefined;
+  /** The tensor is codes: only a linear's weight can be such, and has no gradient. */
+  readonly packed?: Packed | undefined;
+  /** The tensor in the type of a GPU's products, kept by the first product that wants it. */
+  rounded?: Tensor | undefined;
 }
 
 /** What a forward pass returns; `saved` is what its backward needs besides inputs and output. */
@@ -78,6 +98,11 @@ export function tensorOf(inputs: readonly (Value | undefined)[], i: number): Ten
   const value = inputs[i];
   if (!value) throw new TypeError(`input ${i} is missing`);
   return value.tensor;
+}
+
+/** Frees all that a value holds. */
+export function disposeValue({ tensor, grid, rounded }: Value): void {
+  for (const held of [tensor, grid?.scale, grid?.zero, grid?.quantized, rounded]) held?.dispose();
 }
 
 /** A value's own tensor, with its grid applied if it has one. */

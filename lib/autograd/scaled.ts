@@ -5,6 +5,7 @@
  */
 
 import type { Value, Var } from "./graph.ts";
+import { InverseVar } from "./inverse.ts";
 
 export class ScaledVar implements Var {
   readonly base: Var;
@@ -39,7 +40,7 @@ export class ScaledVar implements Var {
   }
 }
 
-/** What an op that knows no factors works on. */
+/** What an op works on that knows nothing of values that wait for their use. */
 export function denseOf(v: Var): Var {
-  return v instanceof ScaledVar ? v.dense : v;
+  return v instanceof ScaledVar || v instanceof InverseVar ? v.dense : v;
 }

@@ -1,9 +1,10 @@
 /** Records operations and walks them backwards. */
 
 import { AqError } from "../errors.ts";
+import { dtypeCode } from "../tensor/dtype.ts";
 import { invoke, invokeOne } from "../tensor/invoke.ts";
 import { Tensor } from "../tensor/tensor.ts";
-import type { Graph, OpPair, Value, Var } from "./graph.ts";
+import { disposeValue, type Graph, type OpPair, type Var } from "./graph.ts";
 import { denseOf } from "./scaled.ts";
 
 interface Node {
@@ -150,7 +151,9 @@ export class Tape implements Graph {
 
   #add(op: string, index: number, input: TapeVar, result: Tensor, own: boolean): void {
     const want = input.value.tensor;
-    if (result.size !== want.size || result.dtype !== want.dtype) {
+    // A GPU's gradients may lie short.
+    const fits = result.dtype === want.dtype || (result.dtype === "bf16" && want.dtype !== "f64");
+    if (result.size !== want.size || !fits) {
       throw new AqError(
         "AQ_INTERNAL",
         `${op}: the gradient of input ${index} is ${result.dtype} [${result.shape.join(", ")}], the input ${want.dtype} [${want.shape.join(", ")}]`,
@@ -160,7 +163,11 @@ export class Tape implements Graph {
     if (!known) {
       this.#gradients.set(input, { tensor: result, own });
     } else if (known.tensor !== result) {
-      if (known.own) {
+      if (known.tensor.dtype === "bf16" || result.dtype === "bf16") {
+        this.#gradients.set(input, { tensor: shortSum(known.tensor, result), own: true });
+        if (!this.#holds(known.tensor)) known.tensor.dispose();
+        if (own) result.dispose();
+      } else if (known.own) {
         invoke("axpy", [known.tensor, result], { alpha: 1 });
         if (own) result.dispose();
       } else {
@@ -184,8 +191,16 @@ export class Tape implements Graph {
   }
 }
 
-function disposeValue(value: Value): void {
-  value.tensor.dispose();
-  value.grid?.scale.dispose();
-  value.grid?.zero.dispose();
+/** The sum of gradients that may be short, in the type of the first. */
+function shortSum(a: Tensor, b: Tensor): Tensor {
+  const [f32, own] = [dtypeCode("f32"), dtypeCode(a.dtype)];
+  const [wideA, wideB] = [a, b].map((x) => invokeOne("cast", [x], { dtype: f32 })) as [
+    Tensor,
+    Tensor,
+  ];
+  invoke("axpy", [wideA, wideB], { alpha: 1 });
+  const sum = invokeOne("cast", [wideA], { dtype: own });
+  wideA.dispose();
+  wideB.dispose();
+  return sum;
 }

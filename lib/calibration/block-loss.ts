@@ -1,22 +1,31 @@
-/** The loss of one window of a block. */
+/** The loss of a block on some windows. */
 
 import type { Graph, Var } from "../autograd/graph.ts";
-import { add } from "../autograd/ops/add.ts";
 import { mse } from "../autograd/ops/mse.ts";
+import type { Tensor } from "../tensor/tensor.ts";
 import { activationHook, type BlockProblem, tokenClipName } from "./problem.ts";
+import type { WindowRange } from "./stream.ts";
+
+/** What a step is about: states into the block, its targets, and those of the second loss. */
+export function windowInputs(problem: BlockProblem, windows: WindowRange): Tensor[] {
+  const { inputs, targets, augTargets } = problem;
+  const streams = augTargets ? [inputs, targets, augTargets] : [inputs, targets];
+  return streams.map((stream) => stream.range(windows));
+}
 
 /**
- * Mean squared error of the quantized block on the quantized stream against the targets, plus, with
- * the second loss, against the full-precision block on the same input.
+ * Mean over the windows: mean squared error of the quantized block on the quantized stream against the
+ * targets, plus, with the second loss, against the full-precision block on the same input.
  *
- * `weights` are the block's, already folded and fake-quantized; `vars` holds the clipping logits.
+ * `weights` are the block's, already folded and fake-quantized; `vars` holds the clipping logits;
+ * `windows` is what windowInputs gives.
  */
 export function blockLoss(
   problem: BlockProblem,
   graph: Graph,
   weights: Readonly<Record<string, Var>>,
   vars: ReadonlyMap<string, Var>,
-  n: number,
+  windows: readonly Tensor[],
 ): Var {
   const { model, scheme, context } = problem;
   const clips = new Map<string, Var>();
@@ -24,9 +33,8 @@ export function blockLoss(
     const clip = vars.get(tokenClipName(name));
     if (clip) clips.set(name, clip);
   }
-  const x = graph.constant(problem.inputs.window(n));
+  const [x, target, augTarget] = windows.map((tensor) => graph.constant(tensor));
+  if (!x || !target) throw new TypeError("a step needs states and targets");
   const y = model.block(graph, context, weights, x, activationHook(scheme, clips));
-  const loss = mse(graph, y, graph.constant(problem.targets.window(n)));
-  if (!problem.augTargets) return loss;
-  return add(graph, loss, mse(graph, y, graph.constant(problem.augTargets.window(n))));
+  return mse(graph, y, target, augTarget);
 }

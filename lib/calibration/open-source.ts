@@ -8,6 +8,8 @@ import type { Model } from "../models/family.ts";
 import { randomHadamard } from "../models/hadamard-down.ts";
 import { checkWeights } from "../models/load.ts";
 import { openModel } from "../models/registry.ts";
+import { quantizationName } from "../packed/open.ts";
+import { schemeName } from "../quant/scheme.ts";
 import type { RunSettings } from "./settings.ts";
 
 /** The caller closes the checkpoint. Throws: AQ_MODEL if it already is quantized. */
@@ -16,13 +18,12 @@ export function openSource(dir: string): { checkpoint: Checkpoint; model: Model 
   try {
     const own = readAqConfig(dir);
     checkOwnType(dir, checkpoint.config, own);
-    if (checkpoint.quantization || own) {
-      const how = checkpoint.quantization
-        ? "quantization_config in its config.json"
-        : AQ_CONFIG_NAME;
+    const packed = quantizationName(checkpoint);
+    if (packed !== null || own) {
+      const what = own ? `by aq-native, ${schemeName(own.scheme)}: ${AQ_CONFIG_NAME}` : packed;
       throw new AqError(
         "AQ_MODEL",
-        `${dir} is already quantized (${how}); quantize the full-precision checkpoint it was made from`,
+        `${dir} is already quantized (${what}); quantizing what was rounded before loses more than either does, so start from the full-precision checkpoint that it was made of`,
       );
     }
     const model = openModel(checkpoint.config, (name) => checkpoint.has(name));

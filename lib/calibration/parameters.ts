@@ -4,6 +4,7 @@ import type { MaskOf } from "../affine/gradual-mask.ts";
 import type { StartValue } from "../affine/site.ts";
 import { invoke, invokeOne } from "../tensor/invoke.ts";
 import { Tensor } from "../tensor/tensor.ts";
+import type { StepControl } from "./train-step.ts";
 
 const ADAM = { beta1: 0.9, beta2: 0.999, eps: 1e-8 };
 
@@ -24,6 +25,25 @@ export const NO_MATRICES: MatrixRule = {
 /** What learns at rates of its own: transforms, clipping logits, and gains with biases. */
 export type ParameterGroup = "transform" | "clip" | "gain";
 
+/** How a step changes what it changes. */
+export interface UpdateRule {
+  readonly control: StepControl;
+  readonly weightDecay: number;
+  readonly matrices: MatrixRule;
+}
+
+/** Inputs of the optimizers' ops that say whether and how far they go, and the rate and step they get. */
+export function controlled(
+  { guard, schedule, rate, step }: StepControl,
+  full: number,
+): {
+  readonly leading: readonly (Tensor | undefined)[];
+  readonly lr: number;
+  readonly step: number;
+} {
+  return { leading: [guard, schedule], lr: schedule ? full : full * rate, step };
+}
+
 /** One learned tensor. */
 export class Parameter {
   readonly name: string;
@@ -34,9 +54,6 @@ export class Parameter {
   readonly shift: boolean;
   readonly #m: Tensor;
   readonly #v: Tensor;
-  /** Of masked ones: the margin of each matrix after the last update. */
-  readonly #margins: Tensor | undefined;
-  #isUpdated = false;
 
   constructor(name: string, group: ParameterGroup, start: StartValue, device = "cpu") {
     this.name = name;
@@ -46,9 +63,6 @@ export class Parameter {
     this.value = Tensor.from(start.data, start.shape, "f32", device);
     this.#m = zerosLike(this.value);
     this.#v = zerosLike(this.value);
-    this.#margins = this.masked
-      ? Tensor.empty([this.value.shape[0] as number], "f32", device)
-      : undefined;
   }
 
   /** One that starts at a tensor's values, on its device. */
@@ -58,28 +72,59 @@ export class Parameter {
   }
 
   /**
-   * One AdamW step; `step` counts from 1. A masked parameter's off-diagonals are then projected so
-   * that its matrices stay strictly diagonally dominant, unless the rule's dominance is 0. Magnitudes
-   * below the rule's floor are raised to it.
+   * One AdamW step of those that have a gradient, each at its share of its rate. Off-diagonals of masked ones are
+   * then projected so that their matrices stay strictly diagonally dominant, unless the rule's
+   * dominance is 0. Magnitudes below the rule's floor are raised to it.
+   *
+   * Returns the margins of all matrices of masked ones as one tensor, NaN where the guard forbids the
+   * step; undefined without any.
    */
-  update(gradient: Tensor, step: number, lr: number, weightDecay: number, rule: MatrixRule): void {
-    const inputs = [this.value, gradient, this.#m, this.#v];
-    const params = { ...ADAM, lr, weight_decay: weightDecay, step };
-    if (this.#margins) {
-      const { sf, band } = rule.maskOf(this.value.shape.at(-1) as number);
-      const matrix = { ...params, sf, band, limit: rule.dominance };
-      invokeOne("masked_adam", inputs, matrix, this.#margins).dispose();
-    } else {
-      invoke("adam", inputs, params);
-    }
-    this.#isUpdated = true;
-    this.keepAway(rule.floor);
+  static update(updates: readonly Update[], rule: UpdateRule): Tensor | undefined {
+    const given = updates.filter((update): update is Given => update.gradient !== undefined);
+    Parameter.#step(
+      given.filter(({ parameter }) => !parameter.masked),
+      rule,
+    );
+    const margins = Parameter.#stepMasked(
+      given.filter(({ parameter }) => parameter.masked),
+      rule,
+    );
+    for (const { parameter } of given) parameter.keepAway(rule.matrices.floor);
+    return margins;
   }
 
-  /** The smallest margin of its matrices after the last update; undefined without either. */
-  async margin(): Promise<number | undefined> {
-    if (!this.#margins || !this.#isUpdated) return undefined;
-    return Math.min(...(await this.#margins.readAsync()));
+  static #step(updates: readonly Given[], { control, weightDecay }: UpdateRule): void {
+    for (const full of new Set(updates.map(({ rate }) => rate))) {
+      const { leading, lr, step } = controlled(control, full);
+      const inputs = updates
+        .filter(({ rate }) => rate === full)
+        .flatMap(({ parameter: p, gradient }) => [p.value, gradient, p.#m, p.#v]);
+      const params = { ...ADAM, lr, weight_decay: weightDecay, step };
+      invoke("adam", [...leading, ...inputs], params);
+    }
+  }
+
+  static #stepMasked(updates: readonly Given[], rule: UpdateRule): Tensor | undefined {
+    const [first] = updates;
+    if (!first) return undefined;
+    const { control, weightDecay, matrices } = rule;
+    const count = ({ parameter: { value } }: Given): number => value.shape[0] as number;
+    const matrixCount = updates.reduce((sum, update) => sum + count(update), 0);
+    const margins = Tensor.empty([matrixCount], "f32", first.parameter.value.device);
+    let at = 0;
+    for (const update of updates) {
+      const { parameter: p, gradient, rate } = update;
+      const { leading, lr, step } = controlled(control, rate);
+      const { sf, band } = matrices.maskOf(p.value.shape.at(-1) as number);
+      const mask = { sf, band, limit: matrices.dominance };
+      const params = { ...ADAM, lr, weight_decay: weightDecay, step, ...mask };
+      const own = margins.view(at, [count(update)]);
+      const inputs = [...leading, p.value, gradient, p.#m, p.#v];
+      invokeOne("masked_adam", inputs, params, own).dispose();
+      own.dispose();
+      at += count(update);
+    }
+    return margins;
   }
 
   /** Raises magnitudes below `floor` to it, zeros and shifts excepted. */
@@ -93,8 +138,18 @@ export class Parameter {
     this.value.dispose();
     this.#m.dispose();
     this.#v.dispose();
-    this.#margins?.dispose();
   }
+}
+
+/** A parameter, its gradient if it has one, and its full rate. */
+export interface Update {
+  readonly parameter: Parameter;
+  readonly gradient: Tensor | undefined;
+  readonly rate: number;
+}
+
+interface Given extends Update {
+  readonly gradient: Tensor;
 }
 
 function zerosLike(tensor: Tensor): Tensor {
@@ -106,16 +161,6 @@ function zerosLike(tensor: Tensor): Tensor {
 /** Rate of step t of `steps`, falling from 1 to 0 along half a cosine. */
 export function cosine(t: number, steps: number): number {
   return (1 + Math.cos((Math.PI * t) / steps)) / 2;
-}
-
-/** The smallest margin of all their matrices after the last updates; null without any. */
-export async function smallestMargin(parameters: readonly Parameter[]): Promise<number | null> {
-  let smallest: number | null = null;
-  for (const parameter of parameters) {
-    const own = await parameter.margin();
-    if (own !== undefined) smallest = Math.min(smallest ?? own, own);
-  }
-  return smallest;
 }
 
 export function disposeParameters(parameters: readonly Parameter[]): void {

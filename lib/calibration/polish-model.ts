@@ -8,14 +8,14 @@ import type { BlockContext, Model } from "../models/family.ts";
 import type { LoadedWeights } from "../models/load.ts";
 import type { QuantScheme } from "../quant/scheme.ts";
 import { fakeQuantWeight } from "../quant/weights.ts";
-import { invoke } from "../tensor/invoke.ts";
 import type { Tensor } from "../tensor/tensor.ts";
 import { type FinishedBlock, quantizeBlock } from "./finish-block.ts";
 import { disposeParameters, NO_MATRICES, Parameter } from "./parameters.ts";
-import { OFFSET_LIMIT } from "./phases/round.ts";
+import { stepOffsets } from "./phases/round.ts";
 import { activationHook, tokenClipName, weightClipName } from "./problem.ts";
+import type { StepControl } from "./train-step.ts";
 
-/** Rates of one step. */
+/** Full rates. */
 export interface PolishRates {
   /** Of gains and biases. */
   readonly gain: number;
@@ -96,18 +96,22 @@ export class PolishModel {
     return model.head(tape, headWeights(tape, outer), x);
   }
 
-  /** One step; `step` counts from 1. */
-  update(gradients: ReadonlyMap<string, Tensor>, step: number, rates: PolishRates): void {
-    for (const [i, { parameters, offsets }] of this.#blocks.entries()) {
-      for (const p of parameters) {
-        const g = gradients.get(`${i}.${p.name}`);
-        if (g) p.update(g, step, p.group === "clip" ? rates.clip : rates.gain, 0, NO_MATRICES);
-      }
-      for (const [key, v] of Object.entries(offsets)) {
-        const g = gradients.get(`${i}.${offsetName(key)}`);
-        if (g) invoke("sign_step", [v, g], { lr: rates.offset, limit: OFFSET_LIMIT });
-      }
-    }
+  /** One step. */
+  update(gradients: ReadonlyMap<string, Tensor>, control: StepControl, rates: PolishRates): void {
+    const updates = this.#blocks.flatMap(({ parameters }, i) =>
+      parameters.map((parameter) => ({
+        parameter,
+        gradient: gradients.get(`${i}.${parameter.name}`),
+        rate: parameter.group === "clip" ? rates.clip : rates.gain,
+      })),
+    );
+    Parameter.update(updates, { control, weightDecay: 0, matrices: NO_MATRICES });
+    const offsets = this.#blocks.flatMap((block, i) =>
+      Object.entries(block.offsets).map(
+        ([key, v]) => [v, gradients.get(`${i}.${offsetName(key)}`)] as const,
+      ),
+    );
+    stepOffsets(offsets, control, rates.offset);
   }
 
   /** Block i as it would be stored now; the caller owns it. Throws: AQ_NUMERIC. */

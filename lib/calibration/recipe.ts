@@ -100,6 +100,8 @@ export interface TrainSettings {
   readonly lwcLr: number;
   readonly weightDecay: number;
   readonly augLoss: boolean;
+  /** Windows of an optimizer step. */
+  readonly batch: number;
 }
 
 /** The second loss is on where activations are quantized or weights have 2 bits. Source: AffineQuant. */

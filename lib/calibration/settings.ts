@@ -151,6 +151,7 @@ export function resolveSettings(options: QuantizeOptions): RunSettings {
       lwcLr: within("lwcLr", options.lwcLr ?? 1e-2, 0, 1, false),
       weightDecay: within("wd", options.wd ?? 0, 0, 1, false),
       augLoss: options.augLoss ?? defaultAugLoss(scheme),
+      batch: within("batch", options.batch ?? 1, 1, 1_000_000, true),
     },
     nsamples: within("nsamples", options.nsamples ?? 32, 1, 1_000_000, true),
     seqlen:

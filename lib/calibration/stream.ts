@@ -24,6 +24,12 @@ export interface Spill {
   readonly file: string;
 }
 
+/** Windows that lie one after the other. */
+export interface WindowRange {
+  readonly first: number;
+  readonly count: number;
+}
+
 /** Bytes of one window. */
 export function windowBytes({ tokens, channels }: Omit<StreamShape, "windows">): number {
   return 4 * tokens * channels;
@@ -62,12 +68,41 @@ export class Stream {
 
   /** Window n as [1, T, C]; the caller disposes it, and must not write to it. Throws: AQ_FILE. */
   window(n: number): Tensor {
-    this.#check(n);
-    if (n < this.#resident) return this.#view(n);
-    const data = new Float32Array(this.#bytes / 4);
-    const bytes = new Uint8Array(data.buffer);
-    readFully(this.#fd as number, bytes, this.#position(n), this.#file);
-    return Tensor.from(data, this.#shape, "f32", this.#device);
+    return this.range({ first: n, count: 1 });
+  }
+
+  /** Tokens of a window. */
+  get tokens(): number {
+    return this.#shape[1];
+  }
+
+  /** Windows as [count, T, C]; the caller disposes them, and must not write to them. Throws: AQ_FILE. */
+  range({ first, count }: WindowRange): Tensor {
+    const end = first + count;
+    this.#check(first);
+    this.#check(end - 1);
+    if (end <= this.#resident) return this.#view(first, count);
+    const [, tokens, channels] = this.#shape;
+    const all = Tensor.empty([count, tokens, channels], "f32", this.#device);
+    try {
+      const inMemory = Math.max(0, this.#resident - first);
+      if (inMemory > 0) {
+        scope(() => {
+          const place = all.view(0, [inMemory, tokens, channels]);
+          invokeOne("cast", [this.#view(first, inMemory)], { dtype: dtypeCode("f32") }, place);
+        });
+      }
+      for (let i = inMemory; i < count; i++) {
+        const data = new Float32Array(this.#bytes / 4);
+        const bytes = new Uint8Array(data.buffer);
+        readFully(this.#fd as number, bytes, this.#position(first + i), this.#file);
+        all.write(data, i * this.#bytes);
+      }
+      return all;
+    } catch (error) {
+      all.dispose();
+      throw error;
+    }
   }
 
   /** Replaces window n by states [1, T, C]. Throws: AQ_SHAPE, AQ_FILE when the disk is full. */
@@ -101,8 +136,9 @@ export class Stream {
     this.#fd = undefined;
   }
 
-  #view(n: number): Tensor {
-    return (this.#memory as Tensor).view((n * this.#bytes) / 4, this.#shape);
+  #view(first: number, count = 1): Tensor {
+    const [, tokens, channels] = this.#shape;
+    return (this.#memory as Tensor).view((first * this.#bytes) / 4, [count, tokens, channels]);
   }
 
   #position(n: number): number {

@@ -228,11 +228,13 @@ function isSameFolder(a: string, b: string): boolean {
   return x !== undefined && x.ino === y?.ino && x.dev === y.dev;
 }
 
-function companions(dir: string): string[] {
+/** Files of a checkpoint folder that travel unchanged with its weights. */
+export function companions(dir: string): string[] {
   return fs.readdirSync(dir).filter((name) => COMPANIONS.test(name) && hasFile(dir, name));
 }
 
-function copyFile(from: string, to: string): void {
+/** Copies a small file; it appears when it is on disk. Throws: AQ_FILE. */
+export function copyFile(from: string, to: string): void {
   const bytes = fs.readFileSync(from);
   createFileAtomic(to, (fd) => {
     fs.writeFileSync(fd, bytes);

@@ -90,5 +90,6 @@ function quantization({ quantized }: InspectResult): string {
   const grid = groupSize > 0 ? `groups of ${groupSize}` : "per output channel";
   const activations = abits < 16 ? `${abits}-bit activations` : "activations as they are";
   const transform = quantized.hadamardDown ? ", a Hadamard transform before down" : "";
-  return `by aq-native: ${wbits}-bit weights, ${grid}, ${activations}${transform}`;
+  const how = quantized.format === undefined ? "by aq-native" : `packed as ${quantized.format}`;
+  return `${how}: ${wbits}-bit weights, ${grid}, ${activations}${transform}`;
 }

@@ -10,6 +10,15 @@ import { DOCTOR_EXAMPLES, runDoctor } from "./doctor.ts";
 import { ESTIMATE_EXAMPLES, runEstimate } from "./estimate.ts";
 import { EVALUATE_EXAMPLES, runEvaluate } from "./evaluate.ts";
 import { EXIT, endSentence, reportError, UseError } from "./exit.ts";
+import { EXPORT_EXAMPLES, runExport } from "./export.ts";
+import {
+  addExportOptions,
+  addVerifyOptions,
+  exportOptions,
+  verifyOptions,
+} from "./export-options.ts";
+import { GENERATE_EXAMPLES, runGenerate } from "./generate.ts";
+import { addGenerateOptions, generateOptions } from "./generate-options.ts";
 import { INSPECT_EXAMPLES, runInspect } from "./inspect.ts";
 import type { Io } from "./io.ts";
 import {
@@ -25,8 +34,11 @@ import {
   quantizeOptions,
 } from "./options.ts";
 import { QUANTIZE_EXAMPLES, runQuantize } from "./quantize.ts";
+import { runServe, SERVE_EXAMPLES } from "./serve.ts";
+import { addServeOptions, serveOptions } from "./serve-options.ts";
 import { nearest } from "./suggest.ts";
 import { choice } from "./values.ts";
+import { runVerify, VERIFY_EXAMPLES } from "./verify.ts";
 
 const FOOTER = `
 Exit codes: 0 done, 1 failed, 2 wrong use, 75 stopped on request.
@@ -79,6 +91,50 @@ export function buildProgram(io: Io, load: ApiLoader): Command {
     );
   finish(addEvaluateOptions(evaluate), io, EVALUATE_EXAMPLES).action(async () => {
     await runEvaluate(...evaluateOptions(evaluate), io, load);
+  });
+
+  const exporting = program
+    .command("export")
+    .summary("write a finished run in the format that a program loads")
+    .description(
+      "Write a finished run in another format, from its saved state: the codes that calibration found,\n" +
+        "as they are. What is written is read back and compared with the run.",
+    );
+  finish(addExportOptions(exporting), io, EXPORT_EXAMPLES).action(async () => {
+    await runExport(...exportOptions(exporting), io, load);
+  });
+
+  const verify = program
+    .command("verify")
+    .summary("compare what was written with its run, bit for bit")
+    .description(
+      "Read a folder or a GGUF file that was exported, or all that a run wrote, and compare codes, scales,\n" +
+        "zeros and every other tensor with the saved state of the run.",
+    );
+  finish(addVerifyOptions(verify), io, VERIFY_EXAMPLES).action(async (dir: string) => {
+    await runVerify(...verifyOptions(verify, dir), io, load);
+  });
+
+  const generate = program
+    .command("generate")
+    .summary("write text with a model")
+    .description(
+      "Write on from a prompt with a checkpoint, quantized or not, and stream the text. Packed weights\n" +
+        "stay packed; keys and values are kept in 4 bits where the model was calibrated so.",
+    );
+  finish(addGenerateOptions(generate), io, GENERATE_EXAMPLES).action(async () => {
+    await runGenerate(...generateOptions(generate), io, load);
+  });
+
+  const serve = program
+    .command("serve")
+    .summary("answer requests for text over HTTP")
+    .description(
+      "Answer /v1/completions and /v1/chat/completions, as clients of the OpenAI API send them, with a\n" +
+        "checkpoint, quantized or not. Requests that come together are computed together.",
+    );
+  finish(addServeOptions(serve), io, SERVE_EXAMPLES).action(async () => {
+    await runServe(...serveOptions(serve), io, load);
   });
 
   const inspect = program

@@ -3,18 +3,30 @@
  * exactly an options object of lib/types.ts: an option that is not given is absent, and the defaults
  * named in the help are those of the API.
  */
-import { type Command, Option } from "commander";
+import type { Command, Option } from "commander";
 import type { EstimateOptions } from "../estimate.ts";
 import type {
-  DeviceName,
   EvaluateOptions,
   InspectOptions,
-  PrecisionName,
   QuantizeOptions,
   RecipeName,
   ResumeMode,
 } from "../types.ts";
-import { byteCount, choice, decimal, deviceName, integer, path } from "./values.ts";
+import { FORMATS, TARGETS } from "./export-options.ts";
+import {
+  device,
+  flag,
+  json,
+  type OutputOptions,
+  precision,
+  requireAll,
+  required,
+  threads,
+  valued,
+} from "./option-kinds.ts";
+import { byteCount, choice, choices, decimal, integer, path } from "./values.ts";
+
+export type { OutputOptions } from "./option-kinds.ts";
 
 const RECIPES = [
   "default",
@@ -26,22 +38,14 @@ const RECIPES = [
 ] as const satisfies readonly RecipeName[];
 const RESUMES = ["auto", "required", "never"] as const satisfies readonly ResumeMode[];
 const SAMPLINGS = ["sequential", "random"] as const;
-const PRECISIONS = ["f32", "bf16", "f16"] as const satisfies readonly PrecisionName[];
 const ROTATES = ["auto", "on", "off"] as const;
 const HADAMARDS = ["none", "down"] as const;
 const ROUNDINGS = ["learned", "nearest", "gptq"] as const;
 const MAX_SEED = 2 ** 32 - 1;
-const MAX_THREADS = 1024;
 
 const bits = integer(2, 8);
 const bitsOrNone = integer(2, 8, [16], "16 leaves activations alone.");
 const windowLength = integer(2);
-
-export interface OutputOptions {
-  readonly json?: true;
-  /** Say what would be done, and do not do it. */
-  readonly dryRun?: true;
-}
 
 export function addQuantizeOptions(command: Command): Command {
   const out = required("--out <dir>", "folder to write", path);
@@ -66,6 +70,20 @@ function addRunOptions(command: Command, own: readonly Option[]): Command {
         "--resume <how>",
         "a run in --out: auto goes on with it, required refuses to start one, never refuses to go on (default: auto)",
         choice(RESUMES),
+      ),
+    )
+    .addOption(
+      valued(
+        "--format <names>",
+        `write these too, each into a folder of its name in --out: ${FORMATS.join(", ")}`,
+        choices(FORMATS),
+      ),
+    )
+    .addOption(
+      valued(
+        "--target <name>",
+        `write the format that this program loads: ${TARGETS.join(", ")}`,
+        choice(TARGETS),
       ),
     )
     .optionsGroup("Quantization:")
@@ -115,6 +133,13 @@ function addRunOptions(command: Command, own: readonly Option[]): Command {
         "--epochs <n>",
         "passes over the windows for each block (default: 20)",
         integer(1, undefined, undefined, "Use --recipe rtn to train nothing."),
+      ),
+    )
+    .addOption(
+      valued(
+        "--batch <n>",
+        "windows of an optimizer step, whose loss is their mean: faster on a GPU, fewer and more exact steps (default: 1)",
+        integer(1),
       ),
     )
     .addOption(
@@ -261,59 +286,4 @@ export function inspectOptions(command: Command): [InspectOptions, OutputOptions
 
 export function doctorOptions(command: Command): OutputOptions {
   return command.opts<OutputOptions>();
-}
-
-function flag(flags: string, description: string): Option {
-  return new Option(flags, description);
-}
-
-function valued<T>(flags: string, description: string, read: (text: string) => T): Option {
-  return new Option(flags, description).argParser(read);
-}
-
-/**
- * An option that must be given. Commander's own mandatory options are checked before unknown ones,
- * so that `--modle x` would get no suggestion; requireAll checks after them.
- */
-class RequiredOption extends Option {}
-
-function required<T>(flags: string, description: string, read: (text: string) => T): Option {
-  return new RequiredOption(flags, `${description} (required)`).argParser(read);
-}
-
-function requireAll(command: Command): void {
-  for (const option of command.options) {
-    if (!(option instanceof RequiredOption)) continue;
-    if (command.getOptionValue(option.attributeName()) === undefined) {
-      command.error(`error: required option '${option.flags}' not specified`);
-    }
-  }
-}
-
-function threads(): Option {
-  return valued(
-    "--threads <n>",
-    "of the CPU (default: AQ_THREADS, or all cores)",
-    integer(1, MAX_THREADS),
-  );
-}
-
-function device(): Option {
-  return valued<DeviceName>(
-    "--device <name>",
-    "auto (a GPU where there is one), cpu, cuda, cuda:1, ... (default: auto)",
-    deviceName,
-  );
-}
-
-function precision(): Option {
-  return valued(
-    "--precision <type>",
-    "of the products on a GPU: bf16, f16 or f32 (default: bf16; the CPU has f32)",
-    choice(PRECISIONS),
-  );
-}
-
-function json(description: string): Option {
-  return flag("--json", description);
 }

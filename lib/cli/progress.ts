@@ -90,6 +90,9 @@ function quantizeText(io: Io): Progress<QuantizeEvent> {
           screen.status(evalStatus(`perplexity, ${which}`, event.window, event.windows, event.ppl));
           break;
         }
+        case "format":
+          screen.status([{ text: event.format, tone: "strong" }, { text: `  ${event.out}` }], true);
+          break;
         case "done":
           break;
         default:

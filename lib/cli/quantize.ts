@@ -5,6 +5,7 @@ import { REPORT_FILES, RUN_FOLDER } from "../util/layout.ts";
 import { shellWord } from "../util/shell.ts";
 import type { ApiLoader } from "./api.ts";
 import { runEstimate } from "./estimate.ts";
+import { exportLines } from "./export.ts";
 import { duration, percent, perplexity, plural } from "./format.ts";
 import type { Io } from "./io.ts";
 import { JsonLines } from "./json-lines.ts";
@@ -19,6 +20,10 @@ export const QUANTIZE_EXAMPLES: readonly [string, string][] = [
   [
     "3-bit weights in groups of 128",
     "--model ./model --wbits 3 --group-size 128 --out ./model-w3g128",
+  ],
+  [
+    "and the same codes for llama.cpp and for vLLM",
+    "--model ./model --group-size 128 --format gguf,awq --out ./model-w4g128",
   ],
   ["calibrate on your own text", "--model ./model --calib my.txt --nsamples 64 --out ./model-w4"],
   ["the baseline: round to nearest", "--model ./model --recipe rtn --out ./model-rtn"],
@@ -48,7 +53,7 @@ export async function runQuantize(
     stop.release();
   }
   if (output.json) {
-    const { out, seconds, pplBefore, pplAfter, blocks, polish } = result;
+    const { out, seconds, pplBefore, pplAfter, blocks, polish, formats } = result;
     new JsonLines(io.stdout, io).write({
       event: "done",
       out,
@@ -57,6 +62,7 @@ export async function runQuantize(
       pplAfter,
       blocks,
       ...(polish && { polish }),
+      ...(formats && { formats }),
     });
   } else {
     printSummary(result, io);
@@ -87,5 +93,8 @@ function printSummary(result: QuantizeResult, io: Io): void {
     { text: `  (${plural(blocks.length, "block")} in ${duration(seconds)})`, tone: "dim" },
   ]);
   screen.print([{ text: `report      ${path.join(out, RUN_FOLDER, REPORT_FILES.html)}` }]);
+  for (const format of result.formats ?? []) {
+    for (const line of exportLines(format)) screen.print(line);
+  }
   screen.print([{ text: `next        aq-native eval --model ${shellWord(out)} --text FILE` }]);
 }

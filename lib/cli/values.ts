@@ -71,6 +71,15 @@ export function choice<const W extends string>(words: readonly W[]): ValueReader
   return Object.assign(read, { words });
 }
 
+/** Some of a few words, with commas between them; none twice. */
+export function choices<const W extends string>(words: readonly W[]): ValueReader<readonly W[]> {
+  const one = choice(words);
+  const read = (text: string): readonly W[] => [
+    ...new Set(text.split(",").map((word) => one(word.trim()))),
+  ];
+  return Object.assign(read, { words });
+}
+
 const DEVICES = ["auto", "cpu", "cuda"] as const;
 
 /** The name of a device, "cuda:1" included. */

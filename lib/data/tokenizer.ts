@@ -27,10 +27,19 @@ export class TextTokenizer {
    * Throws: AQ_FORMAT when the tokenizer has no token for a part of the text.
    */
   encode(text: string): Int32Array {
-    if (text === "") return new Int32Array(0);
+    return this.#encode(text, false);
+  }
+
+  /** Ids of a text that a model is to write on, with the tokens that its tokenizer puts around it. */
+  encodePrompt(text: string): Int32Array {
+    return this.#encode(text, true);
+  }
+
+  #encode(text: string, special: boolean): Int32Array {
+    if (text === "" && !special) return new Int32Array(0);
     // Typed as numbers, but a word without a token and without an unknown token comes out undefined.
     const ids: (number | undefined)[] = this.#tokenizer.encode(text, {
-      add_special_tokens: false,
+      add_special_tokens: special,
     }).ids;
     const result = new Int32Array(ids.length);
     for (let i = 0; i < ids.length; i++) {

@@ -3,7 +3,8 @@
 import { polishBytes } from "../calibration/polish-memory.ts";
 import type { Checkpoint } from "../checkpoint/folder.ts";
 import { groupsPerRow } from "../quant/weights.ts";
-import type { Workload } from "./time.ts";
+import { precisionOf } from "../tensor/precision.ts";
+import { batchOf, type Workload } from "./time.ts";
 
 const F32 = 4;
 const F64 = 8;
@@ -21,6 +22,9 @@ const FOLD_PASSES = 3;
 const AFFINE_COPIES = 5;
 /** Weights, folded weights, and for every weight an offset with its gradient and two moments. */
 const ROUND_COPIES = 6;
+/** The same where training reads weights in 16 bits: f32, f16, quantized operands, bf16 gradients. */
+const SHORT_AFFINE_COPIES = 3;
+const SHORT_ROUND_COPIES = 4.5;
 /** A step's activations, and the gradients that are alive at the same time. */
 const STEP_PASSES = 1.5;
 /** Bytes that rotating takes for each element of embedding and head. */
@@ -48,11 +52,10 @@ export function memoryParts(
     stages.push({ ...base, "embedding and head": 2 * vocabulary * hidden * ROTATED_BYTES });
   }
   if (isTrained(work)) {
-    const copies = settings.train.roundEpochs > 0 ? ROUND_COPIES : AFFINE_COPIES;
     stages.push({
       ...base,
-      weights: copies * weights * F32 + clipBytes(work) + normFullBytes(work),
-      activations: STEP_PASSES * pass,
+      weights: trainedCopies(work) * weights * F32 + clipBytes(work) + normFullBytes(work),
+      activations: STEP_PASSES * batchOf(work) * pass,
     });
   }
   if (isTrained(work) && settings.recipe.sites) {
@@ -86,6 +89,13 @@ function evaluationParts(
   };
 }
 
+/** What a block's training holds, in copies of its weights in f32. */
+function trainedCopies({ device, settings: { train } }: Workload): number {
+  const isRounded = train.roundEpochs > 0;
+  if (precisionOf(device) === "bf16") return isRounded ? SHORT_ROUND_COPIES : SHORT_AFFINE_COPIES;
+  return isRounded ? ROUND_COPIES : AFFINE_COPIES;
+}
+
 /** Clipping logits with gradient and moments. */
 function clipBytes({ model, settings }: Workload): number {
   return model.linears.reduce((sum, { out, in: columns }) => {
@@ -96,11 +106,12 @@ function clipBytes({ model, settings }: Workload): number {
 /** Copies of a C x C matrix behind a norm: itself, its gradient and moments, masked, inverse, their gradients. */
 const NORM_FULL_COPIES = 8;
 
-/** The matrices behind the norms, where the recipe learns them. */
-function normFullBytes({ model, settings: { recipe } }: Workload): number {
+/** The matrices behind the norms, where the recipe learns them. A GPU keeps their last inverses. */
+function normFullBytes({ device, model, settings: { recipe } }: Workload): number {
   if (recipe.transforms.norms !== "full" || !recipe.sites) return 0;
   const count = model.sites.filter(({ kind }) => kind === "norm").length;
-  return count * NORM_FULL_COPIES * model.shape.hidden ** 2 * F32;
+  const copies = NORM_FULL_COPIES + (device === "cpu" ? 0 : 1);
+  return count * copies * model.shape.hidden ** 2 * F32;
 }
 
 function isTrained({ settings: { recipe, train } }: Workload): boolean {

@@ -39,8 +39,10 @@ export interface Workload {
 
 /** Seconds by unit of work, as measured. */
 export interface UnitSeconds {
-  /** One optimizer step: one window, forward, backward and update. */
+  /** One optimizer step of a block's training: its windows, forward, backward and update. */
   readonly step: number;
+  /** The same on one window, which is what polish takes. */
+  readonly windowStep: number;
   /** One window through one block, forward. */
   readonly pass: number;
   /** One window through the head. */
@@ -51,8 +53,19 @@ export interface UnitSeconds {
   readonly rotate: number;
 }
 
+/** Windows of a step, of which there are no more than there are. */
+export function batchOf({ settings, windows }: Pick<Workload, "settings" | "windows">): number {
+  return Math.min(settings.train.batch, windows);
+}
+
+/** Optimizer steps of a block in an epoch. */
+export function stepsPerEpoch(work: Pick<Workload, "settings" | "windows">): number {
+  return Math.ceil(work.windows / batchOf(work));
+}
+
 /** Measures for about a second. */
-export function measureUnits({ device, model, settings, tokens }: Workload): UnitSeconds {
+export function measureUnits(work: Workload): UnitSeconds {
+  const { device, model, settings, tokens } = work;
   const { scheme } = settings;
   const { hidden, mlp, vocabulary } = model.shape;
   const speeds = new Map<string, LinearSpeed>();
@@ -70,14 +83,15 @@ export function measureUnits({ device, model, settings, tokens }: Workload): Uni
   const perWeight = sum((s) => s.forwardPerToken) / sum((s) => s.weights);
   const pass = tokens * sum((s) => s.forwardPerToken) + heads.forward + elementwise / 3;
   const full = settings.recipe.transforms.norms === "full" && settings.recipe.sites;
+  const call = measureCall(device);
+  const stepOn = (count: number): number =>
+    (full ? perWeight * normFullProducts(model, count * tokens) : 0) +
+    count * (tokens * sum(({ perToken }) => perToken) + heads.training + elementwise) +
+    weightSide +
+    SMALL_CALLS * call;
   return {
-    step:
-      (full ? perWeight * normFullProducts(model, tokens) : 0) +
-      tokens * sum(({ perToken }) => perToken) +
-      weightSide +
-      heads.training +
-      elementwise +
-      SMALL_CALLS * measureCall(device),
+    step: stepOn(batchOf(work)),
+    windowStep: stepOn(1),
     pass,
     head: tokens * hidden * vocabulary * perWeight,
     fold: FOLD_FACTOR * weightSide + FOLD_PASSES * pass,
@@ -106,7 +120,7 @@ export function phaseSeconds(work: Workload, unit: UnitSeconds): Record<string, 
   const { train, recipe } = settings;
   const isRounded = recipe.name === "rtn" || train.affineEpochs + train.roundEpochs === 0;
   const passes = windows * blocks * unit.pass;
-  const steps = windows * blocks * unit.step;
+  const steps = stepsPerEpoch(work) * blocks * unit.step;
   const all: Record<string, number> = {
     text: work.textSeconds,
     load: (settings.rotate ? blocks * unit.rotate : 0) + bytes / DISK_SPEED,
@@ -127,7 +141,7 @@ function polishSeconds({ model, settings, windows }: Workload, unit: UnitSeconds
   const { blocks } = model.shape;
   if (settings.polish === 0) return 0;
   const held = heldBackWindows(windows);
-  const step = blocks * unit.step + 4 * unit.head;
+  const step = blocks * unit.windowStep + 4 * unit.head;
   const pass = blocks * unit.pass + unit.head;
   return settings.polish * ((windows - held) * step + held * pass) + (windows + held) * pass;
 }

@@ -2,17 +2,16 @@
 
 import { setImmediate } from "node:timers/promises";
 import { Eager, type Graph, type Var } from "../autograd/graph.ts";
-import type { Checkpoint } from "../checkpoint/folder.ts";
 import { ReadAhead } from "../checkpoint/read-ahead.ts";
 import { AqError } from "../errors.ts";
 import type { BlockContext, Model } from "../models/family.ts";
-import { disposeAll, type LoadedWeights, loadBlock, loadOuter } from "../models/load.ts";
-import type { GridStyle } from "../quant/scheme.ts";
-import { type ActivationHook, passThrough, TokenQuantizers } from "../quant/tokens.ts";
+import { disposeAll, type LoadedWeights, loadOuter } from "../models/load.ts";
 import { invokeOne } from "../tensor/invoke.ts";
 import { keep, scope } from "../tensor/scope.ts";
 import { Tensor } from "../tensor/tensor.ts";
 import type { EvaluateResult } from "../types.ts";
+import type { EvalModel } from "./eval-model.ts";
+import { ResidentBlock } from "./resident-block.ts";
 
 /** Hidden states held at a time; more windows than fit go through the model in turns. */
 const STREAM_BYTES = 64 * 2 ** 20;
@@ -20,20 +19,6 @@ const STREAM_BYTES = 64 * 2 ** 20;
 const GPU_STREAM_BYTES = 2 * 2 ** 30;
 /** Logits held at a time. */
 const LOGIT_BYTES = 64 * 2 ** 20;
-
-/** A model to measure: a checkpoint, and the activation quantizers that belong to it, if any. */
-export interface EvalModel {
-  readonly checkpoint: Checkpoint;
-  readonly model: Model;
-  /** Where it runs; the CPU where absent. */
-  readonly device?: string | undefined;
-  readonly activations: null | {
-    readonly bits: number;
-    /** Clipping logits by activation, for each block; absent blocks are not clipped. */
-    readonly clips: readonly Readonly<Record<string, number>>[];
-    readonly style?: GridStyle;
-  };
-}
 
 export interface EvalHooks {
   onWindow?(window: number, windows: number, ppl: number): void;
@@ -107,46 +92,33 @@ async function runBlock(
   states: Tensor[],
   signal: AbortSignal | undefined,
 ): Promise<void> {
-  const { checkpoint, model, device = "cpu" } = source;
+  const { model, device = "cpu" } = source;
   await ahead.arrived();
-  const weights = loadBlock(checkpoint, model, i, device, ahead);
+  const block = new ResidentBlock(source, i, ahead);
   if (device !== "cpu" && i + 1 < model.shape.blocks) {
     ahead.begin(model.blockTensors(i + 1).map(({ name }) => name));
   }
-  // Made once for all windows: each would be a copy to the device.
-  const clips = clipTensors(source, i);
   try {
     for (const [n, state] of states.entries()) {
-      states[n] = scope(() => {
-        const graph = new Eager();
-        const w = Object.fromEntries(
-          Object.entries(weights).map(([key, t]) => [key, graph.constant(t)]),
-        );
-        const hook = hookOf(source, clips, graph);
-        return model.block(graph, context, w, graph.constant(state), hook).value.tensor;
-      });
+      states[n] = scope(() => runOn(source, block, context, state));
       state.dispose();
       await breathe(signal);
     }
   } finally {
-    disposeAll(weights);
-    disposeAll(clips);
+    block.dispose();
   }
 }
 
-/** The clipping logits of a block's activations, by activation; the caller owns them. */
-function clipTensors({ activations, device }: EvalModel, block: number): LoadedWeights {
-  const logits = Object.entries(activations?.clips[block] ?? {});
-  return Object.fromEntries(
-    logits.map(([name, logit]) => [name, Tensor.from(Float32Array.of(logit), [1], "f32", device)]),
-  );
-}
-
-function hookOf({ activations }: EvalModel, clips: LoadedWeights, graph: Eager): ActivationHook {
-  if (!activations) return passThrough;
-  const vars = new Map<string, Var>();
-  for (const [name, logit] of Object.entries(clips)) vars.set(name, graph.constant(logit));
-  return new TokenQuantizers(activations.bits, vars, activations.style);
+/** A block's output; within a scope. */
+function runOn(
+  { model }: EvalModel,
+  block: ResidentBlock,
+  context: BlockContext,
+  state: Tensor,
+): Tensor {
+  const graph = new Eager();
+  const x = graph.constant(state);
+  return model.block(graph, context, block.weights(graph), x, block.hook(graph)).value.tensor;
 }
 
 /** Mean next-token loss of one window; the head runs over a few rows at a time. */
@@ -222,18 +194,9 @@ export function forwardLogits(
     let state = embedWindow(model, outer, ids);
     hidden?.(state.floats(), 0);
     for (let i = 0; i < model.shape.blocks; i++) {
-      const weights = loadBlock(checkpoint, model, i, device);
-      const clips = clipTensors(source, i);
-      const next = scope(() => {
-        const graph = new Eager();
-        const w = Object.fromEntries(
-          Object.entries(weights).map(([key, t]) => [key, graph.constant(t)]),
-        );
-        const hook = hookOf(source, clips, graph);
-        return keep(model.block(graph, context, w, graph.constant(state), hook).value.tensor);
-      });
-      disposeAll(weights);
-      disposeAll(clips);
+      const block = new ResidentBlock(source, i);
+      const next = scope(() => keep(runOn(source, block, context, state)));
+      block.dispose();
       state.dispose();
       state = next;
       hidden?.(state.floats(), i + 1);

@@ -15,6 +15,21 @@ export function ownConfig(config: JsonObject): JsonObject {
   return { ...rest, model_type: isOwnType(type) ? type : `${OWN_PREFIX}${String(type)}` };
 }
 
+/** Classes of transformers, which `ownConfig` takes away. */
+const CLASSES: Readonly<Record<string, string>> = {
+  llama: "LlamaForCausalLM",
+  opt: "OPTForCausalLM",
+};
+
+/** The config.json of a folder that stock loaders build: `ownConfig` undone. */
+export function stockConfig(config: JsonObject): JsonObject {
+  const { model_type: type } = config;
+  if (!isOwnType(type)) return config;
+  const stock = type.slice(OWN_PREFIX.length);
+  const name = CLASSES[stock];
+  return { ...(name ? { architectures: [name] } : {}), ...config, model_type: stock };
+}
+
 /**
  * A folder of our own type says in aq_config.json what its block does.
  *

@@ -58,7 +58,8 @@ export class StoredBlock {
     fs.closeSync(this.#fd);
   }
 
-  #read(name: string): { shape: readonly number[]; dtype: DType; bytes: Uint8Array } {
+  /** A tensor of the file as it is stored. Throws: AQ_FORMAT when there is none of this name, AQ_FILE. */
+  read(name: string): { shape: readonly number[]; dtype: DType; bytes: Uint8Array } {
     const entry = this.#tensors.get(name);
     const dtype = entry && engineDType(entry.dtype);
     if (!entry || !dtype) {
@@ -73,16 +74,16 @@ export class StoredBlock {
   }
 
   #plain(name: string): Tensor {
-    const { shape, bytes } = this.#read(name);
+    const { shape, bytes } = this.read(name);
     return Tensor.from(bytes, shape, "f32", this.#device);
   }
 
   #quantized(name: string, groupSize: number): QuantizedWeight {
-    const { shape, bytes } = this.#read(`${name}.codes`);
+    const { shape, bytes } = this.read(`${name}.codes`);
     const grid = [shape[0] as number, groupsPerRow(shape[1] as number, groupSize)];
     const single = (part: "scale" | "zero"): Tensor =>
       scope(() => {
-        const { bytes, dtype } = this.#read(`${name}.${part}`);
+        const { bytes, dtype } = this.read(`${name}.${part}`);
         const stored = Tensor.from(bytes, grid, dtype, this.#device);
         return invokeOne("cast", [stored], { dtype: dtypeCode("f32") });
       });

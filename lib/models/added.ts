@@ -1,7 +1,7 @@
 /** Tensors that a block has beside those of its architecture. */
 
 import type { Graph, Var } from "../autograd/graph.ts";
-import { linear } from "../autograd/ops/linear.ts";
+import { throughInverse } from "../autograd/ops/through-inverse.ts";
 import type { TensorSpec, Weights } from "./family.ts";
 
 /** Those of a block's possible tensors that it has. */
@@ -18,5 +18,5 @@ export function pick(
  */
 export function withResidue(graph: Graph, h: Var, w: Weights, norm: string): Var {
   const residue = w[`${norm}.residue`];
-  return residue ? linear(graph, h, residue) : h;
+  return residue ? throughInverse(graph, h, residue) : h;
 }

@@ -4,6 +4,7 @@
  */
 
 import type { Graph, Var } from "../autograd/graph.ts";
+import type { AttentionParams } from "../autograd/ops/attention.ts";
 import type { HadamardFactors } from "../autograd/ops/hadamard.ts";
 import type { ActivationHook } from "../quant/tokens.ts";
 import type { Tensor } from "../tensor/tensor.ts";
@@ -77,11 +78,16 @@ export interface ResidualSpec {
 /** Named values of a block: weights by key. */
 export type Weights = Readonly<Record<string, Var>>;
 
+/** How a block's queries meet keys and values: whole sequences, or the caches of a decoder. */
+export type Attend = (graph: Graph, q: Var, k: Var, v: Var, params: AttentionParams) => Var;
+
 /** Constants that a block needs for sequences of T tokens. */
 export interface BlockContext {
   readonly device: string;
-  /** Rotary tables. */
+  /** Rotary tables; row t is position t. */
   readonly tensors: Readonly<Record<string, Tensor>>;
+  /** What stands for causal attention over the whole sequence, if anything does. */
+  readonly attend?: Attend | undefined;
   /** The transform before down, if the model has one. */
   readonly hadamardDown?: HadamardFactors | undefined;
   dispose(): void;
@@ -115,8 +121,15 @@ export interface Model {
   headName(): string;
   /** Constants on a device, "cpu" where none is named. */
   context(tokens: number, dtype: "f32" | "f64", device?: string): BlockContext;
-  /** ids i32 [B, T] on the device of the weights -> [B, T, C]. */
-  embed(outer: Readonly<Record<string, Tensor>>, ids: Tensor): Tensor;
+  /**
+   * ids i32 [B, T] on the device of the weights -> [B, T, C]. `positions` are theirs, B T of them,
+   * where they are not 0 .. T - 1.
+   */
+  embed(
+    outer: Readonly<Record<string, Tensor>>,
+    ids: Tensor,
+    positions?: Int32Array | undefined,
+  ): Tensor;
   /** x [B, T, C] -> [B, T, C]. */
   block(graph: Graph, context: BlockContext, w: Weights, x: Var, activations: ActivationHook): Var;
   /** x [M, C] -> logits [M, V], the last norm included. */

@@ -186,7 +186,7 @@ class Llama implements Model {
     const h1 = norm(x, "norm1");
     const q = rope(graph, project(h1, "q"), cos, sin, heads);
     const k = rope(graph, project(h1, "k"), cos, sin, kvHeads);
-    const o = attention(
+    const o = (context.attend ?? attention)(
       graph,
       activations.apply(graph, "q", q, headDim),
       activations.apply(graph, "k", k, headDim),

@@ -1,10 +1,16 @@
-/** Brings weights of a checkpoint onto a device as f32, checked. */
+/**
+ * Brings weights of a checkpoint onto a device as f32, checked. Weights that are stored packed come as
+ * what their codes stand for.
+ */
 
 import * as path from "node:path";
 import type { Checkpoint } from "../checkpoint/folder.ts";
 import type { ReadAhead } from "../checkpoint/read-ahead.ts";
 import { engineDType } from "../checkpoint/safetensors-header.ts";
 import { AqError } from "../errors.ts";
+import { dequantize } from "../packed/linear.ts";
+import { packedWeights } from "../packed/open.ts";
+import { readResidue } from "../packed/transforms.ts";
 import { type DType, dtypeCode } from "../tensor/dtype.ts";
 import { invokeOne } from "../tensor/invoke.ts";
 import { scope } from "../tensor/scope.ts";
@@ -52,9 +58,15 @@ function checkWeight(checkpoint: Checkpoint, spec: TensorSpec): DType {
  * one shows now and not after hours. Throws: AQ_MODEL.
  */
 export function checkWeights(checkpoint: Checkpoint, model: Model): void {
-  for (const spec of model.outerTensors()) checkWeight(checkpoint, spec);
+  const packed = packedWeights(checkpoint);
+  const check = (spec: TensorSpec): void => {
+    if (packed?.residues.has(spec.name)) return;
+    if (packed?.has(spec.name)) packed.check(spec);
+    else checkWeight(checkpoint, spec);
+  };
+  for (const spec of model.outerTensors()) check(spec);
   for (let i = 0; i < model.shape.blocks; i++) {
-    for (const spec of model.blockTensors(i)) checkWeight(checkpoint, spec);
+    for (const spec of model.blockTensors(i)) check(spec);
   }
 }
 
@@ -93,6 +105,14 @@ export function loadWeight(
   ahead?: ReadAhead,
 ): Tensor {
   return scope(() => {
+    const packed = packedWeights(checkpoint);
+    // Scales are finite: who read them has looked.
+    if (packed?.has(spec.name)) return dequantize(packed.read(spec), device);
+    const residue = packed?.residues.get(spec.name);
+    if (residue) {
+      const [n] = spec.shape as [number];
+      return Tensor.from(readResidue(checkpoint, residue, n), spec.shape, "f32", device);
+    }
     const stored = loadStored(checkpoint, spec, device, ahead);
     const tensor =
       stored.dtype === "f32" ? stored : invokeOne("cast", [stored], { dtype: dtypeCode("f32") });
@@ -138,7 +158,17 @@ export function loadBlock(
   device = "cpu",
   ahead?: ReadAhead,
 ): LoadedWeights {
-  return loadAll(model.blockTensors(i), (spec) => loadWeight(checkpoint, spec, device, ahead));
+  return loadTensors(checkpoint, model.blockTensors(i), device, ahead);
+}
+
+/** Some tensors, as f32. */
+export function loadTensors(
+  checkpoint: Checkpoint,
+  specs: readonly TensorSpec[],
+  device = "cpu",
+  ahead?: ReadAhead,
+): LoadedWeights {
+  return loadAll(specs, (spec) => loadWeight(checkpoint, spec, device, ahead));
 }
 
 /** The weights outside the blocks; the embedding keeps its stored dtype unless it is also the head. */

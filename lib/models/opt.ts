@@ -160,15 +160,19 @@ class Opt implements Model {
     return withHadamard({ device, tensors: {}, dispose: () => {} }, this.hadamardDown, dtype);
   }
 
-  embed(outer: Readonly<Record<string, Tensor>>, ids: Tensor): Tensor {
+  embed(
+    outer: Readonly<Record<string, Tensor>>,
+    ids: Tensor,
+    positions?: Int32Array | undefined,
+  ): Tensor {
     const f32 = dtypeCode("f32");
     const tokens = ids.shape.at(-1) as number;
-    const positions = Int32Array.from(
+    const rows = Int32Array.from(
       { length: ids.size },
-      (_, i) => (i % tokens) + POSITION_OFFSET,
+      (_, i) => (positions?.[i] ?? i % tokens) + POSITION_OFFSET,
     );
     const states = invokeOne("gather_rows", [outer["embedding"], ids], { dtype: f32 });
-    const places = Tensor.from(positions, ids.shape, "i32", ids.device);
+    const places = Tensor.from(rows, ids.shape, "i32", ids.device);
     const added = invokeOne("gather_rows", [outer["positions"], places], { dtype: f32 });
     invoke("axpy", [states, added], { alpha: 1 });
     return states;
@@ -185,7 +189,7 @@ class Opt implements Model {
     };
 
     const h1 = norm(x, "norm1");
-    const o = attention(
+    const o = (context.attend ?? attention)(
       graph,
       activations.apply(graph, "q", project(h1, "q"), headDim),
       activations.apply(graph, "k", project(h1, "k"), headDim),

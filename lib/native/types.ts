@@ -1,4 +1,4 @@
-/** The TypeScript mirror of native/napi; test/native.load.test.ts holds the two together. */
+/** The TypeScript mirror of native/napi. */
 
 import type { TypedArray } from "../tensor/dtype.ts";
 
@@ -15,6 +15,12 @@ export interface TensorHandle {
   dispose(): void;
   /** As dispose, and gives the handle back: it may be another tensor's soon, so forget it. */
   recycle(): void;
+}
+
+/** A recorded sequence of ops held by the engine (native/napi/graph_handle.h). */
+export interface GraphHandle {
+  launch(): void;
+  dispose(): void;
 }
 
 /** One op of the registry (native/core/op.h). */
@@ -57,7 +63,13 @@ export interface NativeCore {
   deviceInfo(device: string): DeviceInfo;
   memory(device: string): MemoryInfo;
   synchronize(device: string): Promise<void>;
+  /** Fills `target`, which has the tensor's size, with its bytes as of this call. */
+  readLater<A extends TypedArray>(tensor: TensorHandle, target: A): Promise<A>;
   setOption(device: string, name: string, value: string): void;
+  /** False where the device does not record. Nothing may be awaited before one of the next two. */
+  captureBegin(device: string): boolean;
+  captureEnd(device: string): GraphHandle;
+  captureAbandon(device: string): void;
   threads(): number;
   setThreads(count: number): void;
   liveTensors(): number;

@@ -2,6 +2,11 @@
 
 import { AqError } from "../errors.ts";
 
+/** Whether a device may multiply weights and tokens as whole numbers that fit 8 bits with their sign. */
+export function multipliesCodes({ wbits, abits, groupSize, grids }: QuantScheme): boolean {
+  return wbits <= 7 && abits <= 7 && groupSize === 0 && grids !== "published";
+}
+
 /** Smallest scale of a weight group: 2^-14, the smallest normal float16. */
 export const WEIGHT_FLOOR: number = 2 ** -14;
 /** Smallest scale of a token. */

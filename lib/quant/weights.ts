@@ -6,7 +6,13 @@ import { AqError } from "../errors.ts";
 import { invoke, invokeOne } from "../tensor/invoke.ts";
 import { scope } from "../tensor/scope.ts";
 import type { Tensor } from "../tensor/tensor.ts";
-import { CLIP_START, type QuantScheme, scaleFloors } from "./scheme.ts";
+import {
+  CLIP_START,
+  multipliesCodes,
+  type QuantScheme,
+  quantizesTokens,
+  scaleFloors,
+} from "./scheme.ts";
 
 /** Codes u8 [O, I] with scale and zero f32 [O, G]; scale holds float16 values. w = (code - zero) scale. */
 export interface QuantizedWeight {
@@ -47,8 +53,15 @@ export function fakeQuantWeight(
     symmetric: scheme.symmetric,
     floor: scaleFloors(scheme).weight,
     published: scheme.grids === "published",
+    operand: weightOperand(scheme),
   };
   return fakeQuant(graph, w, clip, params, offset);
+}
+
+/** Products of 8-bit tokens are exact only when both grids are applied on load. */
+function weightOperand(scheme: QuantScheme): "codes" | "values" | undefined {
+  if (multipliesCodes(scheme)) return "codes";
+  return quantizesTokens(scheme) ? undefined : "values";
 }
 
 /**

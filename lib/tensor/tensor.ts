@@ -97,7 +97,12 @@ export class Tensor {
       );
     }
     const tensor = Tensor.empty(shape, type, device);
-    tensor.write(data);
+    try {
+      tensor.write(data);
+    } catch (error) {
+      tensor.dispose();
+      throw error;
+    }
     return tensor;
   }
 
@@ -127,17 +132,17 @@ export class Tensor {
     return data;
   }
 
-  /** As `read`, but the event loop goes on while a GPU is waited for. */
+  /**
+   * The contents as of this call, whatever happens to the tensor afterwards. The event loop goes on
+   * while a GPU is waited for, and so does the GPU with what it is given meanwhile.
+   */
   async readAsync(): Promise<TypedArray> {
-    const { device } = this;
-    if (device !== "cpu") {
-      try {
-        await native().synchronize(device);
-      } catch (error) {
-        throw fromNative(error);
-      }
+    if (this.device === "cpu") return this.read();
+    try {
+      return await native().readLater(this.#handle, allocate(this.dtype, this.size));
+    } catch (error) {
+      throw fromNative(error);
     }
-    return this.read();
   }
 
   /** The first element as a number; for losses, flags and norms. */

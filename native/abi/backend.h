@@ -17,7 +17,7 @@
 extern "C" {
 #endif
 
-#define AQ_ABI_VERSION 2u
+#define AQ_ABI_VERSION 3u
 #define AQ_MAX_RANK 6
 
 typedef enum {
@@ -57,7 +57,9 @@ typedef struct {
   int64_t dim[AQ_MAX_RANK];
 } aq_view;
 
-typedef struct aq_queue aq_queue;  // a CUDA stream, or nothing much on the CPU
+typedef struct aq_queue aq_queue;      // a CUDA stream, or nothing much on the CPU
+typedef struct aq_reading aq_reading;  // a copy to the host that is under way
+typedef struct aq_graph aq_graph;      // a recorded sequence of kernels, a CUDA graph
 
 typedef int32_t (*aq_kernel)(aq_queue* queue, const aq_view* in, int32_t n_in, const aq_view* out,
                              int32_t n_out, const void* params, aq_error* err);
@@ -95,11 +97,31 @@ typedef struct {
   void (*release)(aq_queue* queue, void* data, uint64_t bytes);
   int32_t (*copy)(aq_queue* queue, void* dst, const void* src, uint64_t bytes, int32_t kind,
                   aq_error* err);
+  // A copy to the host that is not waited for: read_start enqueues it, read_finish (on any thread) waits
+  // for it and nothing behind it, fills dst unless that is null, and ends the reading, also when it
+  // fails. Both are null where copies are done at once.
+  int32_t (*read_start)(aq_queue* queue, const void* src, uint64_t bytes, aq_reading** reading,
+                        aq_error* err);
+  int32_t (*read_finish)(aq_reading* reading, void* dst, aq_error* err);
   int32_t (*memory)(int32_t device, aq_memory_info* info, aq_error* err);
   // "precision": of the matrix products of f32 tensors, "f32", "bf16" or "f16", accumulated in f32.
   int32_t (*set_option)(aq_queue* queue, const char* name, const char* value, aq_error* err);
   const aq_kernel_row* rows;
   uint32_t row_count;
+  uint32_t pad;
+  // Recording, all four null where a backend has none. From capture_begin to capture_end, kernels
+  // and copies within the device that are given to the queue are not run but recorded; whatever
+  // would have to wait or to read host memory fails with AQ_UNSUPPORTED and records nothing. Memory
+  // that is taken meanwhile belongs to the graph: `release` is called for it as usual and in any
+  // order, but nothing else gets it before graph_free. What is released meanwhile and was taken
+  // before is held until graph_free too. The caller keeps alive all else that the kernels touch.
+  // begin waits for the queue. end with graph NULL forgets what was recorded; so does an end that
+  // fails. The queue takes ordinary work again afterwards in either case.
+  int32_t (*capture_begin)(aq_queue* queue, aq_error* err);
+  int32_t (*capture_end)(aq_queue* queue, aq_graph** graph, aq_error* err);
+  // Enqueues all of it once more; with the same addresses, so with what memory holds by then.
+  int32_t (*graph_launch)(aq_queue* queue, aq_graph* graph, aq_error* err);
+  void (*graph_free)(aq_queue* queue, aq_graph* graph);  // before its queue is closed
 } aq_backend;
 
 #ifdef __cplusplus

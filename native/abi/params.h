@@ -6,7 +6,10 @@
 // [M, K] means: the last dimension is K, all leading ones are flattened to M. Grids: a matrix
 // [M, K] is cut along K into groups of `group` (0 = whole row; the last group may be short), so
 // G = ceil(K / group) and scale, zero are [M, G].
-// `!` marks an input that is written in place.
+// `!` marks an input that is written in place. A group in { } may repeat.
+// S is T, or, with T = f32, BF16 or F16: numbers that lie short and are computed with in f32. G is the
+// type of a gradient of an S: T where S is T, BF16 where S is short. What an S gives, as a gradient
+// or not, is rounded once, to nearest even.
 #pragma once
 #include <stdint.h>
 
@@ -29,21 +32,24 @@ typedef struct { double alpha; } aq_mul_params;
 typedef struct { double scale; } aq_exp_params;
 
 // ---------------------------------------------------------------- folds on the weight side
-// scale_weight(w T[O,I], r T[O]?, c T[I]?) -> (y T[O,I])             y_oi = r_o w_oi c_i
+// scale_weight(w S[O,I], r T[O]?, c T[I]?) -> (y S[O,I])             y_oi = r_o w_oi c_i
 typedef struct { int32_t pad[2]; } aq_scale_weight_params;
-// scale_weight_grad(w, r?, c?, g T[O,I]) -> (gr T[O], gc T[I])       absent r (c) counts as ones
+// scale_weight_grad(w S, r?, c?, g G[O,I]) -> (gr T[O], gc T[I])     absent r (c) counts as ones
 typedef struct { int32_t pad[2]; } aq_scale_weight_grad_params;
-// head_matmul(w T, m T[Hkv,D,D]) -> (y like w)   one D x D matrix per kv head, shared by its group
+// head_matmul(w S, m M[Hkv,D,D]) -> (y like w)   M: T, or BF16 or F16 where T is f32
+//   one D x D matrix per kv head, shared by its group; of a short w, products are of its type where
+//   less than f32 is asked for
 //   side 0 (rows): w [heads*D, I], y_h = op(m_{h/(heads/Hkv)}) w_h      (a bias [heads*D] has I = 1)
 //   side 1 (cols): w [O, heads*D], y_h = w_h op(m_...)                  op = transpose if `transpose`
 typedef struct { int32_t side, transpose, heads, pad; } aq_head_matmul_params;
-// head_matmul_grad(w T, g T like w) -> (gm T[kv_heads,D,D])
-typedef struct { int32_t side, transpose, heads, kv_heads; } aq_head_matmul_grad_params;
-// rotate_pairs(w T[heads*D, I], log_r T[Hkv,D/2], theta T[Hkv,D/2]) -> (y like w)
+// head_matmul_grad(w S, g G[O,I]) -> (gm T[kv_heads,D,D])
+//   accumulate: gm (then given by the caller) += ... instead of =.
+typedef struct { int32_t side, transpose, heads, kv_heads, accumulate, pad; } aq_head_matmul_grad_params;
+// rotate_pairs(w S[heads*D, I], log_r T[Hkv,D/2], theta T[Hkv,D/2]) -> (y like w)
 //   rows (i, i+D/2) of head h, f = e^(sign_r log_r), a = sign_theta theta of its kv head:
 //   y_i = f (w_i cos a - w_{i+D/2} sin a), y_{i+D/2} = f (w_{i+D/2} cos a + w_i sin a)
 typedef struct { int32_t heads, sign_r, sign_theta, pad; } aq_rotate_pairs_params;
-// rotate_pairs_grad(y T[heads*D, I] (the forward output), g T like y) -> (glog_r, gtheta T[kv_heads,D/2])
+// rotate_pairs_grad(y S[heads*D, I] (the forward output), g G like y) -> (glog_r, gtheta T[kv_heads,D/2])
 typedef struct { int32_t heads, kv_heads, sign_r, sign_theta; } aq_rotate_pairs_grad_params;
 // gradual_mask(s T[B,D,D]) -> (a)          a_ij = s_ij (i=j), sf s_ij (0<|i-j|<=band), 0 elsewhere
 typedef struct { double sf; int32_t band; int32_t pad; } aq_gradual_mask_params;
@@ -62,7 +68,11 @@ typedef struct { double alpha; int32_t trans_a, trans_b; } aq_matmul_params;
 //   inverse: its transpose, y = (x (H_{2^k} (x) odd)^T) o signs / sqrt(2^k) (also the gradient).
 //   odd is given exactly where m > 1; signs are 1 or -1, and odd is orthogonal (not checked).
 typedef struct { int32_t inverse, pad; } aq_hadamard_params;
-// masked_adam(p! T[B,D,D], g T, m! T, v! T) -> (margin T[B])   AdamW on the entries with |i-j| <= band
+// guard I32[1]? of the optimizers: nothing is changed where it is 0 (what all_finite says of a step's
+//   gradients), and a margin then is NaN. schedule F64[2]? (rate, step): lr times rate instead of lr,
+//   and this step instead of the parameter; so a recorded sequence of ops can be run again.
+// masked_adam(guard?, schedule?, p! T[B,D,D], g T, m! T, v! T) -> (margin T[B])
+//   AdamW on the entries with |i-j| <= band
 //   only (cost follows the band), then the dominance projection of a = p o mask(band, sf): where a
 //   row's sum of |off-diagonal a| exceeds limit |a_ii|, its off-diagonal p shrink to meet it.
 //   margin = 1 - max over rows of off / |a_ii|, after the projection. limit <= 0: no projection.
@@ -71,17 +81,17 @@ typedef struct {
   int32_t step;  // 1, 2, ...: for the bias correction
   int32_t band;
 } aq_masked_adam_params;
-// adam(p! T, g T, m! T, v! T) -> ()        AdamW on every entry, any shape
+// adam(guard?, schedule?, {p! T, g T, m! T, v! T}) -> ()     AdamW on every entry, any shapes
 typedef struct { double lr, beta1, beta2, eps, weight_decay; int32_t step, pad; } aq_adam_params;
 // keep_away(p! T) -> ()                    p = sign(p) max(|p|, limit), sign(0) = 0: not near zero
 typedef struct { double limit; } aq_keep_away_params;
-// sign_step(v! T, g T) -> ()               v = clamp(v - lr sign(g), -limit, limit), sign(0) = 0
+// sign_step(guard?, schedule?, {v! T, g S}) -> ()   v = clamp(v - lr sign(g), -limit, limit), sign(0) = 0
 typedef struct { double lr, limit; } aq_sign_step_params;
 
 // ---------------------------------------------------------------- quantization (quality.md, section 0)
 // r T[M]?, c T[K]? of the ops below: the matrix that is quantized is r_m x_mk c_k (as scale_weight,
 //   which need not run then), an absent factor is 1. Grids, offsets and gradients belong to it.
-// quant_grid(x T[M,K], clip T?, r?, c?) -> (scale T[M,G], zero T[M,G])
+// quant_grid(x S[M,K], clip T?, r?, c?) -> (scale T[M,G], zero T[M,G])
 //   mx = max(max x, 0) f1, mn = min(min x, 0) f2 per group; f = sigmoid(clip): numel 1 -> f1 = f2 for
 //   all; [2, M, G] -> own f1 (clip[0]) and f2 (clip[1]) per group; absent -> 1.
 //   asymmetric: s = max((mx-mn)/(2^bits-1), floor), z = round(-mn/s)
@@ -95,12 +105,20 @@ typedef struct {
   double floor;
   int32_t bits, group, symmetric, round_f16, rule, pad;
 } aq_quant_grid_params;
+// quant_operand(x S[M,K], clip T?, v T[M,K]?, r?, c?) -> (scale T[M,G], zero T[M,G], y[M,K])
+//   scale and zero as quant_grid's, and the quantized matrix in one pass, for several products.
+//   dtype I8: code - zero, for bits of at most 7, whole rows (group 0) and rule 0; a row that holds a
+//   NaN has the scale NaN. Else T, BF16 or F16: (code - zero) scale.
+typedef struct {
+  double floor;
+  int32_t bits, group, symmetric, rule, dtype, pad;
+} aq_quant_operand_params;
 // fake_quant(x T[M,K], scale T[M,G], zero T[M,G], v T[M,K]?) -> (y)
 //   y = (clamp(round(x/s + v) + z, 0, 2^bits-1) - z) s;  v: learned rounding offsets, absent = 0
 typedef struct { int32_t bits, group; } aq_fake_quant_params;
-// fake_quant_grad(x T[M,K], scale, zero, g T[M,K], clip T?, v T[M,K]?, r?, c?)
-//     -> (gx T[M,K], or [0] where need_gx is 0, gclip T like clip, else [0], gv T like v, else [0],
-//         gr T like r, else [0], gc T like c, else [0])
+// fake_quant_grad(x S[M,K], scale, zero, g G[M,K], clip T?, v T[M,K]?, r?, c?)
+//     -> (gx G[M,K], or [0] where need_gx is 0, gclip T like clip, else [0], gv G[M,K], or [0] without
+//         v, gr T like r, else [0], gc T like c, else [0])
 //   straight through every round (z's too), clamp passes inside and at its bounds, max and min pass
 //   to the extreme elements (ties share equally). See docs/method.md for the formulas.
 //   rule 1: the grid is quant_grid's rule 1, and z passes nothing on.
@@ -108,19 +126,22 @@ typedef struct {
   double floor;
   int32_t bits, group, symmetric, need_gx, rule, pad;
 } aq_fake_quant_grad_params;
-// fake_quant_gemm(a T, b T, a_scale?, a_zero?, b_scale?, b_zero?, bias T[N]?, b_v T like b?, b_r?, b_c?)
-//     -> (c T[M,N])
-//   c = op(A^) op(B^) + bias;  a is stored [M,K] (trans_a 0) or [K,M] (1); b [K,N] (0) or [N,K] (1);
-//   A^ = fake_quant(a) on the stored matrix where its grid is given (bits, group along stored rows),
-//   B^ = fake_quant(b), with the offsets b_v and the factors b_r, b_c of its stored rows and columns
-//   if given (b then has a grid),
-//   applied while panels are packed: the quantized operand never exists in memory.
-//   a may also be BF16 or F16, the products' precision, and then has no grid: an operand that was
-//   rounded once for several products. Not on the CPU, whose products are not rounded.
-//   accumulate: c (then given by the caller) += ... instead of =.
-//   A leading batch is flattened into stored rows.
+// fake_quant_gemm(a, b, a_scale?, a_zero?, b_scale?, b_zero?, bias T[N]?, b_v T like b?, b_r?, b_c?)
+//     -> (c [M,N])
+//   c = op(A^) op(B^) + bias;  a is stored [M,K] (trans_a 0) or [K,M] (1); b [K,N] (0) or [N,K] (1).
+//   a and b are, each by itself,
+//   T: fake-quantized where its grid is given (bits, group along stored rows; T then is the type of
+//     the grid, and b may be BF16 or F16 with T = f32), with the offsets b_v and the factors b_r, b_c
+//     of b's stored rows and columns if given (b then has a grid), while panels are packed: the
+//     quantized operand never exists in memory;
+//   BF16 or F16, without a grid: an operand that was rounded once for several products, read as it is
+//     (where it is the type of the products; else converted);
+//   I8 with a scale of each stored row and no zero: such whole numbers times their scale, as
+//     quant_operand writes them. The product of two along their rows is exact.
+//   bf16 (T = f32): c is BF16. accumulate: c (then given by the caller) += ... instead of =.
+//   T is f32 where no input says otherwise. A leading batch is flattened into stored rows.
 typedef struct {
-  int32_t trans_a, trans_b, a_bits, a_group, b_bits, b_group, accumulate, pad;
+  int32_t trans_a, trans_b, a_bits, a_group, b_bits, b_group, accumulate, bf16;
 } aq_fake_quant_gemm_params;
 // quantize(x T[M,K], scale T[M,G], zero T[M,G], v T[M,K]?) -> (codes U8[M,K])
 //   clamp(round(x/s + v) + z, 0, 2^bits-1)
@@ -158,17 +179,18 @@ typedef struct { double scale; int32_t heads, kv_heads, bits, pad; } aq_attentio
 typedef struct { double scale; int32_t heads, kv_heads, bits, pad; } aq_attention_grad_params;
 // silu_mul(gate T, up T) -> (y)            y = gate sigmoid(gate) up
 typedef struct { int32_t pad[2]; } aq_silu_mul_params;
-// silu_mul_grad(gate T, up T, g T) -> (ggate, gup)
-typedef struct { int32_t pad[2]; } aq_silu_mul_grad_params;
+// silu_mul_grad(gate T, up T, g T) -> (ggate, gup)          both BF16 where bf16 (T = f32)
+typedef struct { int32_t bf16, pad; } aq_silu_mul_grad_params;
 // relu(x T) -> (y)                         y = max(x, 0)
 typedef struct { int32_t pad[2]; } aq_relu_params;
 // relu_grad(y T (the forward output), g T) -> (gx)          gx = g where y > 0, else 0
 typedef struct { int32_t pad[2]; } aq_relu_grad_params;
 
 // ---------------------------------------------------------------- loss and evaluation
-// mse(y T, t T) -> (loss T[1])             mean (y - t)^2, summed in f64 over fixed chunks
+// mse(y T, t T, t2 T?) -> (loss T[1])      mean (y - t)^2, plus mean (y - t2)^2 if given; summed in f64
+//   over fixed chunks
 typedef struct { int32_t pad[2]; } aq_mse_params;
-// mse_grad(y T, t T, g T[1]) -> (gy T)     2 (y - t) g / numel
+// mse_grad(y T, t T, g T[1], t2 T?) -> (gy T)    2 ((y - t) + (y - t2)) g / numel, absent: without it
 typedef struct { int32_t pad[2]; } aq_mse_grad_params;
 // kl_div(logits T[M,V], targets T[M,V]) -> (loss T[1])
 //   mean over rows of KL(softmax(targets) || softmax(logits)); targets are the teacher's logits
@@ -176,7 +198,7 @@ typedef struct { int32_t pad[2]; } aq_kl_div_params;
 // kl_div_grad(logits T[M,V], targets T[M,V], g T[1]) -> (glogits T[M,V])
 //   (softmax(logits) - softmax(targets)) g / M
 typedef struct { int32_t pad[2]; } aq_kl_div_grad_params;
-// sq_diff(a T, b T?) -> (y F64[1])         sum (a - b)^2 in f64; absent b counts as zero
+// sq_diff(a T, b T?) -> (y F64[1])         sum (a - b)^2, summed in f64; absent b counts as zero
 typedef struct { int32_t pad[2]; } aq_sq_diff_params;
 // cross_entropy(logits T[M,V], ids I32[M]) -> (loss T[M])   -log softmax at ids; AQ_ARG if an id >= V
 typedef struct { int32_t pad[2]; } aq_cross_entropy_params;
@@ -184,10 +206,21 @@ typedef struct { int32_t pad[2]; } aq_cross_entropy_params;
 typedef struct { int32_t dtype, pad; } aq_gather_rows_params;
 // channel_stats(x T[M,C]) -> (abs_max T[C], max T[C], min T[C])
 typedef struct { int32_t pad[2]; } aq_channel_stats_params;
-// all_finite(x T) -> (flag I32[1])         1 if no NaN or infinity
+// all_finite({x S}) -> (flag I32[1])       1 if there is no NaN or infinity in any of them
 typedef struct { int32_t pad[2]; } aq_all_finite_params;
 
 // ---------------------------------------------------------------- packed inference
+// cached_attention(q T[M,H*D], k T[M,Hkv*D], v T like k, q_scale?, q_zero?, k_scale?, k_zero?, v_scale?, v_zero?,
+//     k_cache! K[S,P,Hkv*D], v_cache! K like k_cache, k_grid! T[S,P,Hkv,2]?, v_grid! like k_grid?,
+//     slots I32[M], positions I32[M]) -> (o T[M,H*D])
+//   Attention of tokens that come one by one or in pieces: k and v of token m are written to place
+//   positions[m] of slot slots[m], all of them, and then q of token m sees places 0 .. positions[m] of
+//   its slot; heads, scale and grids as in attention. A call's tokens may be of one slot or of many; two
+//   must not have the same place. AQ_ARG where a slot or a position is outside of the caches.
+//   K: T, or BF16 or F16 with T = f32; or codes of at most 4 bits, U8 [S,P,Hkv*ceil(D/2)] with
+//   channel 2 i of a head in the low half of its byte i: then k and v have grids, and k_grid, v_grid
+//   hold their (scale, zero).
+typedef struct { double scale; int32_t heads, kv_heads, bits, pad; } aq_cached_attention_params;
 // int4_pack(codes U8[O,I], scale T[O,G], zero T[O,G]) -> (packed U8[ceil(O/16), ceil(I/128), 1024],
 //     packed_scale F16[ceil(O/16), G, 16], packed_zero U8[ceil(O/16), G, 16])
 //   Puts exported codes of 1 to 4 bits, once at load, into the order in which the matrix units read

@@ -4,5 +4,5 @@
 #pragma once
 #include <stdint.h>
 
-#define AQ_BACKEND_TAG_LOWER UINT64_C(0x8c1f4b27d9e3506a)
-#define AQ_BACKEND_TAG_UPPER UINT64_C(0x35a96ee04bd8f172)
+#define AQ_BACKEND_TAG_LOWER UINT64_C(0x7b519d7180a5e8cc)
+#define AQ_BACKEND_TAG_UPPER UINT64_C(0xfdb8bb646e7d2de9)

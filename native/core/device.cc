@@ -128,6 +128,29 @@ void Queue::sync() const {
   check(backend_->table->queue_sync(handle_, &err), err);
 }
 
+void Queue::countCalls(size_t op, uint64_t count) const {
+  if (isApart_) {
+    apart_[op] += count;
+  } else {
+    backend_->calls[op].fetch_add(count, std::memory_order_relaxed);
+  }
+}
+
+void Queue::countApart() {
+  apart_.assign(opRegistry().size(), 0);
+  isApart_ = true;
+}
+
+std::vector<OpCount> Queue::countedApart() {
+  std::vector<OpCount> counted;
+  for (size_t op = 0; op < apart_.size(); op++) {
+    if (apart_[op] > 0) counted.push_back({op, apart_[op]});
+  }
+  apart_.clear();
+  isApart_ = false;
+  return counted;
+}
+
 void Queue::setOption(const std::string& name, const std::string& value) const {
   aq_error err{};
   check(backend_->table->set_option(handle_, name.c_str(), value.c_str(), &err), err);

@@ -30,6 +30,12 @@ std::vector<std::string> deviceNames();
 // all environments and devices. 0 for a backend that is not here.
 uint64_t kernelCalls(const std::string& backend, size_t op);
 
+// Calls of the kernel of one op.
+struct OpCount {
+  size_t op;
+  uint64_t count;
+};
+
 class Queue {
  public:
   // Opens a queue on a device by name. Raises AQ_DEVICE with the names there are.
@@ -47,12 +53,20 @@ class Queue {
   // An option of the backend (backend.h). Raises AQ_ARG for an unknown name or value.
   void setOption(const std::string& name, const std::string& value) const;
 
+  // Counts calls of a kernel for kernelCalls, or, between the two calls below, apart: those of a
+  // recording count when it runs.
+  void countCalls(size_t op, uint64_t count) const;
+  void countApart();
+  std::vector<OpCount> countedApart();
+
  private:
   Queue() = default;
   const Backend* backend_ = nullptr;
   std::string device_;
   int32_t index_ = 0;
   aq_queue* handle_ = nullptr;
+  bool isApart_ = false;
+  mutable std::vector<uint64_t> apart_;  // [op index] while isApart_
 };
 
 }  // namespace aq

@@ -1,8 +1,6 @@
 #include "native/core/op.h"
 
 #include <algorithm>
-#include <array>
-#include <atomic>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -46,7 +44,6 @@ bool syncsAlways() {
   return always;
 }
 
-constexpr size_t kMaxInputs = 16;
 constexpr size_t kMaxParams = 128;
 
 void fillParams(const OpSpec& spec, std::span<const double> values, char* params) {
@@ -72,25 +69,42 @@ void fillParams(const OpSpec& spec, std::span<const double> values, char* params
   }
 }
 
-void checkInputs(const OpSpec& spec, std::span<const Tensor* const> inputs) {
-  if (inputs.size() != spec.inputs.size()) {
-    raise(AQ_ARG, "%s: %zu inputs were given, %zu are needed", spec.name, inputs.size(),
-          spec.inputs.size());
+// The spec of input i, which may be of a repeated group.
+const InputSpec& inputSpec(const OpSpec& spec, size_t i) {
+  if (i < spec.inputs.size()) return spec.inputs[i];
+  const size_t first = size_t(spec.repeatFrom), group = spec.inputs.size() - first;
+  return spec.inputs[first + (i - first) % group];
+}
+
+// How many inputs there are to be when `given` of them are: optional ones at the end may be left out.
+size_t inputCount(const OpSpec& spec, size_t given) {
+  const size_t all = spec.inputs.size();
+  if (given < all && (spec.inputs[given].flags & kOptional)) return all;
+  if (given > all && spec.repeatFrom >= 0) {
+    const size_t group = all - size_t(spec.repeatFrom);
+    if ((given - all) % group == 0) return given;
+    raise(AQ_ARG, "%s: %zu inputs were given; after %zu they come in groups of %zu", spec.name,
+          given, size_t(spec.repeatFrom), group);
   }
+  if (given != all)
+    raise(AQ_ARG, "%s: %zu inputs were given, %zu are needed", spec.name, given, all);
+  return given;
+}
+
+void checkInputs(const OpSpec& spec, std::span<const Tensor* const> inputs) {
   const Queue* queue = nullptr;
   for (size_t i = 0; i < inputs.size(); i++) {
+    const InputSpec& own = inputSpec(spec, i);
     if (!inputs[i]) {
-      if (!(spec.inputs[i].flags & kOptional)) {
-        raise(AQ_ARG, "%s: input %s is missing", spec.name, spec.inputs[i].name);
-      }
+      if (!(own.flags & kOptional)) raise(AQ_ARG, "%s: input %s is missing", spec.name, own.name);
       continue;
     }
-    const Queue& own = inputs[i]->queue();
-    if (queue && queue != &own) {
-      raise(AQ_DEVICE, "%s: input %s is on %s, another input on %s", spec.name, spec.inputs[i].name,
-            own.device().c_str(), queue->device().c_str());
+    const Queue& where = inputs[i]->queue();
+    if (queue && queue != &where) {
+      raise(AQ_DEVICE, "%s: input %s is on %s, another input on %s", spec.name, own.name,
+            where.device().c_str(), queue->device().c_str());
     }
-    queue = &own;
+    queue = &where;
   }
 }
 }  // namespace
@@ -101,13 +115,8 @@ std::vector<Tensor> invoke(size_t op, std::span<const Tensor* const> passed,
   const OpSpec& spec = opRegistry()[op];
   alignas(8) char params[kMaxParams] = {};
   fillParams(spec, values, params);
-  // Optional inputs at the end may be left out.
-  std::array<const Tensor*, kMaxInputs> all{};
-  std::copy_n(passed.begin(), std::min(passed.size(), kMaxInputs), all.begin());
-  const bool isShort =
-      passed.size() < spec.inputs.size() && (spec.inputs[passed.size()].flags & kOptional);
-  const std::span<const Tensor* const> inputs(all.data(),
-                                              isShort ? spec.inputs.size() : passed.size());
+  std::vector<const Tensor*> inputs(passed.begin(), passed.end());
+  inputs.resize(inputCount(spec, passed.size()));
   checkInputs(spec, inputs);
 
   Infer infer(spec, inputs, params);
@@ -147,13 +156,12 @@ std::vector<Tensor> invoke(size_t op, std::span<const Tensor* const> passed,
     outputs.push_back(given[i]);
   }
 
-  std::array<aq_view, kMaxInputs> in{};
-  std::array<aq_view, kMaxInputs> out{};
+  std::vector<aq_view> in(inputs.size()), out(outputs.size());
   for (size_t i = 0; i < inputs.size(); i++) {
     if (inputs[i]) in[i] = inputs[i]->view();
   }
   for (size_t i = 0; i < outputs.size(); i++) out[i] = outputs[i].view();
-  queue.backend().calls[op].fetch_add(1, std::memory_order_relaxed);
+  queue.countCalls(op, 1);
   aq_error err{};
   const int32_t status = kernel(queue.handle(), in.data(), int32_t(inputs.size()), out.data(),
                                 int32_t(outputs.size()), params, &err);
@@ -175,38 +183,73 @@ int32_t Infer::compute(std::initializer_list<int> which) const {
   for (int i : which) {
     if (!has(i)) continue;
     if (!isCompute(dtype(i))) {
-      fail(AQ_DTYPE, "%s must be f32 or f64, got %s %s", spec_.inputs[size_t(i)].name,
-           dtypeName(dtype(i)), toString(shape(i)).c_str());
+      fail(AQ_DTYPE, "%s must be f32 or f64, got %s %s", name(i), dtypeName(dtype(i)),
+           toString(shape(i)).c_str());
     }
     if (first < 0) {
       first = i;
     } else if (dtype(i) != dtype(first)) {
-      fail(AQ_DTYPE, "%s is %s but %s is %s: both must be the same",
-           spec_.inputs[size_t(first)].name, dtypeName(dtype(first)), spec_.inputs[size_t(i)].name,
-           dtypeName(dtype(i)));
+      fail(AQ_DTYPE, "%s is %s but %s is %s: both must be the same", name(first),
+           dtypeName(dtype(first)), name(i), dtypeName(dtype(i)));
     }
   }
   return dtype(first);
 }
 
+const char* Infer::name(int i) const { return inputSpec(spec_, size_t(i)).name; }
+
+namespace {
+bool isShort(int32_t dtype) { return dtype == AQ_BF16 || dtype == AQ_F16; }
+}  // namespace
+
+void Infer::compute(int32_t want, std::initializer_list<int> which) const {
+  for (int i : which) {
+    if (has(i) && dtype(i) != want) {
+      fail(AQ_DTYPE, "%s must be %s as the other inputs are, got %s %s", name(i), dtypeName(want),
+           dtypeName(dtype(i)), toString(shape(i)).c_str());
+    }
+  }
+}
+
+void Infer::stored(int s, int32_t compute) const {
+  if (!has(s) || dtype(s) == compute || (compute == AQ_F32 && isShort(dtype(s)))) return;
+  fail(AQ_DTYPE, "%s must be %s, got %s %s", name(s),
+       compute == AQ_F64 ? "f64 as the other inputs are" : "f32, bf16 or f16", dtypeName(dtype(s)),
+       toString(shape(s)).c_str());
+}
+
+int32_t Infer::computeOf(int s) const {
+  const int32_t compute = dtype(s) == AQ_F64 ? AQ_F64 : AQ_F32;
+  stored(s, compute);
+  return compute;
+}
+
+int32_t Infer::gradient(int g, int s) const {
+  const int32_t want = isShort(dtype(s)) ? int32_t(AQ_BF16) : dtype(s);
+  if (dtype(g) != want) {
+    fail(AQ_DTYPE, "%s must be %s as the gradient of a %s %s, got %s", name(g), dtypeName(want),
+         dtypeName(dtype(s)), name(s), dtypeName(dtype(g)));
+  }
+  return want;
+}
+
 void Infer::same(int a, int b) const {
   if (shape(a) != shape(b)) {
-    fail(AQ_SHAPE, "%s %s and %s %s must have the same shape", spec_.inputs[size_t(a)].name,
-         toString(shape(a)).c_str(), spec_.inputs[size_t(b)].name, toString(shape(b)).c_str());
+    fail(AQ_SHAPE, "%s %s and %s %s must have the same shape", name(a), toString(shape(a)).c_str(),
+         name(b), toString(shape(b)).c_str());
   }
 }
 
 void Infer::elements(int i, int64_t want, const char* meaning) const {
   if (numel(i) != want) {
-    fail(AQ_SHAPE, "%s must have %lld elements (%s), got %s", spec_.inputs[size_t(i)].name,
-         static_cast<long long>(want), meaning, toString(shape(i)).c_str());
+    fail(AQ_SHAPE, "%s must have %lld elements (%s), got %s", name(i), static_cast<long long>(want),
+         meaning, toString(shape(i)).c_str());
   }
 }
 
 void Infer::rank(int i, int want) const {
   if (int(shape(i).size()) != want) {
-    fail(AQ_SHAPE, "%s must have %d dimensions, got %s", spec_.inputs[size_t(i)].name, want,
-         toString(shape(i)).c_str());
+    fail(AQ_SHAPE, "%s must have %d dimensions, got %s", name(i), want, toString(shape(i)).c_str());
   }
 }
 

@@ -48,6 +48,8 @@ struct OpSpec {
   std::vector<Field> fields;
   uint32_t paramsSize;
   void (*infer)(Infer&);
+  // The inputs from here on may be given again and again, as a group; -1: none may.
+  int repeatFrom = -1;
 };
 
 // What a shape rule sees: the inputs, the parameters; it checks them and says the outputs.
@@ -56,6 +58,7 @@ class Infer {
   Infer(const OpSpec& spec, std::span<const Tensor* const> inputs, const void* params)
       : spec_(spec), inputs_(inputs), params_(params) {}
 
+  int count() const { return int(inputs_.size()); }  // of inputs, absent ones included
   bool has(int i) const { return inputs_[size_t(i)] != nullptr; }
   const Shape& shape(int i) const { return inputs_[size_t(i)]->shape; }
   int32_t dtype(int i) const { return inputs_[size_t(i)]->dtype; }
@@ -69,6 +72,15 @@ class Infer {
 
   // f32 or f64, the same for all the given inputs that are present; returns it.
   int32_t compute(std::initializer_list<int> which) const;
+  // The present ones of these inputs are of this type.
+  void compute(int32_t dtype, std::initializer_list<int> which) const;
+  // Input s (an S of params.h): of type `compute`, or BF16 or F16 where that is f32.
+  void stored(int s, int32_t compute) const;
+  // Input s alone says T: f64, else f32.
+  int32_t computeOf(int s) const;
+  // Input g is the gradient (G of params.h) of what input s is; returns its type.
+  int32_t gradient(int g, int s) const;
+  const char* name(int i) const;  // of an input
   // AQ_SHAPE naming both inputs and both shapes.
   void same(int a, int b) const;
   void elements(int i, int64_t want, const char* meaning) const;

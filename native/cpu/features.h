@@ -12,6 +12,7 @@ namespace aq::cpu {
 struct Features {
   bool avx2;    // with fma, f16c and bmi2
   bool avx512;  // f, bw, dq and vl, and all of avx2
+  bool vnni;    // avx512 with products of bytes
 };
 
 // The kinds of registers that the operating system saves: bits 1, 2: xmm, ymm; 5 to 7: those of AVX-512.
@@ -33,7 +34,9 @@ inline Features readFeatures() {
   const auto has = [ebx](uint32_t bits) { return (ebx & bits) == bits; };
   const uint64_t saved = savedRegisters();
   const bool avx2 = has(kAvx2 | kBmi2) && (saved & 0x06) == 0x06;
-  return {avx2, avx2 && has(kF | kDq | kBw | kVl) && (saved & 0xe6) == 0xe6};
+  const bool avx512 = avx2 && has(kF | kDq | kBw | kVl) && (saved & 0xe6) == 0xe6;
+  constexpr uint32_t kVnni = 1u << 11;
+  return {avx2, avx512, avx512 && (ecx & kVnni) != 0};
 }
 
 }  // namespace aq::cpu

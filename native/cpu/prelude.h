@@ -27,6 +27,7 @@
 
 #include "native/abi/backend.h"
 #include "native/abi/params.h"
+#include "native/cpu/features.h"
 #include "native/cpu/half.h"
 #include "native/cpu/kernel_util.h"
 #include "native/cpu/parallel.h"

@@ -1,10 +1,12 @@
 // backend.cu: the table of functions that the CUDA backend hands to the engine: devices, queues
-// (streams), memory and copies. The kernels are in files of their own; kRows below names them.
+// (streams), memory and copies; recordings are in graph.cu. The kernels are in files of their own,
+// which kernels.h lists.
 //
 // Ownership  a queue is the caller's until queue_close; memory belongs to the queue it came from and
 //            is released in that queue's order, so that no synchronization is needed to reuse it.
 // Copies     to the device return when the host memory may be reused (host memory is pageable), to
-//            the host when the bytes are there; between device addresses they are only enqueued.
+//            the host when the bytes are there (staging.cu); between device addresses they are only
+//            enqueued.
 // Nothing throws; every error is a code and one sentence.
 #include <cstring>
 #include <new>
@@ -13,8 +15,11 @@
 #include "native/cuda/check.h"
 #include "native/cuda/device_state.h"
 #include "native/cuda/gemm.h"
+#include "native/cuda/graph.h"
 #include "native/cuda/kernels.h"
 #include "native/cuda/queue.h"
+#include "native/cuda/reading.h"
+#include "native/cuda/staging.h"
 
 namespace aq::cuda {
 
@@ -45,7 +50,10 @@ int32_t queueOpen(int32_t device, aq_queue** queue, aq_error* err) {
   Fault* fault = nullptr;
   aq_queue* opened = nullptr;
   int multiprocessors = 0, major = 0, minor = 0;
+  uint32_t* ticket = nullptr;
   cudaError_t status = cudaMallocHost(&fault, sizeof(Fault));
+  if (status == cudaSuccess) status = cudaMalloc(&ticket, sizeof *ticket);
+  if (status == cudaSuccess) status = cudaMemsetAsync(ticket, 0, sizeof *ticket, stream);
   const auto ask = [&](int* value, cudaDeviceAttr attribute) {
     if (status == cudaSuccess) status = cudaDeviceGetAttribute(value, attribute, device);
   };
@@ -54,13 +62,20 @@ int32_t queueOpen(int32_t device, aq_queue** queue, aq_error* err) {
   ask(&minor, cudaDevAttrComputeCapabilityMinor);
   if (status == cudaSuccess) {
     *fault = {};
-    opened = new (std::nothrow)
-        aq_queue{device, stream, state->pool, multiprocessors, 10 * major + minor, fault};
+    opened = new (std::nothrow) aq_queue;
   }
   if (opened) {
+    opened->device = device;
+    opened->stream = stream;
+    opened->pool = state->pool;
+    opened->multiprocessors = multiprocessors;
+    opened->computeCapability = 10 * major + minor;
+    opened->fault = fault;
+    opened->ticket = ticket;
     *queue = opened;
     return AQ_OK;
   }
+  cudaFree(ticket);
   cudaFreeHost(fault);
   cudaStreamDestroy(stream);
   (void)cudaGetLastError();
@@ -71,18 +86,27 @@ int32_t queueOpen(int32_t device, aq_queue** queue, aq_error* err) {
 // Errors have nowhere to go here and in release; at a process's end the driver may be gone already.
 void queueClose(aq_queue* queue) {
   if (!queue) return;
+  aq_error ignored;
   cudaSetDevice(queue->device);
+  if (queue->recorder.isRecording()) captureEnd(queue, nullptr, &ignored);
   cudaStreamSynchronize(queue->stream);
   closeBlas(queue);
+  closeStaging(queue->staging);
+  queue->readings.clear();
   queue->cache.flush(queue->stream);
+  for (const auto& arena : queue->recorder.arenas) arena->free(queue->stream);
   cudaStreamSynchronize(queue->stream);
+  cudaFree(queue->ticket);
   cudaFreeHost(queue->fault);
   cudaStreamDestroy(queue->stream);
   (void)cudaGetLastError();
   delete queue;
 }
 
+// May be called by any thread; while another one records, it first waits for the recording's end.
 int32_t queueSync(aq_queue* queue, aq_error* err) {
+  if (refuseRecorded(queue, "a wait for the device", err) != AQ_OK) return err->code;
+  const std::lock_guard lock(queue->recorder.waiting);
   CUDA_CHECK(cudaSetDevice(queue->device));
   CUDA_CHECK(cudaStreamSynchronize(queue->stream));
   return takeFault(queue->fault, err);
@@ -105,7 +129,8 @@ int32_t alloc(aq_queue* queue, uint64_t bytes, void** data, aq_error* err) {
                 static_cast<unsigned long long>(totalBytes));
   }
   CUDA_CHECK(status);
-  state->countAlloc(bytes);
+  // A recording counts what its arena holds.
+  if (!queue->recorder.current) state->countAlloc(bytes);
   return AQ_OK;
 }
 
@@ -114,8 +139,7 @@ void release(aq_queue* queue, void* data, uint64_t bytes) {
   DeviceState* state = stateOf(queue->device, &ignored);
   if (!data || !state) return;
   cudaSetDevice(queue->device);
-  giveMemory(queue, data, bytes);
-  state->countRelease(bytes);
+  if (giveMemory(queue, data, bytes)) state->countRelease(bytes);
 }
 
 int32_t copy(aq_queue* queue, void* dst, const void* src, uint64_t bytes, int32_t kind,
@@ -124,12 +148,13 @@ int32_t copy(aq_queue* queue, void* dst, const void* src, uint64_t bytes, int32_
   CUDA_CHECK(cudaSetDevice(queue->device));
   switch (kind) {
     case AQ_HOST_TO_DEVICE:
-      CUDA_CHECK(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyHostToDevice, queue->stream));
-      return AQ_OK;
-    case AQ_DEVICE_TO_HOST:
-      CUDA_CHECK(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToHost, queue->stream));
-      CUDA_CHECK(cudaStreamSynchronize(queue->stream));
+      if (refuseRecorded(queue, "a copy from the host", err) != AQ_OK) return err->code;
+      return copyToDevice(queue, dst, src, bytes, err);
+    case AQ_DEVICE_TO_HOST: {
+      if (refuseRecorded(queue, "a copy to the host", err) != AQ_OK) return err->code;
+      if (copyToHost(queue, dst, src, bytes, err) != AQ_OK) return err->code;
       return takeFault(queue->fault, err);
+    }
     case AQ_DEVICE_TO_DEVICE:
       CUDA_CHECK(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToDevice, queue->stream));
       return AQ_OK;
@@ -184,10 +209,17 @@ const aq_backend kBackend = {
     .alloc = alloc,
     .release = release,
     .copy = copy,
+    .read_start = startReading,
+    .read_finish = finishReading,
     .memory = memory,
     .set_option = setOption,
     .rows = kRows,
     .row_count = sizeof kRows / sizeof kRows[0],
+    .pad = 0,
+    .capture_begin = captureBegin,
+    .capture_end = captureEnd,
+    .graph_launch = graphLaunch,
+    .graph_free = graphFree,
 };
 
 }  // namespace

@@ -29,9 +29,11 @@ class BlockCache {
   uint64_t bytes_ = 0;
 };
 
-// Device memory of a queue, from its cache or the device's pool. Under memory pressure everything that
-// is kept is given back before cudaErrorMemoryAllocation is returned, for which the queue is waited.
+// Device memory of a queue, from its cache or the device's pool, or from the recording that runs
+// (graph.h). Under memory pressure everything that is kept is given back before
+// cudaErrorMemoryAllocation is returned, for which the queue is waited.
 cudaError_t takeMemory(aq_queue* queue, uint64_t bytes, void** data);
-void giveMemory(aq_queue* queue, void* data, uint64_t bytes);
+// True where the block is the queue's again; false where a recording has it.
+bool giveMemory(aq_queue* queue, void* data, uint64_t bytes);
 
 }  // namespace aq::cuda

@@ -9,6 +9,10 @@
 // Numerics  exact up to the scaling in f32: the same bits on every device.
 #include "native/cuda/code_product.h"
 
+#include <cuda_bf16.h>
+
+#include <algorithm>
+
 #include "native/cuda/check.h"
 #include "native/cuda/device/code_scale.cuh"
 #include "native/cuda/device/vec.cuh"
@@ -22,24 +26,25 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// One block a run of kThreads * kVec columns of one row.
-template <int kVec>
+// One block a run of kThreads * kVec columns of one row. R: what c holds.
+template <class R, int kVec>
 __global__ __launch_bounds__(kThreads) void scaleSums(CodeProduct p,
                                                       const int32_t* __restrict__ sums,
                                                       int64_t runs) {
   const int64_t i = blockIdx.x / runs;
   const int64_t j = ((blockIdx.x % runs) * kThreads + threadIdx.x) * kVec;
   if (j >= p.n) return;
-  const CodeRow a = p.aRows[i];
-  float* const at = p.c + i * p.n + j;
+  const CodeRow a = codeRowOf(p.a, i);
+  R* const at = static_cast<R*>(p.c) + i * p.n + j;
   const Vec<int32_t, kVec> sum = loadVec<int32_t, kVec>(sums + i * p.n + j, 0);
-  Vec<float, kVec> value = {};
-  if (p.accumulate) value = loadVec<float, kVec>(at, 0);
+  Vec<R, kVec> value = {};
+  if (p.accumulate) value = loadVec<R, kVec>(at, 0);
 #pragma unroll
   for (int e = 0; e < kVec; e++) {
-    float term = scaledSum(sum.lane[e], a, p.bRows[j + e], p.k);
+    float term = scaledSum(sum.lane[e], a, codeRowOf(p.b, j + e), p.k);
     if (p.bias) term += p.bias[j + e];
-    value.lane[e] += term;
+    if (p.accumulate) term += float(value.lane[e]);
+    value.lane[e] = R(term);
   }
   storeVec(at, 0, value);
 }
@@ -51,20 +56,23 @@ int32_t codeProductInPasses(aq_queue* queue, const CodeProduct& product, aq_erro
   Scratch sums(queue);
   if (sums.allocate(uint64_t(m * n) * 4, "fake_quant_gemm", err) != AQ_OK) return err->code;
   Gemm g;
-  g.m = m, g.n = n, g.k = product.pitch;
+  // With zeros beyond k where both have them, in the size that the library likes best.
+  g.m = m, g.n = n, g.k = std::min(product.a.pitch, product.b.pitch);
   g.dtype = AQ_I8;
-  g.a = {product.a, product.pitch, 0, false};
-  g.b = {product.b, product.pitch, 0, true};
+  g.a = {product.a.codes, product.a.pitch, 0, false};
+  g.b = {product.b.codes, product.b.pitch, 0, true};
   g.c = sums.at<int32_t>();
   g.ldc = n;
   if (gemm(queue, g, err) != AQ_OK) return err->code;
   const int vec = n % 4 == 0 && isAligned16(product.c) ? 4 : 1;
   const int64_t runs = (n + kThreads * vec - 1) / (kThreads * vec);
-  const unsigned blocks = unsigned(m * runs);
-  if (vec == 4) {
-    scaleSums<4><<<blocks, kThreads, 0, queue->stream>>>(product, sums.at<int32_t>(), runs);
+  const auto start = [&](auto kernel) {
+    kernel<<<unsigned(m * runs), kThreads, 0, queue->stream>>>(product, sums.at<int32_t>(), runs);
+  };
+  if (product.isShort) {
+    vec == 4 ? start(scaleSums<__nv_bfloat16, 4>) : start(scaleSums<__nv_bfloat16, 1>);
   } else {
-    scaleSums<1><<<blocks, kThreads, 0, queue->stream>>>(product, sums.at<int32_t>(), runs);
+    vec == 4 ? start(scaleSums<float, 4>) : start(scaleSums<float, 1>);
   }
   LAUNCH_CHECK("fake_quant_gemm (scaling)");
   return AQ_OK;

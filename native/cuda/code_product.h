@@ -8,17 +8,24 @@
 
 namespace aq::cuda {
 
+// A matrix of int8 codes with what their rows stand for: `rows`, or `scales` alone for codes that
+// have their zero points in them.
+struct CodeMatrix {
+  const int8_t* codes = nullptr;
+  int64_t pitch = 0;
+  const CodeRow* rows = nullptr;
+  const float* scales = nullptr;
+};
+
 // c[i, j] = (sum over k of (a_ik - za_i) (b_jk - zb_j)) sa_i sb_j + bias_j (+ c[i, j]).
 struct CodeProduct {
   int64_t m = 0, n = 0, k = 0;  // k: columns that count, at most kMostTerms
-  int64_t pitch = 0;            // of both codes, zeros from k on; a multiple of 16
-  const int8_t* a = nullptr;    // [m, pitch]
-  const int8_t* b = nullptr;    // [n, pitch]
-  const CodeRow* aRows = nullptr;
-  const CodeRow* bRows = nullptr;
-  float* c = nullptr;           // [m, n] without gaps
+  // [m, pitch] and [n, pitch]; where a pitch is a multiple of 16, zeros from k on.
+  CodeMatrix a, b;
+  void* c = nullptr;            // [m, n] without gaps, f32, or bf16 where isShort
   const float* bias = nullptr;  // [n] or null
   bool accumulate = false;
+  bool isShort = false;
 
   // Sums of products of int8 numbers fit int32 up to here.
   static constexpr int64_t kMostTerms = 131071;

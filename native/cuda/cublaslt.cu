@@ -3,17 +3,14 @@
 // which waits for the queue once.
 #include "native/cuda/cublaslt.h"
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
 #include <array>
-#include <cstring>
 #include <new>
 #include <unordered_map>
 #include <vector>
 
 #include "native/cuda/check.h"
 #include "native/cuda/cublaslt_api.h"
+#include "native/cuda/cublaslt_check.h"
 #include "native/cuda/scratch.h"
 
 namespace aq::cuda {
@@ -55,10 +52,18 @@ struct Types {
   int64_t bytes, resultBytes;
 };
 
-Types typesOf(int32_t dtype) {
-  switch (dtype) {
+// Kinds of products: a dtype of operands with its own type of result, or BF16 with a BF16 result.
+constexpr int32_t kShortResult = AQ_DTYPE_COUNT;
+constexpr int32_t kKinds = AQ_DTYPE_COUNT + 1;
+
+int32_t kindOf(const Gemm& g) { return g.hasShortResult() ? kShortResult : g.dtype; }
+
+Types typesOf(int32_t kind) {
+  switch (kind) {
     case AQ_F64:
       return {kR64F, kR64F, kCompute64F, kR64F, 8, 8};
+    case kShortResult:
+      return {kR16BF, kR16BF, kCompute32F, kR32F, 2, 2};
     case AQ_BF16:
       return {kR16BF, kR32F, kCompute32F, kR32F, 2, 4};
     case AQ_F16:
@@ -83,7 +88,7 @@ struct Blas {
   const Library* library = nullptr;
   Handle handle = nullptr;
   void* workspace = nullptr;
-  std::array<Verdict, AQ_DTYPE_COUNT> verdicts{};
+  std::array<Verdict, kKinds> verdicts{};
   std::unordered_map<PlanKey, Plan, PlanKeyHash> plans;
 
   void destroy(const Plan& plan) const {
@@ -132,6 +137,8 @@ Plan makePlan(const Blas& blas, const Gemm& g, const Types& types) {
     ok = ok && lt.preferenceSet(preference, attribute, &value, sizeof value) == kSuccess;
   };
   prefer(kMaxWorkspace, kWorkspaceBytes);
+  // Parts of a sum stay f32 where the result is short; the sum is rounded once.
+  if (g.hasShortResult()) prefer(kReductionSchemes, kReduceInComputeType);
   const uint32_t alignC = alignmentOf(g.c, g.strideC * types.resultBytes);
   const uint32_t alignments[] = {alignmentOf(g.b.data, g.b.stride * types.bytes),
                                  alignmentOf(g.a.data, g.a.stride * types.bytes), alignC, alignC};
@@ -149,7 +156,7 @@ Plan makePlan(const Blas& blas, const Gemm& g, const Types& types) {
 
 const Plan& planOf(Blas& blas, const Gemm& g, const Types& types) {
   const int64_t flags =
-      g.dtype | g.a.transpose << 8 | g.b.transpose << 9 | (g.bias != nullptr) << 10;
+      kindOf(g) | g.a.transpose << 8 | g.b.transpose << 9 | (g.bias != nullptr) << 10;
   const PlanKey key = {flags,
                        g.m,
                        g.n,
@@ -172,7 +179,7 @@ const Plan& planOf(Blas& blas, const Gemm& g, const Types& types) {
 // False where the library refused the product; nothing was enqueued then.
 bool enqueue(aq_queue* queue, const Gemm& g) {
   Blas& blas = *queue->blas;
-  const Types types = typesOf(g.dtype);
+  const Types types = typesOf(kindOf(g));
   const Plan& plan = planOf(blas, g, types);
   if (!plan.usable) return false;
   if (g.bias && blas.library->descSet(plan.desc, kDescBiasPointer, &g.bias, sizeof g.bias))
@@ -201,30 +208,11 @@ bool enqueue(aq_queue* queue, const Gemm& g) {
 
 // ---------------------------------------------------------------- self-check
 
-// Small whole numbers: every sum is exact in every dtype.
-int32_t testValue(int64_t i) { return int32_t(i * 7 % 11) - 5; }
-
-void putValue(char* at, int32_t dtype, int32_t value) {
-  const auto put = [at](auto x) { std::memcpy(at, &x, sizeof x); };
-  if (dtype == AQ_F64) put(double(value));
-  if (dtype == AQ_F32) put(float(value));
-  if (dtype == AQ_BF16) put(__float2bfloat16(float(value)));
-  if (dtype == AQ_F16) put(__float2half(float(value)));
-  if (dtype == AQ_I8) put(int8_t(value));
-}
-
-double getValue(const char* at, int32_t dtype) {
-  const auto get = [at](auto x) {
-    std::memcpy(&x, at, sizeof x);
-    return double(x);
-  };
-  return dtype == AQ_F64 ? get(0.0) : dtype == AQ_I8 ? get(int32_t(0)) : get(0.0f);
-}
-
 // Computes one product of known values and compares every element.
-int32_t selfCheck(aq_queue* queue, int32_t dtype, bool* good, aq_error* err) {
+int32_t selfCheck(aq_queue* queue, int32_t kind, bool* good, aq_error* err) {
   constexpr int64_t kM = 32, kN = 48, kK = 64;
-  const Types types = typesOf(dtype);
+  const Types types = typesOf(kind);
+  const int32_t dtype = kind == kShortResult ? int32_t(AQ_BF16) : kind;
   const uint64_t aBytes = scratchBytes(kM * kK * types.bytes);
   const uint64_t bBytes = scratchBytes(kN * kK * types.bytes);
   const uint64_t cBytes = kM * kN * types.resultBytes;
@@ -238,6 +226,7 @@ int32_t selfCheck(aq_queue* queue, int32_t dtype, bool* good, aq_error* err) {
   Gemm g;
   g.m = kM, g.n = kN, g.k = kK;
   g.dtype = dtype;
+  if (kind == kShortResult) g.resultDtype = AQ_BF16;
   g.a = {scratch.at<char>(), kK, 0, false};
   g.b = {scratch.at<char>(aBytes), kK, 0, true};
   g.c = scratch.at<char>(aBytes + bBytes);
@@ -251,8 +240,8 @@ int32_t selfCheck(aq_queue* queue, int32_t dtype, bool* good, aq_error* err) {
     for (int64_t j = 0; j < kN; j++) {
       int64_t sum = 0;
       for (int64_t k = 0; k < kK; k++) sum += testValue(i * kK + k) * testValue(j * kK + k + 3);
-      if (getValue(result.data() + (i * kN + j) * types.resultBytes, dtype) != double(sum))
-        return AQ_OK;
+      const char* const at = result.data() + (i * kN + j) * types.resultBytes;
+      if (getValue(at, types.result) != storedSum(sum, types.result)) return AQ_OK;
     }
   }
   *good = true;
@@ -275,13 +264,13 @@ int32_t openBlas(aq_queue* queue, aq_error* err) {
   return failCuda(err, status, "allocating the workspace of cuBLASLt");
 }
 
-// Whether the library is there and right for dtype. While a graph is being captured nothing can be
-// waited for, and an unchecked dtype is taken on trust.
-int32_t trusts(aq_queue* queue, int32_t dtype, bool* trusted, aq_error* err) {
+// Whether the library is there and right for this kind. While a graph is being captured nothing can
+// be waited for, and an unchecked kind is taken on trust.
+int32_t trusts(aq_queue* queue, int32_t kind, bool* trusted, aq_error* err) {
   *trusted = false;
   if (openBlas(queue, err) != AQ_OK) return err->code;
   if (!queue->blas->library) return AQ_OK;
-  Verdict& verdict = queue->blas->verdicts[size_t(dtype)];
+  Verdict& verdict = queue->blas->verdicts[size_t(kind)];
   if (verdict == Verdict::kUnknown) {
     cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
     CUDA_CHECK(cudaStreamIsCapturing(queue->stream, &capture));
@@ -290,7 +279,7 @@ int32_t trusts(aq_queue* queue, int32_t dtype, bool* trusted, aq_error* err) {
       return AQ_OK;
     }
     bool good = false;
-    if (selfCheck(queue, dtype, &good, err) != AQ_OK) return err->code;
+    if (selfCheck(queue, kind, &good, err) != AQ_OK) return err->code;
     verdict = good ? Verdict::kGood : Verdict::kBad;
   }
   *trusted = verdict == Verdict::kGood;
@@ -301,8 +290,10 @@ int32_t trusts(aq_queue* queue, int32_t dtype, bool* trusted, aq_error* err) {
 
 int32_t blasProduct(aq_queue* queue, const Gemm& product, bool* done, aq_error* err) {
   *done = false;
+  // BF16 alone has a BF16 result there, and no f32 bias with it.
+  if (product.hasShortResult() && (product.dtype != AQ_BF16 || product.bias)) return AQ_OK;
   bool trusted = false;
-  if (trusts(queue, product.dtype, &trusted, err) != AQ_OK) return err->code;
+  if (trusts(queue, kindOf(product), &trusted, err) != AQ_OK) return err->code;
   // The library reads a bias in vectors and does not say how long.
   const bool isAligned = reinterpret_cast<uintptr_t>(product.bias) % 16 == 0;
   if (trusted && isAligned && product.k > 0 && product.batch <= INT32_MAX)

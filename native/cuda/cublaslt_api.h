@@ -38,7 +38,12 @@ enum DescAttribute : int32_t {
   kDescBiasPointer = 8
 };
 enum LayoutAttribute : int32_t { kLayoutBatchCount = 5, kLayoutBatchStride = 6 };
-enum PreferenceAttribute : int32_t { kMaxWorkspace = 1, kMinAlignmentA = 5 };  // B, C, D follow
+enum PreferenceAttribute : int32_t {
+  kMaxWorkspace = 1,
+  kReductionSchemes = 3,  // a mask: what parts of sums over k may be held in
+  kMinAlignmentA = 5      // B, C, D follow
+};
+constexpr uint32_t kReduceInComputeType = 2;
 constexpr int32_t kOpTranspose = 1;
 constexpr int32_t kEpilogueBias = 4;
 

@@ -1,25 +1,30 @@
 // fake_quant_gemm: the linear layer of calibration, with either factor quantized on the way.
 //
 // Math      c = op(A^) op(B^) + bias (+ c), A^ = fake_quant(a), B^ = fake_quant(b) on the stored
-//           matrices where they have a grid, b after its factors (params.h).
-// Layout    row-major without gaps. Two ways:
-//           codes: both factors have grids of at most 8 bits, one per stored row, and k runs along
-//           the rows: int8 codes, an exact integer product, scales where it is written;
-//           rounded: each factor becomes quantized bf16 or f16 (in precision f32: f32) in one pass
-//           and goes into the tensor-core product. In bf16 a grid per stored row that k runs across
-//           (the backward products) leaves whole numbers, which bf16 holds exactly, and its scales
-//           go to the other factor where that is rounded anyhow. A factor that has the product's
-//           type already, and no grid, is read as it is.
-// Cost      2 m n k flop; a pass over an f32 factor reads 4 and writes 1 (codes) or 2 bytes each.
+//           matrices where they have a grid, b after its factors; whole numbers (I8) are times the
+//           scale of their row (params.h).
+// Layout    row-major without gaps. Three ways:
+//           codes: both factors are I8, or have grids of at most 8 bits, one per stored row, and k
+//           runs along the rows: an exact integer product, scales where it is written. What is I8
+//           is read as it is;
+//           mixed: a is bf16 and b is I8 with k across its rows (the backward products): one kernel
+//           expands and multiplies (mixed_product.cu), where that is faster than a pass;
+//           rounded: each factor becomes quantized or expanded bf16 or f16 (in precision f32: f32)
+//           in one pass and goes into the tensor-core product. In bf16 the scales of stored rows
+//           that k runs across go to the other factor where that is rounded anyhow, and leave whole
+//           numbers, which bf16 holds exactly. A factor that has the product's type already, and no
+//           grid, is read as it is.
+// Cost      2 m n k flop; a pass over a factor reads it once and writes 1 (codes) or 2 bytes each.
 // Roofline  the tensor cores: 2048 x 4096 x 4096, 69 Gflop, 69 us in bf16 and 35 us in int8 (H100
-//           SXM data sheet); the passes over x and w 38 us more to codes, 45 us to bf16. Measured,
-//           H100 80GB HBM3, driver 580, beside 93 us (gW: 99 us) of the bare bf16 product: forward
-//           W4A4 107 us, of which codes 48 and product 53; gx 143 us, 127 us with g already in
-//           bf16; gW 134 us, 120 us with g in bf16; forward W4A16 145 us.
+//           SXM data sheet). Measured, H100 80GB HBM3, driver 580, beside 93 us (gW in bf16: 92)
+//           of the bare bf16 products: forward of I8 operands 52 us; gx from bf16 g and I8 weight
+//           101 us; gW from bf16 g and I8 x, in bf16, 100 us. From f32 operands with grids: forward
+//           W4A4 107 us, of which codes 48.
 // Versions  v1 codes, i32 sums and a scaling pass: forward 147 us; v2 one kernel for product and
-//           scaling, one pass for both operands (this).
-// Numerics  codes: exact up to the scaling. Rounded: one rounding per element to bf16 or f16, f32
-//           sums. No state is kept between calls.
+//           scaling, one pass for both operands: 107 us, gx 127, gW 120; v3 operands that were
+//           quantized once, as I8, bf16 or f16, and expanded on their way (this).
+// Numerics  codes: exact up to the scaling. Rounded: one rounding per element to bf16 or f16,
+//           mixed: one more of the scale to bf16; f32 sums. No state is kept between calls.
 #include <algorithm>
 
 #include "native/abi/params.h"
@@ -28,6 +33,7 @@
 #include "native/cuda/gemm.h"
 #include "native/cuda/kernels.h"
 #include "native/cuda/launch.h"
+#include "native/cuda/mixed_product.h"
 #include "native/cuda/quant_pack.h"
 #include "native/cuda/scratch.h"
 
@@ -39,9 +45,12 @@ struct Call {
   QuantOperand a, b;
   bool transA, transB;
   int64_t m, n, k;
-  void* c;  // f64 where the operands are, else f32
+  void* c;
+  int32_t cDtype;  // AQ_F64 where the call computes in it, else AQ_F32 or AQ_BF16
   const void* bias;
   bool accumulate;
+
+  bool isF64() const { return cDtype == AQ_F64; }
 };
 
 QuantOperand operandOf(const aq_view& x, const aq_view& scale, const aq_view& zero, int32_t bits,
@@ -80,6 +89,7 @@ Call callOf(const aq_view* in, int32_t n_in, const aq_view& out,
   call.k = call.transA ? call.a.rows : call.a.cols;
   call.n = call.transB ? call.b.rows : call.b.cols;
   call.c = out.data;
+  call.cDtype = out.dtype;
   call.bias = optional(6).data;
   call.accumulate = p.accumulate != 0;
   return call;
@@ -87,37 +97,58 @@ Call callOf(const aq_view* in, int32_t n_in, const aq_view& out,
 
 // ---------------------------------------------------------------- codes
 
+// Both of one kind: zero points that are left over in codes of a grid need the sums of the other
+// side's rows, which I8 does not bring.
 bool fitsCodes(const Call& call) {
-  const auto fits = [](const QuantOperand& x) {
+  const auto hasCodes = [](const QuantOperand& x) {
     return x.dtype != AQ_F64 && x.hasRowGrid() && x.bits <= 8;
   };
-  return fits(call.a) && fits(call.b) && !call.transA && call.transB && call.k > 0 &&
+  const bool fits =
+      (call.a.isWhole() && call.b.isWhole()) || (hasCodes(call.a) && hasCodes(call.b));
+  return fits && !call.isF64() && !call.transA && call.transB && call.k > 0 &&
          call.k <= CodeProduct::kMostTerms;
 }
 
+// An operand on its way into the product of codes: read as it is, or made by a job.
+struct CodeSide {
+  const QuantOperand& x;
+  int64_t pitch;  // of what is made
+
+  uint64_t codeBytes() const { return x.isWhole() ? 0 : scratchBytes(uint64_t(x.rows * pitch)); }
+  uint64_t bytes() const {
+    return x.isWhole() ? 0 : codeBytes() + scratchBytes(uint64_t(x.rows) * sizeof(CodeRow));
+  }
+  Codes codes(const Scratch& scratch, uint64_t at) const {
+    return {scratch.at<int8_t>(at), scratch.at<CodeRow>(at + codeBytes())};
+  }
+  CodeMatrix matrix(const Scratch& scratch, uint64_t at) const {
+    if (x.isWhole()) {
+      return {static_cast<const int8_t*>(x.data), x.cols, nullptr,
+              static_cast<const float*>(x.scale)};
+    }
+    const Codes made = codes(scratch, at);
+    return {made.data, pitch, made.rows, nullptr};
+  }
+};
+
 int32_t runCodes(aq_queue* queue, const Call& call, aq_error* err) {
   const int64_t pitch = (call.k + 15) / 16 * 16;
-  const uint64_t aBytes = scratchBytes(uint64_t(call.m * pitch));
-  const uint64_t bBytes = scratchBytes(uint64_t(call.n * pitch));
-  const uint64_t aRowBytes = scratchBytes(uint64_t(call.m) * sizeof(CodeRow));
-  const uint64_t bRowBytes = scratchBytes(uint64_t(call.n) * sizeof(CodeRow));
+  const CodeSide a = {call.a, pitch}, b = {call.b, pitch};
+  const uint64_t atB = a.bytes();
   Scratch scratch(queue);
-  if (scratch.allocate(aBytes + bBytes + aRowBytes + bRowBytes, "fake_quant_gemm", err) != AQ_OK)
+  if (atB + b.bytes() > 0 && scratch.allocate(atB + b.bytes(), "fake_quant_gemm", err) != AQ_OK)
     return err->code;
-  int8_t* const a = scratch.at<int8_t>();
-  int8_t* const b = scratch.at<int8_t>(aBytes);
-  CodeRow* const aRows = scratch.at<CodeRow>(aBytes + bBytes);
-  CodeRow* const bRows = scratch.at<CodeRow>(aBytes + bBytes + aRowBytes);
-  if (packCodes(queue, call.b, {b, bRows}, call.a, {a, aRows}, pitch, err) != AQ_OK)
-    return err->code;
+  CodeJob jobs[2];
+  int count = 0;
+  if (!call.b.isWhole()) jobs[count++] = {call.b, b.codes(scratch, atB)};
+  if (!call.a.isWhole()) jobs[count++] = {call.a, a.codes(scratch, 0)};
+  if (packCodes(queue, jobs, count, pitch, err) != AQ_OK) return err->code;
   CodeProduct product;
   product.m = call.m, product.n = call.n, product.k = call.k;
-  product.pitch = pitch;
-  product.a = a;
-  product.b = b;
-  product.aRows = aRows;
-  product.bRows = bRows;
-  product.c = static_cast<float*>(call.c);
+  product.a = a.matrix(scratch, 0);
+  product.b = b.matrix(scratch, atB);
+  product.c = call.c;
+  product.isShort = call.cDtype == AQ_BF16;
   product.bias = static_cast<const float*>(call.bias);
   product.accumulate = call.accumulate;
   return codeProduct(queue, product, err);
@@ -127,7 +158,7 @@ int32_t runCodes(aq_queue* queue, const Call& call, aq_error* err) {
 
 // The type that the product's operands have.
 int32_t productType(const Call& call, Precision precision) {
-  if (call.a.dtype == AQ_F64) return AQ_F64;
+  if (call.isF64()) return AQ_F64;
   return precision == Precision::kBf16 ? AQ_BF16 : precision == Precision::kF16 ? AQ_F16 : AQ_F32;
 }
 
@@ -155,23 +186,56 @@ struct Prepared {
 // The scales of `x`, where k runs across its rows, are moved to `other`. Not in f16: its range is
 // too short for gradients times scales.
 void moveScales(RoundJob& x, bool acrossX, Prepared& other, bool acrossOther) {
-  const bool isFree = other.needsPass && !other.job.x.hasGrid();
-  if (!acrossX || !isFree || !x.x.hasRowGrid() || x.x.bits > 8) return;
+  const bool isFree = other.needsPass && !other.job.x.hasGrid() && !other.job.codesOnly;
+  const bool hasScales = x.x.isWhole() || (x.x.hasRowGrid() && x.x.bits <= 8);
+  if (!acrossX || !isFree || !hasScales) return;
   x.codesOnly = true;
   const float* const scales = static_cast<const float*>(x.x.scale);
   (acrossOther ? other.job.rowScale : other.job.colScale) = scales;
 }
 
+// The backward products of what lies as I8, where one kernel expands and multiplies.
+int32_t runMixed(aq_queue* queue, const Call& call, Prepared& a, bool* done, aq_error* err) {
+  *done = false;
+  MixedProduct product;
+  product.m = call.m, product.n = call.n, product.k = call.k;
+  product.a = a.needsPass ? nullptr : call.a.data;
+  product.pitchA = a.job.pitch;
+  product.b = static_cast<const int8_t*>(call.b.data);
+  product.scales = static_cast<const float*>(call.b.scale);
+  product.c = call.c;
+  product.transA = call.transA;
+  product.accumulate = call.accumulate;
+  product.isShort = call.cDtype == AQ_BF16;
+  if (call.bias || !fitsMixed(queue, product) || !isMixedFaster(queue, product)) return AQ_OK;
+  *done = true;
+  Scratch scratch(queue);
+  if (a.needsPass) {
+    if (scratch.allocate(a.bytes(), "fake_quant_gemm", err) != AQ_OK) return err->code;
+    a.job.out = scratch.at<char>();
+    if (roundOperands(queue, &a.job, 1, err) != AQ_OK) return err->code;
+    product.a = a.job.out;
+  }
+  return mixedProduct(queue, product, err);
+}
+
 int32_t runRounded(aq_queue* queue, const Call& call, aq_error* err) {
   const int32_t type = productType(call, queue->precision);
   Prepared a(call.a, type), b(call.b, type);
+  if (type == AQ_BF16 && call.b.isWhole() && !call.transB) {
+    bool done = false;
+    const int32_t code = runMixed(queue, call, a, &done, err);
+    if (code != AQ_OK || done) return code;
+  }
   if (type == AQ_BF16) {
     moveScales(a.job, call.transA, b, !call.transB);
     moveScales(b.job, !call.transB, a, call.transA);
   }
   Scratch scratch(queue);
   const uint64_t aBytes = a.bytes();
-  if (scratch.allocate(aBytes + b.bytes(), "fake_quant_gemm", err) != AQ_OK) return err->code;
+  if (aBytes + b.bytes() > 0 &&
+      scratch.allocate(aBytes + b.bytes(), "fake_quant_gemm", err) != AQ_OK)
+    return err->code;
   a.job.out = scratch.at<char>();
   b.job.out = scratch.at<char>(aBytes);
   RoundJob jobs[2];
@@ -182,6 +246,7 @@ int32_t runRounded(aq_queue* queue, const Call& call, aq_error* err) {
   Gemm g;
   g.m = call.m, g.n = call.n, g.k = call.k;
   g.dtype = type;
+  g.resultDtype = call.cDtype == AQ_BF16 ? AQ_BF16 : AQ_F32;
   g.a = a.matrix(call.transA);
   g.b = b.matrix(call.transB);
   g.c = call.c;

@@ -26,6 +26,11 @@ int32_t takeFault(Fault* fault, aq_error* err) {
           "gptq: the damped h is not positive definite at column %lld; raise the damping or "
           "use more calibration text.",
           index);
+    case FaultKind::kCachePlace:
+      return fail(err, AQ_ARG,
+                  "cached_attention: token %lld is at position %d of slot %d, which the caches do "
+                  "not have; make them larger, or the text shorter",
+                  index, int32_t(value), int32_t(value >> 32));
     default:
       return fail(err, AQ_INTERNAL, "cuda: a kernel reported the unknown fault %d.", seen.kind);
   }

@@ -15,6 +15,7 @@ enum class FaultKind : int32_t {
   kSingular = 1,     // lu_inverse: matrix `index` of the batch
   kTokenId = 2,      // cross_entropy, gather_rows: ids[index] = value is outside the table
   kNotPositive = 3,  // gptq: column `index`
+  kCachePlace = 4,   // cached_attention: token `index`, value = slot << 32 | position
 };
 
 struct Fault {

@@ -2,7 +2,8 @@
 // (gemm_tiles.cu).
 //
 // Math      C = alpha op(A) op(B) + beta C + bias. f32 operands in precision bf16 or f16 are first
-//           rounded to it, to nearest and ties to even; sums are f32.
+//           rounded to it, to nearest and ties to even; sums are f32, and so is what a BF16 C is
+//           rounded from.
 // Layout    what is rounded is written without gaps, rows padded to 16 bytes, so that products of
 //           sliced or odd-sized operands too run at full speed.
 // Cost      the rounding reads 4 and writes 2 bytes an element; the product 2 m n k flop.
@@ -26,35 +27,56 @@ namespace aq::cuda {
 
 namespace {
 
-// c = beta c + bias, for products that have no terms and where the product cannot add the bias.
-template <class R>
-__global__ __launch_bounds__(kElementThreads) void startResult(R* c, const R* bias, R beta,
-                                                               int64_t m, int64_t n, int64_t ldc,
-                                                               int64_t strideC, int64_t count) {
+// c = sums + beta c + bias, for products that have no terms (no sums) and where the product cannot
+// add the bias (nor those) or its result is to be rounded. Sums lie without gaps.
+template <class C, class R>
+__global__ __launch_bounds__(kElementThreads) void startResult(C* c, const R* sums, const R* bias,
+                                                               R beta, int64_t m, int64_t n,
+                                                               int64_t ldc, int64_t strideC,
+                                                               int64_t count) {
   const int64_t stride = int64_t(gridDim.x) * kElementThreads;
   for (int64_t k = int64_t(blockIdx.x) * kElementThreads + threadIdx.x; k < count; k += stride) {
     const int64_t j = k % n, row = k / n;
-    R* const at = c + row / m * strideC + row % m * ldc + j;
-    R value = bias ? bias[j] : R(0);
-    if (beta != R(0)) value += beta * *at;
-    *at = value;
+    C* const at = c + row / m * strideC + row % m * ldc + j;
+    R value = sums ? sums[k] : R(0);
+    if (bias) value += bias[j];
+    if (beta != R(0)) value += beta * R(*at);
+    *at = C(value);
   }
 }
 
-template <class R>
-int32_t start(aq_queue* queue, const Gemm& g, aq_error* err) {
+template <class C, class R>
+int32_t start(aq_queue* queue, const Gemm& g, const void* sums, aq_error* err) {
   const int64_t count = g.batch * g.m * g.n;
-  startResult<R><<<elementBlocks(count), kElementThreads, 0, queue->stream>>>(
-      static_cast<R*>(g.c), static_cast<const R*>(g.bias), R(g.beta), g.m, g.n, g.ldc, g.strideC,
-      count);
+  startResult<C, R><<<elementBlocks(count), kElementThreads, 0, queue->stream>>>(
+      static_cast<C*>(g.c), static_cast<const R*>(sums), static_cast<const R*>(g.bias), R(g.beta),
+      g.m, g.n, g.ldc, g.strideC, count);
   LAUNCH_CHECK("gemm (start)");
   return AQ_OK;
 }
 
 int32_t startAny(aq_queue* queue, const Gemm& g, aq_error* err) {
-  if (g.dtype == AQ_F64) return start<double>(queue, g, err);
-  if (g.dtype == AQ_I8) return start<int32_t>(queue, g, err);
-  return start<float>(queue, g, err);
+  if (g.dtype == AQ_F64) return start<double, double>(queue, g, nullptr, err);
+  if (g.dtype == AQ_I8) return start<int32_t, int32_t>(queue, g, nullptr, err);
+  if (g.hasShortResult()) return start<__nv_bfloat16, float>(queue, g, nullptr, err);
+  return start<float, float>(queue, g, nullptr, err);
+}
+
+int32_t multiply(aq_queue* queue, const Gemm& g, aq_error* err);
+
+// A BF16 result by way of an f32 one in scratch, where the library makes none.
+int32_t multiplyThenRound(aq_queue* queue, const Gemm& g, aq_error* err) {
+  Scratch sums(queue);
+  if (sums.allocate(uint64_t(g.batch * g.m * g.n) * 4, "gemm", err) != AQ_OK) return err->code;
+  Gemm wide = g;
+  wide.resultDtype = AQ_F32;
+  wide.c = sums.at<float>();
+  wide.ldc = g.n;
+  wide.strideC = g.batch == 1 ? 0 : g.m * g.n;
+  wide.beta = 0;
+  wide.bias = nullptr;
+  if (multiply(queue, wide, err) != AQ_OK) return err->code;
+  return start<__nv_bfloat16, float>(queue, g, wide.c, err);
 }
 
 // Computes with the operands as they stand.
@@ -62,6 +84,7 @@ int32_t multiply(aq_queue* queue, const Gemm& g, aq_error* err) {
   bool done = false;
   if (blasProduct(queue, g, &done, err) != AQ_OK) return err->code;
   if (done) return AQ_OK;
+  if (g.hasShortResult()) return multiplyThenRound(queue, g, err);
   if (g.bias) {
     // The library may refuse only the bias: without it the product can still be the library's.
     Gemm plain = g;
@@ -181,6 +204,8 @@ int32_t gemm(aq_queue* queue, const Gemm& product, aq_error* err) {
   if (g.dtype == AQ_I8 &&
       (g.a.transpose || !g.b.transpose || g.alpha != 1 || g.beta != 0 || g.bias))
     return fail(err, AQ_INTERNAL, "gemm: an i8 product takes A as it is and B transposed, alone.");
+  if (g.resultDtype != AQ_F32 && g.resultDtype != AQ_BF16)
+    return fail(err, AQ_INTERNAL, "gemm: a result is f32 or bf16, not dtype %d.", g.resultDtype);
   if (g.k <= 0) return startAny(queue, g, err);
   if (g.dtype == AQ_F32 && g.precision == Precision::kBf16)
     return multiplyRounded<__nv_bfloat16>(queue, g, AQ_BF16, err);

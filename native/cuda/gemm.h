@@ -20,15 +20,23 @@ struct GemmMatrix {
 struct Gemm {
   int64_t m = 0, n = 0, k = 0;  // op(A) [m, k], op(B) [k, n], C [m, n]
   int64_t batch = 1;
-  // AQ_F64 -> C f64; AQ_F32 -> C f32, computed in `precision`; AQ_BF16, AQ_F16 -> C f32, f32 sums;
-  // AQ_I8 -> C i32, exact (then op(A) is not transposed, op(B) is, alpha 1, beta 0, no bias).
+  // Of the operands. AQ_F64 -> C f64; AQ_F32 -> C of resultDtype, computed in `precision`; AQ_BF16,
+  // AQ_F16 -> C of resultDtype, f32 sums; AQ_I8 -> C i32, exact (then op(A) is not transposed,
+  // op(B) is, alpha 1, beta 0, no bias).
   int32_t dtype = AQ_F32;
+  // AQ_F32 or AQ_BF16: then alpha op(A) op(B) + beta C + bias is an f32 that is rounded once. Not
+  // looked at for AQ_F64 and AQ_I8 operands.
+  int32_t resultDtype = AQ_F32;
   Precision precision = Precision::kF32;  // for AQ_F32 operands only
   GemmMatrix a, b;
   void* c = nullptr;
   int64_t ldc = 0, strideC = 0;
   double alpha = 1, beta = 0;
-  const void* bias = nullptr;  // [n], of C's type, added to every row; or null
+  const void* bias = nullptr;  // [n], of C's type (f32 for a BF16 C), added to every row; or null
+
+  bool hasShortResult() const {
+    return resultDtype == AQ_BF16 && dtype != AQ_F64 && dtype != AQ_I8;
+  }
 };
 
 // Enqueues the product. m, n, k or batch of 0: C is beta C + bias where it has elements.

@@ -81,21 +81,36 @@ inline constexpr int64_t kSmallRows = 32;
 int32_t multiplySmall(aq_queue* queue, Math math, const Activations& x, const Weights& w,
                       const Result& y, aq_error* err);
 
-// The same for many rows of x, on Hopper: weights become halves on their way to the matrix units.
+// The same on Hopper for more rows of x than kFewRows, by warpgroups.
+inline constexpr int64_t kFewRows = 8;
 bool fitsBatch(const aq_queue* queue, int64_t rows, const Weights& w);
 int32_t multiplyBatch(aq_queue* queue, Math math, const Activations& x, const Weights& w,
                       const Result& y, aq_error* err);
+
+// The part of multiplyBatch for so many rows that the matrix units are the limit, and the steps of 128
+// columns one after the other that it takes.
+int64_t prefillSteps(const aq_queue* queue, int64_t rows, const Weights& w);
+int32_t multiplyPrefill(aq_queue* queue, Math math, const Activations& x, const Weights& w,
+                        const Result& y, aq_error* err);
 
 // What the choice of splits looks at: how many tiles of y there are, how many packed tiles are summed
 // for each, how many of them a block should have at least, and how many its start and end are worth.
 struct SplitRule {
   int64_t blocks, tiles, least, fixed;
 };
+struct Splits {
+  int32_t count;
+  int64_t steps;  // packed tiles one after the other
+};
 
 // Blocks that share a tile of y and cut its columns among them, as one cluster where there are such:
 // the number that ends first.
-int32_t chooseSplits(const aq_queue* queue, const void* kernel, int threads, int sharedBytes,
-                     const SplitRule& rule);
+Splits chooseSplits(const aq_queue* queue, const void* kernel, int threads, int sharedBytes,
+                    const SplitRule& rule);
+
+// Clusters of `size` blocks that the device runs at a time.
+int64_t clustersAtOnce(const aq_queue* queue, const void* kernel, int threads, int sharedBytes,
+                       int32_t size);
 
 // Weights of rows [first, first + count) as numbers of `dtype` (f64, f32, bf16, f16), row-major with
 // `inputs` columns.

@@ -1,24 +1,29 @@
-// int4_batch: the product of int4_matmul for many rows of x on Hopper (sm_90a): y = x W^T + bias, the
-// weights turned into halves in the registers from which the matrix units take them.
+// int4_batch: the product of int4_matmul for 9 and more rows of x on Hopper (sm_90a): y = x W^T +
+// bias, the weights turned into halves in the registers from which the matrix units take them.
 //
-// Math      y_mo = sum over k of x_mk w_ok, w = round((code - zero) scale) to the type of x, in f32.
-// Layout    a block has 256 rows of W, 64 or 128 tokens and a share of k, in steps of 64. A warpgroup
-//           brings codes and x by asynchronous copies many steps ahead, x into the swizzled tiles that
-//           the matrix units read. Two warpgroups multiply: W is the left operand, whose fragments in
-//           registers are what a 16-byte read of the packed codes unpacks to; so weights never go
-//           through shared memory as halves, which would cost more of its bandwidth than there is.
-//           Blocks that share a tile are a cluster and add their sums through its shared memory.
-// Cost      2 M O I flop; O I / 2 bytes of codes once per 128 tokens, mostly from L2; 19 instructions
-//           per 8 weights to unpack them, beside the matrix units.
-// Roofline  8192 x 8192, 2048 tokens: 278 us at 989 TFLOP/s; 64 tokens: 8.7 us, and 10.5 us for the
-//           bytes at 3.35 TB/s (H100 SXM data sheet).
-// Versions  v1 weights through shared memory: 728 us for 2048 tokens (H100 80GB HBM3, in a CUDA graph;
-//           cuBLAS on bf16 weights 341). v2 operands in registers, scales once per step: 535 us, and
-//           39 us for 64 tokens (cuBLAS 50): every step took the latency of memory, because the copying
-//           threads' fence for the matrix units waits for all their copies. v3 (this): the copies
-//           arrive at the barrier by themselves, and the multiplying threads fence.
-// Numerics  code - zero is exact; times the scale rounds once, as expand does. Sums of blocks are added
-//           in a fixed order.
+// Math      as int4_small.cu for up to 64 rows: y_mo = sum over groups of scale_og sum over k in
+//           the group of (code_ok - zero_og) x_mk, the inner sum by the matrix units in f32. For
+//           more: y_mo = sum over k of x_mk w_ok, w = round((code - zero) scale) to the type of x.
+// Layout    a block has 64, 128 or 256 rows of W, 16 to 128 tokens and a share of k. A warp brings
+//           steps of 4 x 64 rows of codes and what of x they meet by tensor copies, two to a step,
+//           many steps ahead. Four warpgroups multiply, each 64 rows: W is the left operand, whose
+//           fragments in registers are what a 16-byte read of the packed codes unpacks to; so
+//           weights never go through shared memory as halves. Every block reads x of its share of
+//           k from L2, so that its rows are few where tokens are few (then warpgroups divide k)
+//           and many where they are many. Blocks that share a tile are a cluster and add their
+//           sums through its shared memory. Kernels with more rows still: int4_prefill.cu.
+// Cost      2 M O I flop; O I / 2 bytes of codes once per tile of tokens; 11 instructions per 8
+//           weights to unpack them (19 above 64 tokens), beside the matrix units and the copies.
+// Roofline  8192 x 8192: 10.5 us for the bytes at 3.35 TB/s; 8.7 us for the flop of 64 tokens at
+//           989 TFLOP/s (H100 SXM data sheet).
+// Versions  v1 weights through shared memory. v2 operands in registers. v3 copies of 16 bytes by a
+//           warpgroup: 37.7 us for 64 tokens, 18.8 for 16 with int4_small (H100 80GB HBM3, in a
+//           CUDA graph; cuBLAS on bf16 weights 49.2 and 48.4). v4 four warpgroups, one bulk copy
+//           for each row tile: 30.3 and 26.8, because a copy takes the warp a hundred cycles to
+//           start. v5 one tensor copy for all: 25.5 and 19.1, bound by instructions. v6 (this)
+//           scales sums.
+// Numerics  code - zero is exact, and so is the product with it; above 64 tokens times the scale
+//           rounds once, as expand does. Sums of warpgroups and blocks are added in a fixed order.
 #include <cooperative_groups.h>
 
 #include <algorithm>
@@ -32,9 +37,8 @@ namespace aq::cuda::int4 {
 
 namespace {
 
-constexpr int kThreads = kProducers + kConsumers;
-constexpr int64_t kTilesOfBlock = 4;  // fewer do not pay
-constexpr int64_t kFixedTiles = 4;    // start and end of a block cost as much as so many tiles
+// In units of 128 columns of a warpgroup: fewer do not pay; a block's start and end cost as much.
+constexpr int64_t kLeastUnits = 2, kFixedUnits = 3;
 
 #if defined(AQ_HAS_HOPPER)
 
@@ -73,109 +77,161 @@ __device__ inline void storeEight(const Batch& job, int64_t token, int output, f
   }
 }
 
+// The multiplying threads wait for each other.
+template <class P>
+__device__ void meet() {
+  asm volatile("bar.sync 1, %0;" ::"n"(P::kConsumers) : "memory");
+}
+
 // The block's sums, and those of its cluster, to y: each block finishes a share of the tokens.
-template <int kTokens>
-__device__ void finish(const Batch& job, float* sums, int rank, int64_t token0, int tileRow0) {
+template <class P>
+__device__ void finish(const Batch& job, float* sums, int rank, const Work& work) {
   const auto cluster = cooperative_groups::this_cluster();
-  if (job.splits > 1) {
-    cluster.sync();
-  } else {
-    __syncthreads();
-  }
-  const int live = int(min(int64_t(kTokens), job.x.rows - token0));
-  constexpr int kParts = kTileOutputs / 8;
-  const int output0 = tileRow0 * kTileRows;
+  const int live = int(min(int64_t(P::kTokens), job.x.rows - work.token0));
+  constexpr int kParts = P::kRows / 8;
   for (int i = live * rank / job.splits * kParts + int(threadIdx.x);
-       i < live * (rank + 1) / job.splits * kParts; i += kThreads) {
-    const int n = i / kParts, output = output0 + i % kParts * 8;
-    float* const at = sums + n * kSumPitch + i % kParts * 8;
+       i < live * (rank + 1) / job.splits * kParts; i += P::kConsumers) {
+    const int n = i / kParts, row = i % kParts * 8, output = work.tileRow0 * kTileRows + row;
     if (output >= job.w.outputs) continue;
     float v[8] = {};
     for (int r = 0; r < job.splits; r++) {
-      const float* const from = job.splits > 1 ? cluster.map_shared_rank(at, r) : at;
-      const float4 low = reinterpret_cast<const float4*>(from)[0];
-      const float4 high = reinterpret_cast<const float4*>(from)[1];
-      v[0] += low.x, v[1] += low.y, v[2] += low.z, v[3] += low.w;
-      v[4] += high.x, v[5] += high.y, v[6] += high.z, v[7] += high.w;
+#pragma unroll
+      for (int phase = 0; phase < P::kPhases; phase++) {
+        float* const at = sums + (phase * P::kTokens + n) * P::kSumPitch + row;
+        const float* const from = job.splits > 1 ? cluster.map_shared_rank(at, r) : at;
+        const float4 low = reinterpret_cast<const float4*>(from)[0];
+        const float4 high = reinterpret_cast<const float4*>(from)[1];
+        v[0] += low.x, v[1] += low.y, v[2] += low.z, v[3] += low.w;
+        v[4] += high.x, v[5] += high.y, v[6] += high.z, v[7] += high.w;
+      }
     }
-    storeEight(job, token0 + n, output, v);
+    storeEight(job, work.token0 + n, output, v);
   }
-  if (job.splits > 1) cluster.sync();  // no block may end while its sums are read
 }
 
 #endif  // AQ_HAS_HOPPER
 
-template <class H, int kTokens>
-__global__ __launch_bounds__(kThreads, 1) void batchTiles(const __grid_constant__ Batch job) {
+template <class H, class P>
+__global__ __launch_bounds__(P::kThreads, 1) void batchTiles(const __grid_constant__ Maps maps,
+                                                             const __grid_constant__ Batch job) {
 #if defined(AQ_HAS_HOPPER)
-  using R = Room<kTokens>;
   extern __shared__ char raw[];
   const uint32_t start = sharedAddress(raw), memory = (start + 1023) & ~1023u;
   char* const base = raw + (memory - start);
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int warp = __shfl_sync(~0u, int(threadIdx.x) / 32, 0), lane = threadIdx.x % 32;
   const int rank = blockIdx.x % job.splits;
-  const int64_t token0 = int64_t(blockIdx.x / job.splits) * kTokens;
-  const int tileRow0 = blockIdx.y * kRowTiles16;
-  const int begin = 2 * partStart(job.w.tiles, rank, job.splits);
-  const int steps = 2 * partStart(job.w.tiles, rank + 1, job.splits) - begin;
-  if (threadIdx.x == 0) {
-    for (int i = 0; i < R::kStages; i++) {
-      barrierInit(memory + R::kFull + 8 * i, kProducers);
-      barrierInit(memory + R::kEmpty + 8 * i, kConsumers / 32);
-    }
-    barrierInitFence();
-  }
+  const int firstTile = partStart(job.w.tiles, rank, job.splits);
+  const int tiles = partStart(job.w.tiles, rank + 1, job.splits) - firstTile;
+  const Work work = {int(blockIdx.y) * P::kRowTilesOf, int(blockIdx.x / job.splits) * P::kTokens,
+                     firstTile * P::kUnitsOfTile, tiles * P::kUnitsOfTile};
+  initRing<P>(memory);
   __syncthreads();
-  float* const sums = reinterpret_cast<float*>(base);
-  if (warp < kProducers / 32) {
-    dropRegisters<56>();
-    const Producer<H, kTokens> producer{job, memory, tileRow0, begin, int(threadIdx.x), token0};
-    producer.run(steps);
-    finish<kTokens>(job, sums, rank, token0, tileRow0);
+  Turn<P::kStages> turn;
+  const auto cluster = cooperative_groups::this_cluster();
+  if (warp >= P::kSlots) {
+    if constexpr (P::kShifts) dropRegisters<P::kFew>();
+    if (warp == P::kSlots) {
+      const Producer<P> producer{job, maps, memory, lane};
+      producer.prefetchFirst(work);
+      waitForKernelBefore();
+      producer.run(work, turn);
+      letNextKernelStart();
+      __syncwarp();
+    }
+    if (job.splits > 1) cluster.sync();
   } else {
-    raiseRegisters<224>();
+    if constexpr (P::kShifts) raiseRegisters<P::kMany>();
     waitForKernelBefore();
-    Consumer<H, kTokens> consumer(memory, base, warp / 4 - 1, warp % 4, lane);
-    consumer.run(steps, job.w.groupSteps == 1);
-    asm volatile("bar.sync 1, 256;" ::: "memory");  // the ring becomes sums when no one reads it
+    Consumer<H, P> consumer(memory, base, warp, lane);
+    consumer.run(job.w, work, turn);
+    float* const sums = reinterpret_cast<float*>(base);
+    meet<P>();  // the ring becomes sums when no one reads it
     consumer.store(sums);
-    finish<kTokens>(job, sums, rank, token0, tileRow0);
+    if (job.splits > 1) {
+      cluster.sync();
+    } else {
+      meet<P>();
+    }
+    finish<P>(job, sums, rank, work);
   }
+  if (job.splits > 1) cluster.sync();  // no block may end while its sums are read
 #endif
 }
 
-template <class H, int kTokens>
+template <class H, class P>
+Splits splitsOf(const aq_queue* queue, int64_t rows, const Weights& w) {
+  const auto kernel = batchTiles<H, P>;
+  (void)cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, P::kBytes);
+  const int64_t rowBlocks = (w.tileRows + P::kRowTilesOf - 1) / P::kRowTilesOf;
+  const int64_t tokenBlocks = (rows + P::kTokens - 1) / P::kTokens;
+  return chooseSplits(
+      queue, reinterpret_cast<const void*>(kernel), P::kThreads, P::kBytes,
+      {rowBlocks * tokenBlocks, w.tiles, kLeastUnits * P::kPhases, kFixedUnits * P::kPhases});
+}
+
+template <class H, class P>
 int32_t launch(aq_queue* queue, Batch job, aq_error* err) {
-  const auto kernel = batchTiles<H, kTokens>;
-  constexpr int kBytes = Room<kTokens>::kBytes;
-  CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
-  const int64_t rowBlocks = (job.w.tileRows + kRowTiles16 - 1) / kRowTiles16;
-  const int64_t tokenBlocks = (job.x.rows + kTokens - 1) / kTokens;
-  job.splits = chooseSplits(queue, reinterpret_cast<const void*>(kernel), kThreads, kBytes,
-                            {rowBlocks * tokenBlocks, job.w.tiles, kTilesOfBlock, kFixedTiles});
+  Maps maps;
+  const int32_t code = encodeMaps(&maps, job.x, job.w, P::kBoxesOf, err);
+  if (code != AQ_OK) return code;
+  const auto kernel = batchTiles<H, P>;
+  CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, P::kBytes));
+  const int64_t rowBlocks = (job.w.tileRows + P::kRowTilesOf - 1) / P::kRowTilesOf;
+  const int64_t tokenBlocks = (job.x.rows + P::kTokens - 1) / P::kTokens;
+  job.splits = splitsOf<H, P>(queue, job.x.rows, job.w).count;
   job.wide = job.w.outputs % 8 == 0 && isAligned16(job.result.y);
   const dim3 grid(unsigned(tokenBlocks * job.splits), unsigned(rowBlocks));
-  const Launch shape(queue, grid, kThreads, kBytes, job.splits);
-  CUDA_CHECK(cudaLaunchKernelEx(&shape.config, kernel, job));
+  const Launch shape(queue, grid, P::kThreads, P::kBytes, job.splits);
+  CUDA_CHECK(cudaLaunchKernelEx(&shape.config, kernel, maps, job));
   return AQ_OK;
+}
+
+// With the plan of two whose blocks end first; the first has fewer rows to a block.
+template <class H, class P, class Q>
+int32_t launchBetter(aq_queue* queue, const Batch& job, aq_error* err) {
+  const int64_t first = splitsOf<H, P>(queue, job.x.rows, job.w).steps / P::kPhases;
+  const int64_t second = splitsOf<H, Q>(queue, job.x.rows, job.w).steps / Q::kPhases;
+  return first <= second ? launch<H, P>(queue, job, err) : launch<H, Q>(queue, job, err);
 }
 
 template <class H>
 int32_t launchFor(aq_queue* queue, const Batch& job, aq_error* err) {
-  if (job.x.rows <= 64) return launch<H, 64>(queue, job, err);
-  return launch<H, 128>(queue, job, err);
+  if (job.x.rows <= 16) return launchBetter<H, Plan<16, 4>, Plan<16, 2>>(queue, job, err);
+  if (job.x.rows <= 32) return launchBetter<H, Plan<32, 2>, Plan<32, 1>>(queue, job, err);
+  if (job.x.rows <= 64) return launchBetter<H, Plan<64, 2>, Plan<64, 1>>(queue, job, err);
+  return launch<H, Plan<128, 1>>(queue, job, err);
+}
+
+// Whether the device runs a body of these kernels: a build may lack sm_90a. Only the body needs the
+// registers of its sums.
+bool isBuilt() {
+  static const bool built = [] {
+    cudaFuncAttributes attributes = {};
+    const auto kernel = batchTiles<__nv_bfloat16, Plan<128, 1>>;
+    const cudaError_t status = cudaFuncGetAttributes(&attributes, kernel);
+    (void)cudaGetLastError();
+    return status == cudaSuccess && attributes.numRegs > 64;
+  }();
+  return built;
 }
 
 }  // namespace
 
 bool fitsBatch(const aq_queue* queue, int64_t rows, const Weights& w) {
   constexpr int64_t kMaxBlocks = 65535;  // of a grid's second dimension
-  return queue->computeCapability == 90 && rows > 0 && w.tiles > 0 &&
-         (w.tileRows + kRowTiles16 - 1) / kRowTiles16 <= kMaxBlocks;
+  // Starting takes longer than in multiplySmall, so that few rows need many weights.
+  constexpr int64_t kManyTiles = 16384;
+  const bool pays =
+      rows > kSmallRows || (rows > kFewRows && int64_t(w.tileRows) * w.tiles >= kManyTiles);
+  return queue->computeCapability == 90 && pays && w.tiles > 0 &&
+         (w.tileRows + 3) / 4 <= kMaxBlocks && isBuilt();
 }
 
 int32_t multiplyBatch(aq_queue* queue, Math math, const Activations& x, const Weights& w,
                       const Result& y, aq_error* err) {
+  if (x.rows > 128 && 10 * prefillSteps(queue, x.rows, w) <
+                          11 * splitsOf<__nv_bfloat16, Plan<128, 1>>(queue, x.rows, w).steps)
+    return multiplyPrefill(queue, math, x, w, y, err);
   const Batch job = {w, x, y, 1, false};
   if (math == Math::kBf16) return launchFor<__nv_bfloat16>(queue, job, err);
   return launchFor<__half>(queue, job, err);

@@ -31,7 +31,7 @@ namespace {
 
 using namespace int4;
 
-constexpr int kThreads = 256;
+constexpr int kThreads = 256, kMaxThreads = 1024;
 // Of expanded weights at a time: they, x and y share an L2 of 40 to 50 MB.
 constexpr int64_t kSlabBytes = 32 << 20;
 constexpr int64_t kSlabRows = 128;    // a multiple of it
@@ -64,9 +64,12 @@ __global__ __launch_bounds__(kThreads) void convertRows(const X* x, int64_t rows
 // is in the order in which the packed weights meet it: bytes 8 t + 4 j + i hold column
 // 16 j + 2 t + (0, 8, 1, 9)[i]. A row that holds a NaN gets the scale NaN, as its products would.
 template <class X>
-__global__ __launch_bounds__(kThreads) void quantizeRows(const X* x, int64_t inputs, int64_t ld,
-                                                         const float* scale, const float* zero,
-                                                         float top, uchar4* y, float* yScale) {
+__global__ __launch_bounds__(kMaxThreads) void quantizeRows(const X* x, int64_t inputs, int64_t ld,
+                                                            const float* scale, const float* zero,
+                                                            float top, uchar4* y, float* yScale) {
+  waitForKernelBefore();
+  // The product's blocks should not find many multiprocessors half taken: some would share one.
+  if (gridDim.x <= 4) letNextKernelStart();
   const int64_t row = blockIdx.x;
   const float s = scale[row], z = zero[row];
   bool hasNan = false;
@@ -76,7 +79,7 @@ __global__ __launch_bounds__(kThreads) void quantizeRows(const X* x, int64_t inp
     hasNan |= isnan(value);
     return isnan(value) ? 0 : uint8_t(codeOf(value, s, z, top));
   };
-  for (int64_t quad = threadIdx.x; quad < ld / 4; quad += kThreads) {
+  for (int64_t quad = threadIdx.x; quad < ld / 4; quad += blockDim.x) {
     const int64_t column = quad / 8 * 32 + quad % 2 * 16 + quad % 8 / 2 * 2;
     y[row * (ld / 4) + quad] =
         make_uchar4(code(column), code(column + 8), code(column + 1), code(column + 9));
@@ -139,11 +142,13 @@ int32_t convertTo(aq_queue* queue, int32_t dtype, const Call& call, int64_t ld, 
 template <class X>
 int32_t quantizeX(aq_queue* queue, const Call& call, int64_t ld, uint8_t* to, float* toScale,
                   aq_error* err) {
-  quantizeRows<X><<<unsigned(call.rows), kThreads, 0, queue->stream>>>(
-      static_cast<const X*>(call.x.data), call.w.inputs, ld,
-      static_cast<const float*>(call.scale.data), static_cast<const float*>(call.zero.data),
-      float((1 << call.bits) - 1), reinterpret_cast<uchar4*>(to), toScale);
-  LAUNCH_CHECK("int4_matmul (codes of activations)");
+  // Few rows: more threads for each.
+  const int threads = call.rows >= queue->multiprocessors ? kThreads : kMaxThreads;
+  const Launch shape(queue, dim3(unsigned(call.rows)), threads, 0, 1);
+  CUDA_CHECK(cudaLaunchKernelEx(
+      &shape.config, quantizeRows<X>, static_cast<const X*>(call.x.data), int64_t(call.w.inputs),
+      ld, static_cast<const float*>(call.scale.data), static_cast<const float*>(call.zero.data),
+      float((1 << call.bits) - 1), reinterpret_cast<uchar4*>(to), toScale));
   return AQ_OK;
 }
 
@@ -189,7 +194,9 @@ int32_t integerProduct(aq_queue* queue, const Call& all, aq_error* err) {
 
 // From the packed weights; `dtype` is bf16 or f16.
 int32_t packedProduct(aq_queue* queue, int32_t dtype, const Call& call, aq_error* err) {
-  const int64_t ld = ceilDiv(call.w.inputs, 8) * 8;
+  const bool isBatch = fitsBatch(queue, call.rows, call.w);
+  const int64_t run = isBatch ? 64 : 8;  // columns of a copy of x
+  const int64_t ld = ceilDiv(call.w.inputs, run) * run;
   Scratch scratch(queue);
   Activations x = {call.x.data, ld, call.rows};
   if (call.x.dtype != dtype || ld != call.w.inputs || !isAligned16(call.x.data)) {
@@ -200,8 +207,8 @@ int32_t packedProduct(aq_queue* queue, int32_t dtype, const Call& call, aq_error
     x.data = scratch.at<void>();
   }
   const Math math = dtype == AQ_BF16 ? Math::kBf16 : Math::kF16;
-  if (call.rows <= kSmallRows) return multiplySmall(queue, math, x, call.w, call.result, err);
-  return multiplyBatch(queue, math, x, call.w, call.result, err);
+  if (isBatch) return multiplyBatch(queue, math, x, call.w, call.result, err);
+  return multiplySmall(queue, math, x, call.w, call.result, err);
 }
 
 // Slabs of weights as numbers of `dtype`, times x.

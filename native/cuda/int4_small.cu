@@ -241,7 +241,8 @@ int32_t launch(aq_queue* queue, Task task, aq_error* err) {
   const int64_t rowBlocks = (task.w.tileRows + kRowTiles - 1) / kRowTiles;
   const int64_t tokenBlocks = (task.x.rows + S::kTokens - 1) / S::kTokens;
   task.splits = chooseSplits(queue, reinterpret_cast<const void*>(kernel), warps * kWarp, bytes,
-                             {rowBlocks * tokenBlocks, task.w.tiles, kTilesOfBlock, kFixedTiles});
+                             {rowBlocks * tokenBlocks, task.w.tiles, kTilesOfBlock, kFixedTiles})
+                    .count;
   const bool clusters = queue->computeCapability >= 90;
   Scratch scratch(queue);
   if (task.splits > 1 && !clusters) {

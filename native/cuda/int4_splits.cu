@@ -12,9 +12,10 @@ namespace {
 
 constexpr int32_t kMaxSplits = 8;  // blocks of a portable cluster
 
-// Clusters of `size` blocks that the device runs at a time; asked for once, because the answer takes
-// longer than a launch. Multiprocessors come in groups that clusters cannot cross, of sizes that
-// differ from one chip to the next.
+}  // namespace
+
+// Asked for once, because the answer takes longer than a launch. Multiprocessors come in groups that
+// clusters cannot cross, of sizes that differ from one chip to the next.
 int64_t clustersAtOnce(const aq_queue* queue, const void* kernel, int threads, int sharedBytes,
                        int32_t size) {
   static std::mutex mutex;
@@ -31,12 +32,9 @@ int64_t clustersAtOnce(const aq_queue* queue, const void* kernel, int threads, i
   return at->second;
 }
 
-}  // namespace
-
-int32_t chooseSplits(const aq_queue* queue, const void* kernel, int threads, int sharedBytes,
-                     const SplitRule& rule) {
-  int32_t best = 1;
-  int64_t least = INT64_MAX;
+Splits chooseSplits(const aq_queue* queue, const void* kernel, int threads, int sharedBytes,
+                    const SplitRule& rule) {
+  Splits best = {1, INT64_MAX};
   for (int32_t s = 1; s <= kMaxSplits && (s == 1 || rule.tiles >= s * rule.least); s++) {
     int64_t atOnce = std::max(1, queue->multiprocessors / s);
     if (s > 1 && queue->computeCapability >= 90)
@@ -44,7 +42,7 @@ int32_t chooseSplits(const aq_queue* queue, const void* kernel, int threads, int
     if (atOnce == 0) continue;
     const int64_t rounds = (rule.blocks + atOnce - 1) / atOnce;
     const int64_t cost = rounds * ((rule.tiles + s - 1) / s + rule.fixed);
-    if (cost < least) least = cost, best = s;
+    if (cost < best.steps) best = {s, cost};
   }
   return best;
 }

@@ -33,6 +33,8 @@
   /* kernels/quantize.cu */                                                                       \
   AQ_CUDA_KERNEL(quant_grid) AQ_CUDA_KERNEL(fake_quant) AQ_CUDA_KERNEL(quantize)                  \
   AQ_CUDA_KERNEL(dequantize)                                                                      \
+  /* kernels/quant_operand.cu */                                                                  \
+  AQ_CUDA_KERNEL(quant_operand)                                                                   \
   /* kernels/fake_quant_grad.cu */                                                                \
   AQ_CUDA_KERNEL(fake_quant_grad)                                                                 \
   /* fake_quant_gemm.cu */                                                                        \
@@ -49,6 +51,8 @@
   AQ_CUDA_KERNEL(sq_diff) AQ_CUDA_KERNEL(cross_entropy)                                           \
   /* kernels/statistics.cu */                                                                     \
   AQ_CUDA_KERNEL(gather_rows) AQ_CUDA_KERNEL(channel_stats) AQ_CUDA_KERNEL(all_finite)            \
+  /* kernels/cached_attention.cu */                                                               \
+  AQ_CUDA_KERNEL(cached_attention)                                                                \
   /* int4_pack.cu, int4_matmul.cu */                                                              \
   AQ_CUDA_KERNEL(int4_pack) AQ_CUDA_KERNEL(int4_matmul)
 // clang-format on

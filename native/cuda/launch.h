@@ -13,6 +13,9 @@ inline int64_t numel(const aq_view& v) {
   return n;
 }
 
+// Elements of a row: the last dimension, 1 for a scalar.
+inline int64_t lastDim(const aq_view& v) { return v.rank > 0 ? v.dim[v.rank - 1] : 1; }
+
 // Threads of an elementwise block, and blocks of a grid-stride loop: enough to fill the largest
 // GPU several times over (so that a block's end is not waited for), and few enough that the
 // launch itself costs nothing.

@@ -143,31 +143,43 @@ int32_t packOne(aq_queue* queue, const QuantOperand& x, const Codes& codes, int6
   return AQ_OK;
 }
 
-int32_t packOneAny(aq_queue* queue, const QuantOperand& x, const Codes& codes, int64_t pitch,
-                   aq_error* err) {
-  if (x.dtype == AQ_BF16) return packOne<__nv_bfloat16>(queue, x, codes, pitch, err);
-  return packOne<float>(queue, x, codes, pitch, err);
+int32_t packOneAny(aq_queue* queue, const CodeJob& job, int64_t pitch, aq_error* err) {
+  switch (job.x.dtype) {
+    case AQ_BF16:
+      return packOne<__nv_bfloat16>(queue, job.x, job.out, pitch, err);
+    case AQ_F16:
+      return packOne<__half>(queue, job.x, job.out, pitch, err);
+    default:
+      return packOne<float>(queue, job.x, job.out, pitch, err);
+  }
 }
 
 }  // namespace
 
-int32_t packCodes(aq_queue* queue, const QuantOperand& x, const Codes& xCodes,
-                  const QuantOperand& y, const Codes& yCodes, int64_t pitch, aq_error* err) {
-  if (checkOperand(x, err) != AQ_OK || checkOperand(y, err) != AQ_OK) return err->code;
-  const auto fits = [](const QuantOperand& operand) {
-    return operand.dtype == AQ_F32 && hasVectors(operand) && operand.rows > 0;
+int32_t packCodes(aq_queue* queue, const CodeJob* jobs, int count, int64_t pitch, aq_error* err) {
+  const auto fits = [](const QuantOperand& x) {
+    return x.dtype == AQ_F32 && hasVectors(x) && x.rows > 0;
   };
-  if (!fits(x) || !fits(y) || extrasOf(y) != Extras::kNone) {
-    if (packOneAny(queue, x, xCodes, pitch, err) != AQ_OK) return err->code;
-    return packOneAny(queue, y, yCodes, pitch, err);
+  bool isPair = count == 2 && extrasOf(jobs[1].x) == Extras::kNone;
+  for (int i = 0; i < count; i++) {
+    if (checkOperand(jobs[i].x, err) != AQ_OK) return err->code;
+    isPair = isPair && fits(jobs[i].x);
   }
-  const PackPair pair = {{{quantMatrix<float, float>(x), xCodes.data, xCodes.rows},
-                          {quantMatrix<float, float>(y), yCodes.data, yCodes.rows}}};
-  visitRowLanes(x.rows + y.rows, x.cols, [&]<int kLanes>(unsigned blocks) {
+  if (!isPair) {
+    for (int i = 0; i < count; i++) {
+      if (packOneAny(queue, jobs[i], pitch, err) != AQ_OK) return err->code;
+    }
+    return AQ_OK;
+  }
+  const auto packOf = [](const CodeJob& job) -> PackJob<float> {
+    return {quantMatrix<float, float>(job.x), job.out.data, job.out.rows};
+  };
+  const PackPair pair = {{packOf(jobs[0]), packOf(jobs[1])}};
+  visitRowLanes(jobs[0].x.rows + jobs[1].x.rows, jobs[0].x.cols, [&]<int kLanes>(unsigned blocks) {
     const auto start = [&](auto kernel) {
       kernel<<<blocks, kRowThreads, 0, queue->stream>>>(pair, pitch);
     };
-    switch (extrasOf(x)) {
+    switch (extrasOf(jobs[0].x)) {
       case Extras::kNone:
         return start(packRowsOfBoth<kLanes, Extras::kNone>);
       case Extras::kFactors:

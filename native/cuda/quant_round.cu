@@ -161,7 +161,8 @@ int32_t roundOne(aq_queue* queue, const RoundJob& job, aq_error* err) {
   const auto run = [&]<class S, class E>() {
     using T = std::conditional_t<std::is_same_v<S, double>, double, float>;
     if (!job.x.hasGrid()) {
-      roundTo<S, T, E, false, Extras::kNone>(queue, job);
+      // What is not f64 or f32 goes through expandOperand.
+      if constexpr (sizeof(S) > 2) roundTo<S, T, E, false, Extras::kNone>(queue, job);
     } else if (extrasOf(job.x) == Extras::kNone) {
       roundTo<S, T, E, true, Extras::kNone>(queue, job);
     } else {
@@ -174,12 +175,20 @@ int32_t roundOne(aq_queue* queue, const RoundJob& job, aq_error* err) {
                        : run.template operator()<S, float>();
   };
   if (job.x.rows == 0 || job.x.cols == 0) return AQ_OK;
-  if (job.x.dtype == AQ_F64) {
-    run.template operator()<double, double>();
-  } else if (job.x.dtype == AQ_BF16) {
-    runTo.template operator()<__nv_bfloat16>();
-  } else {
-    runTo.template operator()<float>();
+  if (!job.x.hasGrid() && job.x.dtype != AQ_F64 && job.x.dtype != AQ_F32)
+    return expandOperand(queue, job, err);
+  switch (job.x.dtype) {
+    case AQ_F64:
+      run.template operator()<double, double>();
+      break;
+    case AQ_BF16:
+      runTo.template operator()<__nv_bfloat16>();
+      break;
+    case AQ_F16:
+      runTo.template operator()<__half>();
+      break;
+    default:
+      runTo.template operator()<float>();
   }
   LAUNCH_CHECK("fake_quant_gemm (rounding)");
   return AQ_OK;

@@ -5,6 +5,9 @@
 
 #include "native/cuda/block_cache.h"
 #include "native/cuda/fault.h"
+#include "native/cuda/graph.h"
+#include "native/cuda/reading.h"
+#include "native/cuda/staging.h"
 
 namespace aq::cuda {
 
@@ -23,7 +26,11 @@ struct aq_queue {
   int multiprocessors;               // of the device
   int computeCapability;             // 90 for 9.0
   aq::cuda::Fault* fault = nullptr;  // pinned host memory that kernels write to (fault.h)
+  uint32_t* ticket = nullptr;        // device memory, 0 between kernels (device/last_block.cuh)
   aq::cuda::Precision precision = aq::cuda::Precision::kF32;
   aq::cuda::Blas* blas = nullptr;
   aq::cuda::BlockCache cache = {};
+  aq::cuda::Recorder recorder = {};
+  aq::cuda::Staging staging = {};
+  aq::cuda::SpareReadings readings = {};
 };

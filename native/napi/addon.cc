@@ -4,6 +4,7 @@
 #include "native/napi/device_api.h"
 #include "native/napi/env_state.h"
 #include "native/napi/errors.h"
+#include "native/napi/graph_handle.h"
 #include "native/napi/napi_setup.h"
 #include "native/napi/op_api.h"
 #include "native/napi/stay_loaded.h"
@@ -16,9 +17,11 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   auto* state = new aq::EnvState;
   env.SetInstanceData(state);
   state->tensorConstructor = Napi::Persistent(aq::TensorHandle::define(env));
+  state->graphConstructor = Napi::Persistent(aq::GraphHandle::define(env));
   aq::guarded(env, [] { aq::registerBackend(aq_cpu_backend()); });
   aq::exportOps(env, exports);
   aq::exportDevices(env, exports);
+  aq::exportCapture(env, exports);
   exports.Set("abiVersion", Napi::Number::New(env, AQ_ABI_VERSION));
   return exports;
 }

@@ -1,6 +1,10 @@
 #include "native/napi/device_api.h"
 
+#include <algorithm>
+#include <vector>
+
 #include "native/abi/type_tag.h"
+#include "native/core/reading.h"
 #include "native/core/tensor.h"
 #include "native/cpu/backend.h"
 #include "native/cpu/parallel.h"
@@ -100,6 +104,61 @@ Napi::Value synchronize(const Napi::CallbackInfo& info) {
   return promise;
 }
 
+// Fills a typed array when the device gets there, waiting on a thread of its own.
+class ReadWorker : public Napi::AsyncWorker {
+ public:
+  ReadWorker(const Napi::TypedArray& target, const Tensor& source)
+      : Napi::AsyncWorker(target.Env()),
+        deferred_(target.Env()),
+        target_(Napi::Persistent(target)),
+        reading_(source),
+        bytes_(size_t(source.bytes())) {}
+  Napi::Promise promise() const { return deferred_.Promise(); }
+
+  void Execute() override {
+    try {
+      reading_.finish(bytes_.data());
+    } catch (const Error& error) {
+      failure_ = error;
+      SetError(error.message);
+    }
+  }
+  void OnOK() override {
+    const Napi::TypedArray target = target_.Value();
+    char* data = static_cast<char*>(target.ArrayBuffer().Data()) + target.ByteOffset();
+    std::copy(bytes_.begin(), bytes_.end(), data);
+    deferred_.Resolve(target);
+  }
+  void OnError(const Napi::Error& error) override {
+    error.Set("code", Napi::String::New(Env(), codeName(failure_.code)));
+    deferred_.Reject(error.Value());
+  }
+
+ private:
+  Napi::Promise::Deferred deferred_;
+  Napi::Reference<Napi::TypedArray> target_;
+  Reading reading_;
+  std::vector<char> bytes_;
+  Error failure_{AQ_INTERNAL, ""};
+};
+
+// readLater(tensor, target) -> Promise: the contents as of this call, whatever is enqueued behind it.
+Napi::Value readLater(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  const Tensor& source = TensorHandle::unwrap(info[0], "the tensor to read");
+  if (!info[1].IsTypedArray()) {
+    throwToJs(env, Error{AQ_ARG, "readLater needs a typed array to fill"});
+  }
+  const auto target = info[1].As<Napi::TypedArray>();
+  if (int64_t(target.ByteLength()) != source.bytes()) {
+    throwToJs(env, Error{AQ_ARG, "readLater needs a typed array of the tensor's size"});
+  }
+  auto* worker = guarded(env, [&] { return new ReadWorker(target, source); });
+  const Napi::Promise promise = worker->promise();
+  worker->Queue();  // deletes itself when done
+  return promise;
+}
+
 // setOption(device, name, value)
 void setOption(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
@@ -149,6 +208,7 @@ void exportDevices(Napi::Env env, Napi::Object exports) {
   exports.Set("deviceInfo", Napi::Function::New(env, deviceInfo, "deviceInfo"));
   exports.Set("memory", Napi::Function::New(env, memory, "memory"));
   exports.Set("synchronize", Napi::Function::New(env, synchronize, "synchronize"));
+  exports.Set("readLater", Napi::Function::New(env, readLater, "readLater"));
   exports.Set("setOption", Napi::Function::New(env, setOption, "setOption"));
   exports.Set("threads", Napi::Function::New(env, threads, "threads"));
   exports.Set("setThreads", Napi::Function::New(env, setThreads, "setThreads"));

@@ -1,5 +1,5 @@
 // env_state.h: what one JavaScript environment (the main thread or a worker) owns: its queues, the
-// constructor of its tensor handles, and the handles that there are.
+// constructors of its handles, and the tensor handles that there are.
 #pragma once
 #include <map>
 #include <memory>
@@ -12,13 +12,16 @@
 
 namespace aq {
 
+class Graph;
 struct Tensor;
 class TensorHandle;
 
 struct EnvState {
   Napi::FunctionReference tensorConstructor;
+  Napi::FunctionReference graphConstructor;
   std::map<std::string, std::shared_ptr<Queue>> queues;
-  Tensor* incoming = nullptr;  // what the handle under construction is to hold
+  Tensor* incoming = nullptr;            // what the handle under construction is to hold
+  std::shared_ptr<Graph> incomingGraph;  // likewise
   // Every handle, so that whatever else JavaScript passes for one is told apart without a type tag,
   // which costs more than the rest of a handle.
   std::unordered_set<const TensorHandle*> handles;

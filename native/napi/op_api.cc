@@ -44,7 +44,7 @@ Napi::Value ops(const Napi::CallbackInfo& info) {
   return list;
 }
 
-constexpr size_t kMaxCall = 16;
+constexpr size_t kMaxInputs = 65536, kMaxParams = 16;
 
 // invoke(op, inputs: (TensorHandle | undefined)[], params: number[], outs?: TensorHandle[])
 //   -> TensorHandle[]
@@ -54,10 +54,10 @@ Napi::Value invokeOp(const Napi::CallbackInfo& info) {
   const auto inputs = info[1].As<Napi::Array>();
   const auto params = info[2].As<Napi::Array>();
   const uint32_t inputCount = inputs.Length(), paramCount = params.Length();
-  if (inputCount > kMaxCall || paramCount > kMaxCall) {
+  if (inputCount > kMaxInputs || paramCount > kMaxParams) {
     throwToJs(env, Error{AQ_ARG, "invoke: too many inputs or parameters"});
   }
-  std::array<const Tensor*, kMaxCall> in{};
+  std::vector<const Tensor*> in(inputCount);
   for (uint32_t i = 0; i < inputCount; i++) {
     const Napi::Value value = inputs[i];
     if (value.IsUndefined()) continue;
@@ -65,7 +65,7 @@ Napi::Value invokeOp(const Napi::CallbackInfo& info) {
     const bool known = op < registry.size() && i < registry[op].inputs.size();
     in[i] = &TensorHandle::unwrap(value, known ? registry[op].inputs[i].name : "an input");
   }
-  std::array<double, kMaxCall> values{};
+  std::array<double, kMaxParams> values{};
   for (uint32_t i = 0; i < paramCount; i++) {
     values[i] = Napi::Value(params[i]).As<Napi::Number>().DoubleValue();
   }
@@ -77,7 +77,7 @@ Napi::Value invokeOp(const Napi::CallbackInfo& info) {
     }
   }
   std::vector<Tensor> outputs = guarded(env, [&] {
-    return invoke(op, {in.data(), inputCount}, {values.data(), paramCount}, given);
+    return invoke(op, in, {values.data(), paramCount}, given);
   });
   auto result = Napi::Array::New(env, outputs.size());
   for (size_t i = 0; i < outputs.size(); i++) {

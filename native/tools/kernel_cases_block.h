@@ -55,6 +55,36 @@ inline void drawAttentionGrad(Maker& m) {
   m.in(m.normal(saved[0].shape));
 }
 
+// M tokens of S slots, each behind P / 2 places that are taken. cache: the type of the caches, where
+// it is not that of the tokens (2: bf16, 6: codes).
+inline void drawCachedAttention(Maker& m) {
+  const int64_t S = m["S"], P = m["P"], M = m["M"], D = m["D"], heads = m["heads"], kv = m["kv"];
+  const double bits = double(m["bits"]);
+  const int64_t wanted = m.get("cache", m.dtype());
+  const int64_t type = m.dtype() == AQ_F64 && wanted == AQ_BF16 ? int64_t(AQ_F64) : wanted;
+  for (const int64_t count : {heads, kv, kv}) m.in(m.normal({M, count * D}));
+  for (size_t i = 0; i < 3; i++) m.gridOrNone(Tensor(m.sample.inputs[i]), bits, double(D));
+  for (int cache = 0; cache < 2; cache++) {
+    if (type == AQ_U8) {
+      m.in(m.integers({S, P, kv * ((D + 1) / 2)}, 256, AQ_U8));
+    } else {
+      m.in(m.convert(m.normal({S, P, kv * D}), int32_t(type)));
+    }
+  }
+  for (int grid = 0; grid < 2; grid++) {
+    const auto value = [](int64_t i) {
+      return i % 2 ? double(i % 16) : 0.1 + 0.01 * double(i % 7);
+    };
+    type == AQ_U8 ? m.in(m.from({S, P, kv, 2}, value)) : m.absent();
+  }
+  m.in(m.convert(m.from({M}, [S](int64_t i) { return double(i % S); }), AQ_I32));
+  m.in(m.convert(m.from({M}, [S, P](int64_t i) { return double(P / 2 + i / S); }), AQ_I32));
+  m.param("heads");
+  m.param("kv_heads", double(kv));
+  m.param("bits", bits > 0 ? bits : 16);
+  m.param("scale", 1 / std::sqrt(double(D)));
+}
+
 inline void drawLogits(Maker& m) {
   const Tensor targets = m.normal({m["M"], m["V"]}, 4);
   const Tensor error = m.normal({m["M"], m["V"]}, 3);
@@ -75,7 +105,9 @@ inline const std::vector<KernelCase>& blockCases() {
   static const Texts attentionReal = {"B=1 T=2048 heads=8 kv=8 D=64 bits=4",
                                       "B=1 T=2048 heads=32 kv=32 D=128 bits=4"};
   static const Texts gates = {"M=3 C=7", "M=17 C=132"};
+  static const Texts gateGrads = {"M=3 C=7", "M=17 C=132", "M=3 C=7 bf16=1", "M=17 C=132 bf16=1"};
   static const Texts gatesReal = {"M=2048 C=11008"};
+  static const Texts gateGradsReal = {"M=2048 C=11008", "M=2048 C=11008 bf16=1"};
   static const Texts rows = {"M=3 V=7", "M=9 V=1001", "M=2 V=4100"};
   static const Texts rowsReal = {"M=512 V=32000"};
   static const std::vector<KernelCase> cases = {
@@ -121,16 +153,23 @@ inline const std::vector<KernelCase>& blockCases() {
        }},
       {"attention", attention, attentionReal, drawAttention, 50},
       {"attention_grad", attention, attentionReal, drawAttentionGrad, 50},
+      {"cached_attention",
+       {"S=1 P=9 M=3 heads=2 kv=2 D=6 bits=0", "S=3 P=40 M=7 heads=4 kv=2 D=16 bits=4 cache=6",
+        "S=2 P=300 M=2 heads=2 kv=1 D=64 bits=4",
+        "S=1 P=70 M=33 heads=2 kv=2 D=128 bits=0 cache=2"},
+       {"S=1 P=2048 M=1 heads=32 kv=32 D=128 bits=4 cache=6",
+        "S=8 P=2048 M=8 heads=32 kv=8 D=128 bits=0 cache=2"},
+       drawCachedAttention,
+       50},
       {"silu_mul", gates, gatesReal,
        [](Maker& m) {
          m.in(m.normal(rowsOf(m), 4));
          m.in(m.normal(rowsOf(m)));
        }},
-      {"silu_mul_grad", gates, gatesReal,
+      {"silu_mul_grad", gateGrads, gateGradsReal,
        [](Maker& m) {
-         m.in(m.normal(rowsOf(m), 4));
-         m.in(m.normal(rowsOf(m)));
-         m.in(m.normal(rowsOf(m)));
+         for (const double size : {4, 1, 1}) m.in(m.normal(rowsOf(m), size));
+         m.param("bf16", m.dtype() == AQ_F32 ? double(m.get("bf16", 0)) : 0);
        }},
       {"relu", gates, gatesReal, [](Maker& m) { m.in(m.normal(rowsOf(m))); }},
       {"relu_grad", gates, gatesReal,
@@ -169,7 +208,12 @@ inline const std::vector<KernelCase>& blockCases() {
        {"M=1 C=1", "M=65 C=33", "M=700 C=136"},
        normsReal,
        [](Maker& m) { m.in(m.normal(rowsOf(m), 1, 0.5)); }},
-      {"all_finite", flat, flatReal, [](Maker& m) { m.in(m.normal({m["N"]})); }},
+      {"all_finite",
+       {"N=1", "N=1003", "N=40001", "N=37 more=70", "N=130 more=3 s=2"},
+       flatReal,
+       [](Maker& m) {
+         for (int64_t i = 0; i <= m.get("more", 0); i++) m.in(m.stored(m.normal({m["N"] + 3 * i})));
+       }},
   };
   return cases;
 }

@@ -11,7 +11,7 @@ inline int64_t groupsOf(const Maker& m) {
 }
 
 inline Tensor drawQuantized(Maker& m) {
-  const Tensor x = m.normal({m["M"], m["K"]});
+  const Tensor x = m.stored(m.normal({m["M"], m["K"]}));
   m.in(x);
   m.param("group");
   return x;
@@ -38,17 +38,43 @@ inline std::vector<Tensor> drawFactors(Maker& m, const Tensor& x) {
   return {m.uniform({x.shape[0]}, 0.5, 2), m.uniform({x.shape[1]}, 0.5, 2)};
 }
 
+// The quantized matrix of x in a type, as quant_operand makes it, and its scale.
+inline std::vector<Tensor> operandOf(Maker& m, const Tensor& x, double bits, int64_t type) {
+  return m.run("quant_operand", {x}, {{"bits", bits}, {"floor", 1e-6}, {"dtype", double(type)}});
+}
+
+// Operands of a product. a, b: bits of the grids that are applied on load (0: none); at, bt: the
+// type of an operand without one, whose whole numbers (5, i8) have the bits that a or b says.
 inline void drawFakeQuantGemm(Maker& m) {
   const int64_t M = m["M"], N = m["N"], K = m["K"];
   const bool ta = m.get("ta", 0) != 0, tb = m.get("tb", 1) != 0;
+  // Other types are of f32 products only.
+  const bool isWide = m.dtype() == AQ_F64;
+  const int64_t at = isWide ? m.dtype() : m.get("at", m.dtype());
+  const int64_t bt = isWide ? m.dtype() : m.get("bt", m.dtype());
   const double aBits = double(m["a"]), bBits = double(m["b"]), bGroup = double(m.get("bg", 0));
   const Tensor a = m.normal(ta ? Shape{K, M} : Shape{M, K});
-  const Tensor b = m.normal(tb ? Shape{N, K} : Shape{K, N});
+  const Tensor b = m.stored(m.normal(tb ? Shape{N, K} : Shape{K, N}));
   const std::vector<Tensor> factors = drawFactors(m, b);
-  m.in(m.convert(a, int32_t(m.get("type", m.dtype()))));
-  m.in(b);
-  m.gridOrNone(a, aBits, 0);
-  m.gridOrNone(b, bBits, bGroup, factors);
+  const auto operand = [&](const Tensor& x, double bits, int64_t type) {
+    return type == AQ_I8 ? operandOf(m, x, bits, type)
+                         : std::vector<Tensor>{{}, {}, m.convert(x, int32_t(type))};
+  };
+  const auto left = operand(a, aBits, at), right = operand(b, bBits, bt);
+  m.in(at == m.dtype() ? a : left[2]);
+  m.in(bt == m.dtype() ? b : right[2]);
+  if (at == m.dtype()) {
+    m.gridOrNone(a, aBits, 0);
+  } else {
+    m.in(left[0]);
+    m.absent();
+  }
+  if (bt == m.dtype()) {
+    m.gridOrNone(b, bBits, bGroup, factors);
+  } else {
+    m.in(right[0]);
+    m.absent();
+  }
   m.get("bias", 0) ? m.in(m.normal({N})) : m.absent();
   m.get("v", 0) ? m.in(m.uniform(b.shape, -0.5, 0.5)) : m.absent();
   for (const Tensor& factor : factors) m.in(factor);
@@ -58,7 +84,11 @@ inline void drawFakeQuantGemm(Maker& m) {
   m.param("b_bits", bBits);
   m.param("b_group", bGroup);
   m.param("accumulate", double(m.get("acc", 0)));
-  if (m.get("acc", 0)) m.out(m.normal({M, N}));
+  const bool isShort = m.get("bf16", 0) && m.dtype() == AQ_F32;
+  m.param("bf16", isShort);
+  if (!m.get("acc", 0)) return;
+  const Tensor sum = m.normal({M, N});
+  m.out(isShort ? m.convert(sum, AQ_BF16) : sum);
 }
 
 // Codes of at most 4 bits with their grid, as int4_pack takes them.
@@ -90,7 +120,16 @@ inline const std::vector<KernelCase>& quantizeCases() {
                               "M=9 K=300 group=0 bits=4 clip=1",
                               "M=6 K=1000 group=0 bits=8 clip=2 symmetric=1",
                               "M=33 K=70 group=0 bits=4 clip=2 scaled=1",
-                              "M=40 K=128 group=32 bits=3 clip=2 scaled=1 v=1"};
+                              "M=40 K=128 group=32 bits=3 clip=2 scaled=1 v=1",
+                              "M=33 K=70 group=0 bits=4 clip=2 scaled=1 s=3",
+                              "M=40 K=128 group=32 bits=3 clip=2 scaled=1 v=1 s=2"};
+  static const Texts operands = {"M=5 K=7 group=0 bits=4 clip=2 to=5",
+                                 "M=33 K=300 group=0 bits=4 clip=1 scaled=1 to=5 s=3",
+                                 "M=3 K=64 group=32 bits=3 clip=2 to=-1",
+                                 "M=40 K=128 group=32 bits=3 clip=2 scaled=1 v=1 to=2 s=3",
+                                 "M=9 K=1000 group=0 bits=3 clip=0 to=3 s=2"};
+  static const Texts operandsReal = {"M=4096 K=4096 group=0 bits=4 clip=2 scaled=1 to=5 s=3",
+                                     "M=4096 K=4096 group=0 bits=3 clip=2 scaled=1 to=2 s=3"};
   static const Texts gridsReal = {"M=4096 K=4096 group=128 bits=4 clip=2",
                                   "M=4096 K=4096 group=0 bits=4 clip=2 scaled=1",
                                   "M=2048 K=4096 group=0 bits=4 clip=1"};
@@ -108,6 +147,20 @@ inline const std::vector<KernelCase>& quantizeCases() {
          m.param("floor", 1e-6);
        },
        5},
+      {"quant_operand", operands, operandsReal,
+       [](Maker& m) {
+         const Tensor x = drawQuantized(m);
+         drawClip(m);
+         m.get("v", 0) ? m.in(m.uniform(x.shape, -0.5, 0.5)) : m.absent();
+         for (const Tensor& factor : drawFactors(m, x)) m.in(factor);
+         // Short values are of f32 inputs only.
+         const int64_t to = m["to"];
+         const bool isOwn = to < 0 || (m.dtype() == AQ_F64 && to != AQ_I8);
+         m.param("dtype", double(isOwn ? m.dtype() : to));
+         m.param("bits");
+         m.param("floor", 1e-6);
+       },
+       5},
       {"fake_quant", codes, codesReal, drawFakeQuant},
       {"fake_quant_grad", grids, gridsReal,
        [](Maker& m) {
@@ -121,7 +174,7 @@ inline const std::vector<KernelCase>& quantizeCases() {
                                   {"floor", 1e-6}});
          m.in(made[0]);
          m.in(made[1]);
-         m.in(m.normal(x.shape));
+         m.in(m.gradient(m.normal(x.shape)));
          drawClip(m);
          m.get("v", 0) ? m.in(m.uniform(x.shape, -0.5, 0.5)) : m.absent();
          for (const Tensor& factor : factors) m.in(factor);
@@ -136,8 +189,14 @@ inline const std::vector<KernelCase>& quantizeCases() {
         "M=14 N=31 K=40 a=0 b=2 bg=16 bias=1 acc=1", "M=24 N=13 K=50 ta=1 tb=0 a=4 b=0",
         "M=9 N=37 K=18 tb=0 a=0 b=2 v=1", "M=150 N=140 K=256 a=4 b=4 bias=1",
         "M=128 N=256 K=128 a=0 b=4", "M=33 N=40 K=64 a=4 b=4 scaled=1",
-        "M=20 N=33 K=70 tb=0 a=0 b=3 scaled=1 v=1"},
-       {"M=2048 N=4096 K=4096 a=4 b=4", "M=2048 N=4096 K=4096 a=0 b=3 bg=128"},
+        "M=20 N=33 K=70 tb=0 a=0 b=3 scaled=1 v=1", "M=33 N=40 K=70 a=4 b=4 at=5 bt=5 bias=1",
+        "M=150 N=140 K=256 a=4 b=4 at=5 bt=5", "M=64 N=72 K=130 tb=0 a=0 b=4 at=2 bt=5",
+        "M=40 N=48 K=64 ta=1 tb=0 a=0 b=0 at=2 bt=2 bf16=1",
+        "M=128 N=256 K=128 ta=1 tb=0 a=4 b=0 at=5 bt=2 bf16=1",
+        "M=64 N=40 K=128 a=0 b=3 s=3 scaled=1", "M=33 N=17 K=65 a=0 b=0 at=3 bt=3 bf16=1 acc=1"},
+       {"M=2048 N=4096 K=4096 a=4 b=4", "M=2048 N=4096 K=4096 a=0 b=3 bg=128",
+        "M=2048 N=4096 K=4096 a=4 b=4 at=5 bt=5", "M=2048 N=4096 K=4096 a=0 b=0 at=2 bt=2",
+        "M=4096 N=4096 K=2048 ta=1 tb=0 a=0 b=0 at=2 bt=2 bf16=1"},
        drawFakeQuantGemm,
        50},
       {"quantize", codes, codesReal, drawFakeQuant},

@@ -6,7 +6,7 @@
 namespace aq::tools {
 
 inline void drawHeads(Maker& m, const Shape& w) {
-  m.in(m.normal(w));
+  m.in(m.stored(m.normal(w)));
   m.param("side");
   m.param("transpose");
   m.param("heads");
@@ -17,12 +17,26 @@ inline Shape headShape(const Maker& m) {
   return m["side"] ? Shape{m["other"], wide} : Shape{wide, m["other"]};
 }
 
+// Guard and schedule of an optimizer: where the sizes say control=1, step 5 at half the rate.
+inline void drawControl(Maker& m) {
+  if (!m.get("control", 0)) {
+    m.absent();
+    m.absent();
+    return;
+  }
+  m.in(m.convert(m.from({1}, [](int64_t) { return 1.0; }), AQ_I32));
+  m.in(m.convert(m.from({2}, [](int64_t i) { return i ? 5.0 : 0.5; }), AQ_F64));
+}
+
 // p, g, m, v of an optimizer.
 inline void drawMoments(Maker& m, const Tensor& p) {
   m.in(p);
   m.in(m.normal(p.shape));
   m.in(m.normal(p.shape, 0.1));
   m.in(m.uniform(p.shape, 0.01, 0.1));
+}
+
+inline void drawRates(Maker& m) {
   const Params rates = {{"lr", 5e-3},  {"beta1", 0.9},         {"beta2", 0.999},
                         {"eps", 1e-8}, {"weight_decay", 0.01}, {"step", 3}};
   for (const auto& [name, value] : rates) m.param(name, value);
@@ -42,30 +56,39 @@ inline int64_t oddPart(int64_t n) { return n % 2 ? n : oddPart(n / 2); }
 
 inline const std::vector<KernelCase>& weightCases() {
   using Texts = std::vector<const char*>;
-  static const Texts scales = {"O=5 I=7 r=1 c=1", "O=33 I=20 r=0 c=1", "O=130 I=64 r=1 c=0"};
-  static const Texts scalesReal = {"O=11008 I=4096 r=1 c=1"};
+  static const Texts scales = {"O=5 I=7 r=1 c=1",        "O=33 I=20 r=0 c=1",
+                               "O=130 I=64 r=1 c=0",     "O=33 I=20 r=1 c=1 s=3",
+                               "O=130 I=64 r=1 c=1 s=2", "O=9 I=15 r=0 c=1 s=2"};
+  static const Texts scalesReal = {"O=11008 I=4096 r=1 c=1", "O=11008 I=4096 r=1 c=1 s=3"};
   static const Texts heads = {"side=0 transpose=0 heads=4 kv=2 D=4 other=7",
                               "side=0 transpose=1 heads=2 kv=2 D=16 other=1",
                               "side=1 transpose=0 heads=6 kv=2 D=3 other=5",
-                              "side=1 transpose=1 heads=2 kv=1 D=64 other=70"};
+                              "side=1 transpose=1 heads=2 kv=1 D=64 other=70",
+                              "side=1 transpose=0 heads=4 kv=2 D=8 other=20 acc=1",
+                              "side=0 transpose=0 heads=2 kv=2 D=32 other=40 s=3",
+                              "side=1 transpose=1 heads=4 kv=2 D=128 other=72 s=2"};
   static const Texts headsReal = {"side=0 transpose=1 heads=32 kv=32 D=128 other=4096",
-                                  "side=1 transpose=1 heads=32 kv=32 D=128 other=4096"};
-  static const Texts pairs = {"heads=4 kv=2 D=6 I=5 r=-1 theta=1",
-                              "heads=2 kv=2 D=32 I=40 r=1 theta=-1"};
-  static const Texts pairsReal = {"heads=32 kv=32 D=128 I=4096 r=1 theta=1"};
+                                  "side=1 transpose=1 heads=32 kv=32 D=128 other=4096",
+                                  "side=0 transpose=1 heads=32 kv=32 D=128 other=4096 s=3",
+                                  "side=1 transpose=1 heads=32 kv=32 D=128 other=4096 s=2"};
+  static const Texts pairs = {
+      "heads=4 kv=2 D=6 I=5 r=-1 theta=1", "heads=2 kv=2 D=32 I=40 r=1 theta=-1",
+      "heads=4 kv=2 D=16 I=40 r=1 theta=1 s=3", "heads=4 kv=4 D=6 I=5 r=1 theta=1 s=2"};
+  static const Texts pairsReal = {"heads=32 kv=32 D=128 I=4096 r=1 theta=1",
+                                  "heads=32 kv=32 D=128 I=4096 r=1 theta=1 s=3"};
   static const std::vector<KernelCase> cases = {
       {"scale_weight", scales, scalesReal,
        [](Maker& m) {
-         m.in(m.normal({m["O"], m["I"]}));
+         m.in(m.stored(m.normal({m["O"], m["I"]})));
          m["r"] ? m.in(m.uniform({m["O"]}, 0.5, 2)) : m.absent();
          m["c"] ? m.in(m.uniform({m["I"]}, 0.5, 2)) : m.absent();
        }},
       {"scale_weight_grad", scales, scalesReal,
        [](Maker& m) {
-         m.in(m.normal({m["O"], m["I"]}));
+         m.in(m.stored(m.normal({m["O"], m["I"]})));
          m["r"] ? m.in(m.uniform({m["O"]}, 0.5, 2)) : m.absent();
          m["c"] ? m.in(m.uniform({m["I"]}, 0.5, 2)) : m.absent();
-         m.in(m.normal({m["O"], m["I"]}));
+         m.in(m.gradient(m.normal({m["O"], m["I"]})));
        },
        5},
       {"head_matmul", heads, headsReal,
@@ -76,13 +99,15 @@ inline const std::vector<KernelCase>& weightCases() {
       {"head_matmul_grad", heads, headsReal,
        [](Maker& m) {
          drawHeads(m, headShape(m));
-         m.in(m.normal(headShape(m)));
+         m.in(m.gradient(m.normal(headShape(m))));
          m.param("kv_heads", double(m["kv"]));
+         m.param("accumulate", double(m.get("acc", 0)));
+         if (m.get("acc", 0)) m.out(m.normal({m["kv"], m["D"], m["D"]}));
        },
        5},
       {"rotate_pairs", pairs, pairsReal,
        [](Maker& m) {
-         m.in(m.normal({m["heads"] * m["D"], m["I"]}));
+         m.in(m.stored(m.normal({m["heads"] * m["D"], m["I"]})));
          m.in(m.normal({m["kv"], m["D"] / 2}, 0.3));
          m.in(m.normal({m["kv"], m["D"] / 2}));
          m.param("heads");
@@ -91,8 +116,8 @@ inline const std::vector<KernelCase>& weightCases() {
        }},
       {"rotate_pairs_grad", pairs, pairsReal,
        [](Maker& m) {
-         m.in(m.normal({m["heads"] * m["D"], m["I"]}));
-         m.in(m.normal({m["heads"] * m["D"], m["I"]}));
+         m.in(m.stored(m.normal({m["heads"] * m["D"], m["I"]})));
+         m.in(m.gradient(m.normal({m["heads"] * m["D"], m["I"]})));
          m.param("heads");
          m.param("kv_heads", double(m["kv"]));
          m.param("sign_r", double(m["r"]));
@@ -145,14 +170,23 @@ inline const std::vector<KernelCase>& weightCases() {
          m.param("inverse");
        }},
       {"adam",
-       {"N=1", "N=1003"},
-       {"N=16777216"},
-       [](Maker& m) { drawMoments(m, m.normal({m["N"]})); }},
-      {"masked_adam",
-       {"B=2 D=7 band=2", "B=3 D=8 band=7", "B=1 D=600 band=20", "B=1 D=512 band=512"},
-       {"B=32 D=128 band=128", "B=1 D=4096 band=4096", "B=1 D=4096 band=512"},
+       {"N=1", "N=1003", "N=37 groups=3 control=1", "N=130 groups=70", "N=8 groups=2 control=1"},
+       {"N=16777216", "N=4096 groups=40 control=1"},
        [](Maker& m) {
+         drawControl(m);
+         for (int64_t i = 0; i < m.get("groups", 1); i++)
+           drawMoments(m, m.normal({m["N"] + 5 * i}));
+         drawRates(m);
+       }},
+      {"masked_adam",
+       {"B=2 D=7 band=2", "B=3 D=8 band=7 control=1", "B=1 D=600 band=20", "B=1 D=512 band=512",
+        "B=1 D=2200 band=700 control=1"},
+       {"B=32 D=128 band=128", "B=1 D=4096 band=4096", "B=1 D=4096 band=512", "B=1 D=4096 band=128",
+        "B=1 D=4096 band=128 control=1"},
+       [](Maker& m) {
+         drawControl(m);
          drawMoments(m, drawMatrices(m, 30));
+         drawRates(m);
          m.param("sf", 0.1);
          m.param("limit", 0.9);
          m.param("band");
@@ -166,11 +200,14 @@ inline const std::vector<KernelCase>& weightCases() {
          m.param("limit", 0.25);
        }},
       {"sign_step",
-       {"N=1", "N=1003"},
-       {"N=16777216"},
+       {"N=1", "N=1003", "N=37 groups=3 control=1 s=2", "N=130 groups=70 s=3"},
+       {"N=16777216", "N=16777216 s=2"},
        [](Maker& m) {
-         m.in(m.uniform({m["N"]}, -0.5, 0.5));
-         m.in(m.normal({m["N"]}));
+         drawControl(m);
+         for (int64_t i = 0; i < m.get("groups", 1); i++) {
+           m.in(m.uniform({m["N"] + 5 * i}, -0.5, 0.5));
+           m.in(m.stored(m.normal({m["N"] + 5 * i})));
+         }
          m.param("lr", 0.01);
          m.param("limit", 0.5);
        }},

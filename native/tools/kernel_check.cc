@@ -11,9 +11,13 @@
 //     --device NAME     default cuda:0; cpu works too, and then tests the cases alone
 //     --alone           only on the device, nothing is compared: for profilers
 //
-// Each kernel runs twice, the second time into outputs full of NaN: both runs must give the same
-// bytes, and outputs and written inputs must be close to the CPU's. Every op of the registry must
-// have a case, else the check fails. Exit status: 0 all passed, 1 not, 2 wrong usage.
+// Each kernel runs twice, the second time into outputs full of NaN, and once recorded: all runs must
+// give the same bytes, and outputs and written inputs must be close to the CPU's. Every op of the
+// registry must have a case, else the check fails. Exit status: 0 all passed, 1 not, 2 wrong usage.
+//
+// Under compute-sanitizer go op by op with --alone, several processes side by side: racecheck takes
+// long otherwise. initcheck does not see what kernels of cuBLASLt write, and calls their results
+// unwritten: set AQ_CUBLASLT=0 for it.
 #include <cstdio>
 #include <cstdlib>
 
@@ -121,7 +125,7 @@ class Runner {
     failures_++;
     std::printf("FAILED %s %s %s:", c.op, dtypeName(dtype), text);
     if (!isClose) std::printf(" off by %.3g, %.3g allowed", verdict.distance, verdict.allowed);
-    if (!verdict.isRepeatable) std::printf(" two runs differ");
+    if (!verdict.isRepeatable) std::printf(" runs differ");
     std::printf("\n");
   }
 

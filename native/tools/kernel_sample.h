@@ -69,13 +69,20 @@ inline size_t opIndex(const char* name) {
   return size_t(index);
 }
 
+// The flags of input i, which may be of a repeated group.
+inline uint8_t inputFlags(const OpSpec& spec, size_t i) {
+  if (i < spec.inputs.size()) return spec.inputs[i].flags;
+  const size_t first = size_t(spec.repeatFrom), group = spec.inputs.size() - first;
+  return spec.inputs[first + (i - first) % group].flags;
+}
+
 // Runs the op, with the parameters in the order of its field table. Fields that are not named are
 // 0.
 inline std::vector<Tensor> call(const char* name, const Sample& sample) {
   const size_t index = opIndex(name);
   const OpSpec& spec = opRegistry()[index];
-  std::vector<const Tensor*> inputs(spec.inputs.size(), nullptr);
-  for (size_t i = 0; i < sample.inputs.size() && i < inputs.size(); i++) {
+  std::vector<const Tensor*> inputs(std::max(spec.inputs.size(), sample.inputs.size()), nullptr);
+  for (size_t i = 0; i < sample.inputs.size(); i++) {
     if (sample.inputs[i].buffer) inputs[i] = &sample.inputs[i];
   }
   std::vector<double> values(spec.fields.size(), 0);
@@ -146,6 +153,15 @@ class Maker {
   }
   Tensor convert(const Tensor& x, int32_t dtype) {
     return run("cast", {x}, {{"dtype", double(dtype)}})[0];
+  }
+  // x in the short type that the sizes name as s (2: bf16, 3: f16), where the case runs in f32.
+  Tensor stored(const Tensor& x) {
+    const int64_t type = dtype_ == AQ_F32 ? get("s", dtype_) : dtype_;
+    return type == dtype_ ? x : convert(x, int32_t(type));
+  }
+  // The gradient of what `stored` makes: bf16 where that is short.
+  Tensor gradient(const Tensor& g) {
+    return dtype_ == AQ_F32 && get("s", dtype_) != dtype_ ? convert(g, AQ_BF16) : g;
   }
   // Scale and zero of x (times the factors of its rows and columns, if any), as inputs.
   void grid(const Tensor& x, double bits, double group, const std::vector<Tensor>& factors = {}) {

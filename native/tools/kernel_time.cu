@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <functional>
 
+#include "native/core/graph.h"
 #include "native/cuda/queue.h"
 
 namespace aq::tools {
@@ -48,7 +49,7 @@ int64_t trafficOf(const char* op, const Sample& sample, const std::vector<Tensor
   int64_t bytes = 0;
   for (size_t i = 0; i < sample.inputs.size(); i++) {
     if (!sample.inputs[i].buffer) continue;
-    bytes += sample.inputs[i].bytes() * (spec.inputs[i].flags & kMutable ? 2 : 1);
+    bytes += sample.inputs[i].bytes() * (inputFlags(spec, i) & kMutable ? 2 : 1);
   }
   for (const Tensor& output : outputs) bytes += output.bytes();
   if (std::strcmp(op, "gather_rows") == 0) {
@@ -98,29 +99,24 @@ Timing timeKernel(const char* op, const std::shared_ptr<Queue>& queue, const Sam
     for (int64_t i = 0; i < calls; i++) call(op, copies[size_t(i % wanted)]);
   };
 
-  cudaGraph_t graph = nullptr;
-  cudaGraphExec_t ready = nullptr;
-  checkCuda(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal),
-            "cudaStreamBeginCapture");
+  if (!Graph::begin(queue)) raise(AQ_UNSUPPORTED, "%s does not record", queue->device().c_str());
+  std::shared_ptr<Graph> graph;
   try {
     enqueue();
+    graph = Graph::end(queue);
   } catch (const Error&) {
-    // An op that waits ends the capture with an error; below it is timed launch by launch.
+    // An op that waits is timed launch by launch.
+    Graph::abandon(queue);
   }
-  const bool isCaptured = cudaStreamEndCapture(stream, &graph) == cudaSuccess &&
-                          cudaGraphInstantiate(&ready, graph, 0) == cudaSuccess;
-  (void)cudaGetLastError();
   const double seconds = medianSeconds(stream, [&] {
-    if (isCaptured) {
-      checkCuda(cudaGraphLaunch(ready, stream), "cudaGraphLaunch");
+    if (graph) {
+      graph->launch();
     } else {
       enqueue();
     }
   });
-  if (ready) cudaGraphExecDestroy(ready);
-  if (graph) cudaGraphDestroy(graph);
   queue->sync();
-  return {seconds / double(calls), bytes, isCaptured};
+  return {seconds / double(calls), bytes, graph != nullptr};
 }
 
 }  // namespace aq::tools

@@ -228,10 +228,12 @@ const siluMulGrad: OpCase = {
     { M: 3, F: 7 },
     { M: 5, F: 51 },
   ],
+  short: true,
   real: SILU_REAL,
   make: (draw, dims) => {
     const forward = siluMul.make(draw, dims);
-    return { inputs: [...forward.inputs, draw.normal(input(forward, 0).shape)], params: {} };
+    const g = draw.normal(input(forward, 0).shape);
+    return { inputs: [...forward.inputs, g], params: { bf16: draw.short === "bf16" ? 1 : 0 } };
   },
   reference: (call) => {
     const [gate, up, g] = [input(call, 0).data, input(call, 1).data, input(call, 2).data];

@@ -26,6 +26,8 @@ export interface OpCase {
   readonly gradient?: GradientOf;
   /** Float types to run with; default both. */
   readonly dtypes?: readonly FloatType[];
+  /** The op takes short types (S in params.h): `make` says which inputs, by Draw.stored and .gradient. */
+  readonly short?: boolean;
   /** Small sets for tests: odd sizes, one element, grouped heads, short groups. */
   readonly sets: readonly Dims[];
   /** Sets of real models for the benchmark. */
@@ -35,6 +37,8 @@ export interface OpCase {
   reference(call: Call): readonly Float64Array[];
   /** Positions of the inputs that the op writes. */
   readonly writes?: readonly number[];
+  /** The inputs from here on are a group that a call may give more than once. */
+  readonly repeatFrom?: number;
   readonly tolerance: Readonly<Record<FloatType, Tolerance>>;
   /** Bytes that must cross memory, given the size of a T. */
   bytes(dims: Dims, size: number): number;

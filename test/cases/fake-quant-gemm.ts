@@ -9,7 +9,9 @@ import { drawFactors, drawGrid, drawOffset, scaled, WEIGHT_FLOOR } from "./quant
 
 /**
  * a, b: bits of the operand's grid, 0 without one; ag, bg: its groups along stored rows; v 1: b has
- * rounding offsets; f: b has factors of its stored rows (1), columns (2) or both (3).
+ * rounding offsets; f: b has factors of its stored rows (1), columns (2) or both (3). Where types lie
+ * short: a b with a grid is short; ka, kb: the operand has no grid and is short (1) or i8 (2); out 1:
+ * the result is bf16. Elsewhere these operands are as the others.
  */
 const SETS: readonly Dims[] = [
   { M: 1, N: 1, K: 1, ta: 0, tb: 0, a: 0, b: 0, ag: 0, bg: 0, bias: 1, acc: 0 },
@@ -31,7 +33,23 @@ const SETS: readonly Dims[] = [
   // Beyond one block of every dimension.
   { M: 150, N: 140, K: 600, ta: 0, tb: 1, a: 4, b: 3, ag: 0, bg: 64, bias: 1, acc: 0 },
   { M: 30, N: 600, K: 140, ta: 0, tb: 0, a: 0, b: 3, ag: 0, bg: 64, bias: 0, acc: 0, v: 1 },
+  { M: 19, N: 24, K: 40, ta: 0, tb: 1, a: 4, b: 0, ag: 0, bg: 0, bias: 1, acc: 0, kb: 1 },
+  { M: 9, N: 130, K: 72, ta: 0, tb: 1, a: 8, b: 0, ag: 0, bg: 0, bias: 0, acc: 0, kb: 2 },
+  ...shortOperands(),
 ];
+
+/** Every kind of operand with every other, in the three products of a linear. */
+function shortOperands(): Dims[] {
+  const none = { a: 0, b: 0, ag: 0, bg: 0 };
+  const kinds = [0, 1, 2].flatMap((ka) => [0, 1, 2].map((kb) => ({ ...none, ka, kb })));
+  return kinds.slice(1).flatMap((kind, i) => [
+    { ...kind, M: 19, N: 24, K: 40, ta: 0, tb: 1, bias: i % 2, acc: 0, out: 0 },
+    { ...kind, M: 136, N: 130, K: 264, ta: 0, tb: 1, bias: 0, acc: i % 2, out: 1 },
+    { ...kind, M: 24, N: 16, K: 72, ta: 0, tb: 0, bias: 0, acc: (i + 1) % 2, out: 0 },
+    { ...kind, M: 33, N: 17, K: 21, ta: 1, tb: 0, bias: 0, acc: 0, out: 1 },
+    { ...kind, M: 64, N: 128, K: 96, ta: 1, tb: 0, bias: 0, acc: 1, out: 1 },
+  ]);
+}
 
 /** The forward product of a linear, and the two products of its gradient. */
 function linear(M: number, N: number, K: number, a: number, b: number, bg: number): Dims[] {
@@ -57,12 +75,44 @@ function gridOf(draw: Draw, x: Value, bits: number, group: number): readonly (Va
   if (bits === 0) return [undefined, undefined];
   const [M, K] = x.shape as [number, number];
   const options = { M, K, group, bits, symmetric: false, floor: WEIGHT_FLOOR, roundF16: false };
-  return drawGrid(draw, x, undefined, options);
+  const [scale, zero] = drawGrid(draw, x, undefined, options);
+  if (!draw.short) return [scale, zero];
+  // Numbers of few bits often lie right between two codes of the grid that they span, where f32 and
+  // f64 may round in different directions.
+  return [
+    draw.value(
+      scale.data.map((s) => 1.0137 * s),
+      scale.shape,
+    ),
+    zero,
+  ];
+}
+
+/** An operand of a kind (ka, kb) with its scale and zero. */
+function drawOperand(
+  draw: Draw,
+  shape: readonly number[],
+  { kind, isWeight }: { readonly kind: number; readonly isWeight: boolean },
+  make: (x: Value) => readonly (Value | undefined)[],
+): readonly [Value, readonly (Value | undefined)[]] {
+  if (!draw.short || kind === 0) {
+    const x = isWeight ? draw.stored(draw.normal(shape)) : draw.normal(shape);
+    return [x, make(x)];
+  }
+  if (kind === 1) return [draw.stored(draw.normal(shape)), [undefined, undefined]];
+  const codes = draw.integers(shape, 15, "i8");
+  const scale = draw.uniform([shape[0] as number], 0.05, 0.2);
+  return [{ ...codes, data: codes.data.map((code) => code - 7) }, [scale, undefined]];
 }
 
 /** The operand as the product sees it. */
 function used(call: Call, side: 0 | 1): Float64Array {
   const given = input(call, side);
+  if (given.dtype === "i8") {
+    const columns = given.shape[1] as number;
+    const rows = input(call, 2 + 2 * side).data;
+    return given.data.map((code, i) => code * (rows[Math.floor(i / columns)] ?? 0));
+  }
   const x = side === 1 ? scaled(given, call.inputs[8], call.inputs[9]) : given;
   const [scale, zero] = [call.inputs[2 + 2 * side], call.inputs[3 + 2 * side]];
   if (!scale || !zero) return x.data;
@@ -76,21 +126,37 @@ function used(call: Call, side: 0 | 1): Float64Array {
 
 const fakeQuantGemm: OpCase = {
   op: "fake_quant_gemm",
+  short: true,
   sets: SETS,
   real: REAL,
   make: (draw, dims) => {
     const [M, N, K] = [dim(dims, "M"), dim(dims, "N"), dim(dims, "K")];
     const [ta, tb] = [dim(dims, "ta"), dim(dims, "tb")];
-    const a = draw.normal(ta ? [K, M] : [M, K]);
-    const b = draw.normal(tb ? [N, K] : [K, N]);
-    const factors = drawFactors(draw, dims, b);
-    const quantized = scaled(b, ...factors);
+    const [aBits, bBits] = [dim(dims, "a"), dim(dims, "b")];
+    const [a, aGrid] = drawOperand(
+      draw,
+      ta ? [K, M] : [M, K],
+      { kind: aBits ? 0 : (dims["ka"] ?? 0), isWeight: false },
+      (x) => gridOf(draw, x, aBits, dim(dims, "ag")),
+    );
+    let factors: ReturnType<typeof drawFactors> = [undefined, undefined];
+    const bShape = tb ? [N, K] : [K, N];
+    const [b, bGrid] = drawOperand(
+      draw,
+      bShape,
+      { kind: bBits ? 0 : (dims["kb"] ?? 0), isWeight: bBits > 0 },
+      (x) => {
+        factors = drawFactors(draw, dims, x);
+        return gridOf(draw, scaled(x, ...factors), bBits, dim(dims, "bg"));
+      },
+    );
+    const isShort = draw.short !== undefined && dims["out"] === 1;
     const call: Call = {
       inputs: [
         a,
         b,
-        ...gridOf(draw, a, dim(dims, "a"), dim(dims, "ag")),
-        ...gridOf(draw, quantized, dim(dims, "b"), dim(dims, "bg")),
+        ...aGrid,
+        ...bGrid,
         dim(dims, "bias") ? draw.normal([N]) : undefined,
         drawOffset(draw, dims, b),
         ...factors,
@@ -98,14 +164,17 @@ const fakeQuantGemm: OpCase = {
       params: {
         trans_a: ta,
         trans_b: tb,
-        a_bits: dim(dims, "a"),
+        a_bits: aBits,
         a_group: dim(dims, "ag"),
-        b_bits: dim(dims, "b"),
+        b_bits: bBits,
         b_group: dim(dims, "bg"),
         accumulate: dim(dims, "acc"),
+        bf16: isShort ? 1 : 0,
       },
     };
-    return dim(dims, "acc") ? { ...call, outs: [draw.normal([M, N])] } : call;
+    if (!dim(dims, "acc")) return call;
+    const before = draw.normal([M, N]);
+    return { ...call, outs: [isShort ? draw.gradient(before) : before] };
   },
   reference: (call) => {
     const [transA, transB] = [param(call, "trans_a") !== 0, param(call, "trans_b") !== 0];

@@ -47,6 +47,7 @@ const elements = (dims: Dims) => dim(dims, "M") * dim(dims, "K");
 
 const fakeQuantGrad: OpCase = {
   op: "fake_quant_grad",
+  short: true,
   gradient: { forward: "fake_quant", kind: "rule" },
   // x 0: x is a constant and wants no gradient, as while rounding is learned.
   sets: [
@@ -66,19 +67,21 @@ const fakeQuantGrad: OpCase = {
     const options = gridOptions(dims);
     const shape = [options.M, options.K];
     const special = SPECIAL[(dims["data"] ?? 0) - 1];
-    const x = special
-      ? draw.value(
-          Array.from({ length: sizeOf(shape) }, (_, i) => special(i, options.K)),
-          shape,
-        )
-      : draw.normal(shape);
+    const x = draw.stored(
+      special
+        ? draw.value(
+            Array.from({ length: sizeOf(shape) }, (_, i) => special(i, options.K)),
+            shape,
+          )
+        : draw.normal(shape),
+    );
     const clip = drawClip(draw, dims);
     const factors = drawFactors(draw, dims, x);
     return {
       inputs: [
         x,
         ...drawGrid(draw, scaled(x, ...factors), clip, options),
-        draw.normal(shape),
+        draw.gradient(draw.normal(shape)),
         clip,
         drawOffset(draw, dims, x),
         ...factors,

@@ -1,5 +1,6 @@
 // Cases of the folds on the weight side: scale_weight, head_matmul, rotate_pairs and their
 // gradients, gradual_mask.
+import { as } from "../helpers/random.ts";
 import { differences } from "../reference/finite-differences.ts";
 import {
   gradualMask as gradualMaskReference,
@@ -42,13 +43,14 @@ function scaleInputs(
 
 const scaleWeight: OpCase = {
   op: "scale_weight",
+  short: true,
   sets: SCALE_SETS,
   real: SCALE_REAL,
   make: (draw, dims) => {
     const [O, I] = [dim(dims, "O"), dim(dims, "I")];
     const r = dim(dims, "r") ? draw.uniform([O], 0.5, 2) : undefined;
     const c = dim(dims, "c") ? draw.uniform([I], 0.5, 2) : undefined;
-    return { inputs: [draw.normal([O, I]), r, c], params: {} };
+    return { inputs: [draw.stored(draw.normal([O, I])), r, c], params: {} };
   },
   reference: (call) => {
     const [w, r, c] = scaleInputs(call);
@@ -62,12 +64,14 @@ const scaleWeight: OpCase = {
 
 const scaleWeightGrad: OpCase = {
   op: "scale_weight_grad",
+  short: true,
   gradient: { forward: "scale_weight", kind: "smooth" },
   sets: SCALE_SETS,
   real: SCALE_REAL,
   make: (draw, dims) => {
     const forward = scaleWeight.make(draw, dims);
-    return { inputs: [...forward.inputs, draw.normal(input(forward, 0).shape)], params: {} };
+    const g = draw.gradient(draw.normal(input(forward, 0).shape));
+    return { inputs: [...forward.inputs, g], params: {} };
   },
   reference: (call) => {
     const [w, r, c] = scaleInputs(call);
@@ -119,12 +123,16 @@ const headBytes = (dims: Dims, size: number) =>
 
 const headMatmul: OpCase = {
   op: "head_matmul",
-  sets: HEAD_SETS,
+  short: true,
+  // ms: the matrices lie short.
+  sets: [...HEAD_SETS, ...HEAD_SETS.slice(1, 4).map((dims) => ({ ...dims, ms: 1 }))],
   real: HEAD_REAL,
   make: (draw, dims) => {
     const D = dim(dims, "D");
+    const w = draw.stored(draw.normal(headShape(dims)));
+    const m = draw.normal([dim(dims, "kv"), D, D]);
     return {
-      inputs: [draw.normal(headShape(dims)), draw.normal([dim(dims, "kv"), D, D])],
+      inputs: [w, dims["ms"] && draw.dtype === "f32" ? as(m, "bf16") : m],
       params: {
         side: dim(dims, "side"),
         transpose: dim(dims, "transpose"),
@@ -145,20 +153,22 @@ const headMatmul: OpCase = {
 
 const headMatmulGrad: OpCase = {
   op: "head_matmul_grad",
+  short: true,
   gradient: { forward: "head_matmul", kind: "smooth" },
-  sets: HEAD_SETS,
+  sets: [...HEAD_SETS, ...HEAD_SETS.slice(0, 4).map((dims) => ({ ...dims, acc: 1 }))],
   real: HEAD_REAL,
   make: (draw, dims) => {
     const shape = headShape(dims);
-    return {
-      inputs: [draw.normal(shape), draw.normal(shape)],
-      params: {
-        side: dim(dims, "side"),
-        transpose: dim(dims, "transpose"),
-        heads: dim(dims, "heads"),
-        kv_heads: dim(dims, "kv"),
-      },
+    const [kv, D, acc] = [dim(dims, "kv"), dim(dims, "D"), dims["acc"] ?? 0];
+    const inputs = [draw.stored(draw.normal(shape)), draw.gradient(draw.normal(shape))];
+    const params = {
+      side: dim(dims, "side"),
+      transpose: dim(dims, "transpose"),
+      heads: dim(dims, "heads"),
+      kv_heads: kv,
+      accumulate: acc,
     };
+    return { inputs, params, ...(acc ? { outs: [draw.normal([kv, D, D])] } : {}) };
   },
   reference: (call) => {
     const [w, g] = [input(call, 0), input(call, 1)];
@@ -167,7 +177,9 @@ const headMatmulGrad: OpCase = {
     const forward = ([matrices]: readonly Float64Array[]) => [
       headMatmulReference(w.data, matrices ?? m, w.shape as [number, number], layout),
     ];
-    return [differences(forward, [m], 0, [g.data])];
+    const gradient = differences(forward, [m], 0, [g.data]);
+    const before = call.outs?.[0]?.data;
+    return [before ? gradient.map((x, i) => x + (before[i] ?? 0)) : gradient];
   },
   tolerance: DIFFERENCES,
   bytes: headBytes,
@@ -199,13 +211,14 @@ const rotateElements = (dims: Dims) => dim(dims, "heads") * dim(dims, "D") * dim
 
 const rotatePairs: OpCase = {
   op: "rotate_pairs",
+  short: true,
   sets: ROTATE_SETS,
   real: ROTATE_REAL,
   make: (draw, dims) => {
     const [heads, kv, D] = [dim(dims, "heads"), dim(dims, "kv"), dim(dims, "D")];
     return {
       inputs: [
-        draw.normal([heads * D, dim(dims, "I")]),
+        draw.stored(draw.normal([heads * D, dim(dims, "I")])),
         draw.normal([kv, D / 2], 0.3),
         draw.normal([kv, D / 2]),
       ],
@@ -225,6 +238,7 @@ const rotatePairs: OpCase = {
 
 const rotatePairsGrad: OpCase = {
   op: "rotate_pairs_grad",
+  short: true,
   gradient: { forward: "rotate_pairs", kind: "smooth" },
   sets: ROTATE_SETS,
   real: ROTATE_REAL,
@@ -233,7 +247,7 @@ const rotatePairsGrad: OpCase = {
     // good as any: a second rotation adds its parameters to those of the first.
     const shape = [dim(dims, "heads") * dim(dims, "D"), dim(dims, "I")];
     return {
-      inputs: [draw.normal(shape), draw.normal(shape)],
+      inputs: [draw.stored(draw.normal(shape)), draw.gradient(draw.normal(shape))],
       params: {
         heads: dim(dims, "heads"),
         kv_heads: dim(dims, "kv"),

@@ -1,6 +1,7 @@
 // Every case of every op. A new op adds its case file here; the coverage test says so if not.
 import * as attention from "./attention.ts";
 import * as block from "./block.ts";
+import * as cachedAttention from "./cached-attention.ts";
 import type { OpCase } from "./case.ts";
 import * as elementwise from "./elementwise.ts";
 import * as fakeQuantGemm from "./fake-quant-gemm.ts";
@@ -11,6 +12,7 @@ import * as int4Matmul from "./int4-matmul.ts";
 import * as linalg from "./linalg.ts";
 import * as loss from "./loss.ts";
 import * as optimizer from "./optimizer.ts";
+import * as quantOperand from "./quant-operand.ts";
 import * as quantize from "./quantize.ts";
 
 /** All cases, in the order of native/abi/params.h. */
@@ -20,11 +22,13 @@ export const CASES: readonly OpCase[] = [
   linalg,
   optimizer,
   quantize,
+  quantOperand,
   fakeQuantGrad,
   fakeQuantGemm,
   gptq,
   block,
   attention,
   loss,
+  cachedAttention,
   int4Matmul,
 ].flatMap((file) => file.CASES);

@@ -9,18 +9,27 @@ import { DIFFERENCES, type Dims, dim, EXACT, input, type OpCase, param, SUMMED }
 const N_SETS: readonly Dims[] = [{ N: 1 }, { N: 13 }, { N: 5001 }, { N: 300000 }];
 const N_REAL: readonly Dims[] = [{ N: 2048 * 512 }, { N: 2048 * 4096 }];
 
+/** The mean squared error against one target, or the sum of those against two. */
+function bothErrors(y: Float64Array, t: Float64Array, t2: Float64Array | undefined): number {
+  return reference.mse(y, t) + (t2 ? reference.mse(y, t2) : 0);
+}
+
 const mse: OpCase = {
   op: "mse",
-  sets: N_SETS,
-  real: N_REAL,
+  // two: with a second target.
+  sets: [...N_SETS, { N: 13, two: 1 }, { N: 5001, two: 1 }],
+  real: [...N_REAL, { N: 2048 * 4096, two: 1 }],
   make: (draw, dims) => {
     const shape = [dim(dims, "N")];
-    return { inputs: [draw.normal(shape), draw.normal(shape)], params: {} };
+    const [y, t] = [draw.normal(shape), draw.normal(shape)];
+    return { inputs: [y, t, dims["two"] ? draw.normal(shape) : undefined], params: {} };
   },
-  reference: (call) => [Float64Array.of(reference.mse(input(call, 0).data, input(call, 1).data))],
+  reference: (call) => [
+    Float64Array.of(bothErrors(input(call, 0).data, input(call, 1).data, call.inputs[2]?.data)),
+  ],
   // Summed in float64 whatever the type: only the result is rounded.
   tolerance: { f32: { rtol: 2e-7, atol: 0 }, f64: { rtol: 1e-13, atol: 0 } },
-  bytes: (dims, size) => 2 * dim(dims, "N") * size,
+  bytes: (dims, size) => (2 + (dims["two"] ?? 0)) * dim(dims, "N") * size,
   flops: (dims) => 3 * dim(dims, "N"),
   bound: "memory",
 };
@@ -28,19 +37,22 @@ const mse: OpCase = {
 const mseGrad: OpCase = {
   op: "mse_grad",
   gradient: { forward: "mse", kind: "smooth" },
-  sets: [{ N: 1 }, { N: 13 }, { N: 257 }],
-  real: N_REAL,
+  sets: [{ N: 1 }, { N: 13 }, { N: 257 }, { N: 29, two: 1 }],
+  real: mse.real,
   make: (draw, dims) => {
-    const forward = mse.make(draw, dims);
-    return { inputs: [...forward.inputs, draw.normal([1])], params: {} };
+    const [y, t, t2] = mse.make(draw, dims).inputs;
+    return { inputs: [y, t, draw.normal([1]), t2], params: {} };
   },
   reference: (call) => {
     const [y, t, g] = [input(call, 0).data, input(call, 1).data, input(call, 2).data];
-    const forward = ([ys]: readonly Float64Array[]) => [Float64Array.of(reference.mse(ys ?? y, t))];
+    const t2 = call.inputs[3]?.data;
+    const forward = ([ys]: readonly Float64Array[]) => [
+      Float64Array.of(bothErrors(ys ?? y, t, t2)),
+    ];
     return [differences(forward, [y], 0, [g])];
   },
   tolerance: DIFFERENCES,
-  bytes: (dims, size) => 3 * dim(dims, "N") * size,
+  bytes: (dims, size) => (3 + (dims["two"] ?? 0)) * dim(dims, "N") * size,
   flops: (dims) => 2 * dim(dims, "N"),
   bound: "memory",
 };
@@ -220,6 +232,7 @@ const channelStats: OpCase = {
 
 const allFinite: OpCase = {
   op: "all_finite",
+  short: true,
   // bad: 0 none, 1 a NaN, 2 an infinity, at the last place.
   sets: [
     { N: 1, bad: 0 },
@@ -227,20 +240,29 @@ const allFinite: OpCase = {
     { N: 999, bad: 0 },
     { N: 999, bad: 1 },
     { N: 50000, bad: 2 },
+    { N: 12, bad: 0, groups: 3 },
+    { N: 12, bad: 2, groups: 3 },
+    { N: 130, bad: 0, groups: 90 },
+    { N: 130, bad: 1, groups: 90 },
   ],
-  real: N_REAL.map(({ N = 1 }) => ({ N, bad: 0 })),
+  real: [...N_REAL.map(({ N = 1 }) => ({ N, bad: 0 })), { N: 8192, bad: 0, groups: 20 }],
+  repeatFrom: 0,
   make: (draw, dims) => {
-    const N = dim(dims, "N");
-    const data = draw.normal([N]).data.slice();
-    const bad = dim(dims, "bad");
-    if (bad) data[N - 1] = bad === 1 ? Number.NaN : Number.NEGATIVE_INFINITY;
-    return { inputs: [draw.value(data, [N])], params: {} };
+    const [N, groups, bad] = [dim(dims, "N"), dims["groups"] ?? 1, dim(dims, "bad")];
+    const inputs = Array.from({ length: groups }, (_, group) => {
+      const data = draw.normal([N + 3 * group]).data.slice();
+      const isBad = bad > 0 && group === Math.floor((2 * groups) / 3);
+      if (isBad) data[data.length - 1] = bad === 1 ? Number.NaN : Number.NEGATIVE_INFINITY;
+      return draw.stored(draw.value(data, [data.length]));
+    });
+    return { inputs, params: {} };
   },
-  reference: (call) => [
-    Float64Array.of(input(call, 0).data.every((value) => Number.isFinite(value)) ? 1 : 0),
-  ],
+  reference: ({ inputs }) => {
+    const allFinite = inputs.every((x) => x?.data.every((value) => Number.isFinite(value)));
+    return [Float64Array.of(allFinite ? 1 : 0)];
+  },
   tolerance: EXACT,
-  bytes: (dims, size) => dim(dims, "N") * size,
+  bytes: (dims, size) => dim(dims, "N") * (dims["groups"] ?? 1) * size,
   flops: () => 0,
   bound: "memory",
 };

@@ -12,26 +12,69 @@ import { type Call, CLOSE, type Dims, dim, input, type OpCase, param } from "./c
 
 const RATES = { lr: 5e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 };
 
+/** Inputs before an optimizer's own. */
+const CONTROL = 2;
+
+/**
+ * Guard and schedule of sets that say so: guard 1 or 0 is given as such (absent: none), schedule 1
+ * gives a rate of a half at step 5.
+ */
+function drawControl(dims: Dims): readonly (Value | undefined)[] {
+  const guard = dims["guard"];
+  return [
+    guard === undefined
+      ? undefined
+      : { data: Float64Array.of(guard), shape: [1], dtype: "i32" as const },
+    dims["schedule"] === 1
+      ? { data: Float64Array.of(0.5, 5), shape: [2], dtype: "f64" as const }
+      : undefined,
+  ];
+}
+
+/** Whether the guard lets the op change anything. */
+const mayChange = (call: Call): boolean => (call.inputs[0]?.data[0] ?? 1) !== 0;
+
+/** The rate of a step, and its number where the op counts them. */
+function scheduled(call: Call): { readonly lr: number; readonly step: number | undefined } {
+  const [rate = 1, step] = call.inputs[1]?.data ?? [];
+  return { lr: param(call, "lr") * rate, step };
+}
+
+/** Sets of every kind of control, of one set. */
+function controlled(dims: Dims): Dims[] {
+  return [
+    { ...dims, guard: 1 },
+    { ...dims, guard: 0 },
+    { ...dims, guard: 1, schedule: 1 },
+  ];
+}
+
 function rates(call: Call): AdamOptions {
+  const { lr, step } = scheduled(call);
   return {
-    lr: param(call, "lr"),
+    lr,
     beta1: param(call, "beta1"),
     beta2: param(call, "beta2"),
     eps: param(call, "eps"),
     weightDecay: param(call, "weight_decay"),
-    step: param(call, "step"),
+    step: step ?? param(call, "step"),
   };
 }
 
-const state = (call: Call) => ({
-  p: input(call, 0).data,
-  m: input(call, 2).data,
-  v: input(call, 3).data,
+/** State of the group whose first input is `first`. */
+const state = (call: Call, first: number) => ({
+  p: input(call, first).data,
+  m: input(call, first + 2).data,
+  v: input(call, first + 3).data,
 });
 
 function moments(draw: Draw, shape: readonly number[]): readonly [Value, Value] {
   return [draw.normal(shape, 0.1), draw.uniform(shape, 0.01, 0.1)];
 }
+
+/** Sizes of the groups of a call: each after the first is a little longer. */
+const groupSizes = (dims: Dims): number[] =>
+  Array.from({ length: dims["groups"] ?? 1 }, (_, i) => dim(dims, "N") + 5 * i);
 
 const adam: OpCase = {
   op: "adam",
@@ -40,27 +83,41 @@ const adam: OpCase = {
     { N: 37, step: 1 },
     { N: 1001, step: 7 },
     { N: 33000, step: 640 },
+    { N: 3, step: 2, groups: 2 },
+    { N: 130, step: 4, groups: 70 },
+    ...controlled({ N: 37, step: 3, groups: 3 }),
   ],
   real: [
     { N: 8 * 64 * 64, step: 9 },
     { N: 4096 * 4096, step: 9 },
+    { N: 8192, step: 9, groups: 19 },
   ],
   make: (draw, dims) => {
-    const shape = [dim(dims, "N")];
-    const [m, v] = moments(draw, shape);
+    const group = (n: number): Value[] => {
+      const [m, v] = moments(draw, [n]);
+      return [draw.normal([n]), draw.normal([n]), m, v];
+    };
     return {
-      inputs: [draw.normal(shape), draw.normal(shape), m, v],
+      inputs: [...drawControl(dims), ...groupSizes(dims).flatMap(group)],
       params: { ...RATES, step: dim(dims, "step") },
     };
   },
   reference: (call) => {
-    const { p, m, v } = adamReference(state(call), input(call, 1).data, rates(call));
-    return [p, m, v];
+    const results: Float64Array[] = [];
+    for (let first = CONTROL; first < call.inputs.length; first += 4) {
+      const old = state(call, first);
+      const { p, m, v } = mayChange(call)
+        ? adamReference(old, input(call, first + 1).data, rates(call))
+        : old;
+      results.push(p, m, v);
+    }
+    return results;
   },
-  writes: [0, 2, 3],
+  writes: [CONTROL, CONTROL + 2, CONTROL + 3],
+  repeatFrom: CONTROL,
   tolerance: { f32: { rtol: 5e-6, atol: 1e-6 }, f64: { rtol: 1e-12, atol: 1e-13 } },
-  bytes: (dims, size) => 7 * dim(dims, "N") * size,
-  flops: (dims) => 14 * dim(dims, "N"),
+  bytes: (dims, size) => 7 * groupSizes(dims).reduce((sum, n) => sum + n, 0) * size,
+  flops: (dims) => 14 * groupSizes(dims).reduce((sum, n) => sum + n, 0),
   bound: "memory",
 };
 
@@ -80,12 +137,16 @@ const maskedAdam: OpCase = {
     { B: 2, D: 33, band: 12, off: 8 },
     { B: 2, D: 20, band: 50, off: 3 },
     { B: 1, D: 9, band: 4, off: 30, limit: 0 },
+    ...controlled({ B: 2, D: 33, band: 12, off: 8 }),
   ],
   real: [
     { B: 8, D: 64, band: 16, off: 0.1 },
     { B: 8, D: 64, band: 64, off: 0.1 },
     { B: 32, D: 128, band: 32, off: 0.1 },
     { B: 32, D: 128, band: 128, off: 0.1 },
+    { B: 1, D: 4096, band: 128, off: 0.1 },
+    { B: 1, D: 4096, band: 512, off: 0.1 },
+    { B: 1, D: 4096, band: 4096, off: 0.1 },
   ],
   make: (draw, dims) => {
     const [B, D, band] = [dim(dims, "B"), dim(dims, "D"), dim(dims, "band")];
@@ -94,20 +155,24 @@ const maskedAdam: OpCase = {
     for (let row = 0; row < B * D; row++) p[row * D + (row % D)] = 1 + 0.25 * Math.cos(row);
     const [m, v] = moments(draw, shape);
     return {
-      inputs: [draw.value(p, shape), draw.normal(shape), m, v],
+      inputs: [...drawControl(dims), draw.value(p, shape), draw.normal(shape), m, v],
       params: { ...RATES, sf: 0.1, limit: dims["limit"] ?? 0.9, step: 3, band },
     };
   },
   reference: (call) => {
-    const { p, m, v, margin } = maskedAdamReference(state(call), input(call, 1).data, rates(call), {
-      D: input(call, 0).shape[1] ?? 0,
+    const old = state(call, CONTROL);
+    const [B = 0, D = 0] = input(call, CONTROL).shape;
+    if (!mayChange(call)) return [new Float64Array(B).fill(Number.NaN), old.p, old.m, old.v];
+    const g = input(call, CONTROL + 1).data;
+    const { p, m, v, margin } = maskedAdamReference(old, g, rates(call), {
+      D,
       band: param(call, "band"),
       sf: param(call, "sf"),
       limit: param(call, "limit"),
     });
     return [margin, p, m, v];
   },
-  writes: [0, 2, 3],
+  writes: [CONTROL, CONTROL + 2, CONTROL + 3],
   tolerance: { f32: { rtol: 1e-5, atol: 2e-6 }, f64: { rtol: 1e-11, atol: 1e-12 } },
   bytes: (dims: Dims, size) =>
     7 * dim(dims, "B") * inBand(dim(dims, "D"), dim(dims, "band")) * size,
@@ -134,35 +199,46 @@ const keepAway: OpCase = {
 
 const signStep: OpCase = {
   op: "sign_step",
+  short: true,
   // Offsets start anywhere within a limit of 0.5, so that some reach it; every third has no gradient.
   sets: [
     { N: 1, lr: 0.01 },
     { N: 37, lr: 0.3 },
     { N: 1001, lr: 0.004 },
     { N: 33000, lr: 0.1 },
+    { N: 130, lr: 0.1, groups: 40 },
+    ...controlled({ N: 99, lr: 0.2, groups: 2 }),
   ],
   real: [
     { N: 1376 * 512, lr: 0.01 },
     { N: 4096 * 4096, lr: 0.01 },
   ],
   make: (draw, dims) => {
-    const shape = [dim(dims, "N")];
-    const g = draw.normal(shape).data.map((value, i) => (i % 3 === 2 ? 0 : value));
+    const group = (n: number): Value[] => {
+      const g = draw.normal([n]).data.map((value, i) => (i % 3 === 2 ? 0 : value));
+      return [draw.uniform([n], -0.5, 0.5), draw.gradient(draw.value(g, [n]))];
+    };
     return {
-      inputs: [draw.uniform(shape, -0.5, 0.5), draw.value(g, shape)],
+      inputs: [...drawControl(dims), ...groupSizes(dims).flatMap(group)],
       params: { lr: dim(dims, "lr"), limit: 0.5 },
     };
   },
-  reference: (call) => [
-    signStepReference(input(call, 0).data, input(call, 1).data, {
-      lr: param(call, "lr"),
-      limit: param(call, "limit"),
-    }),
-  ],
-  writes: [0],
+  reference: (call) => {
+    const results: Float64Array[] = [];
+    const { lr } = scheduled(call);
+    for (let first = CONTROL; first < call.inputs.length; first += 2) {
+      const [v, g] = [input(call, first).data, input(call, first + 1).data];
+      results.push(
+        mayChange(call) ? signStepReference(v, g, { lr, limit: param(call, "limit") }) : v,
+      );
+    }
+    return results;
+  },
+  writes: [CONTROL],
+  repeatFrom: CONTROL,
   tolerance: CLOSE,
-  bytes: (dims, size) => 3 * dim(dims, "N") * size,
-  flops: (dims) => 4 * dim(dims, "N"),
+  bytes: (dims, size) => 3 * groupSizes(dims).reduce((sum, n) => sum + n, 0) * size,
+  flops: (dims) => 4 * groupSizes(dims).reduce((sum, n) => sum + n, 0),
   bound: "memory",
 };
 

@@ -135,6 +135,7 @@ const elements = (dims: Dims) => dim(dims, "M") * dim(dims, "K");
 
 const quantGrid: OpCase = {
   op: "quant_grid",
+  short: true,
   sets: [
     ...GRID_SETS,
     ...FACTOR_SETS,
@@ -146,7 +147,7 @@ const quantGrid: OpCase = {
   real: GRID_REAL,
   make: (draw, dims) => {
     const options = gridOptions(dims);
-    const x = draw.normal([options.M, options.K]);
+    const x = draw.stored(draw.normal([options.M, options.K]));
     return {
       inputs: [x, drawClip(draw, dims), ...drawFactors(draw, dims, x)],
       params: {

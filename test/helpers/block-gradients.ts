@@ -100,7 +100,7 @@ export function trainingGradients(
     try {
       inputs.store(0, input);
       targets.store(0, output);
-      scope(() => forward(model, context, weights, input, () => seen));
+      scope(() => forward(model, context, weights, input, () => seen)).dispose();
       const found = new Map<string, Float32Array>();
       const result = await affinePhase(
         {

@@ -11,6 +11,7 @@ import {
   type QuantizeResult,
   quantize,
 } from "../../lib/index.ts";
+import { CapturedGraph } from "../../lib/tensor/capture.ts";
 import { openDevice } from "../../lib/tensor/compute-device.ts";
 import { kernelCalls } from "../../lib/tensor/invoke.ts";
 import { liveTensors, Tensor } from "../../lib/tensor/tensor.ts";
@@ -153,6 +154,52 @@ const twice: CudaCheck = {
   },
 };
 
+/** Runs `body` with recordings switched off or on, and counts the recorded steps that it runs. */
+async function withRecordings<T>(
+  on: boolean,
+  body: () => Promise<T>,
+): Promise<{ readonly value: T; readonly launches: number }> {
+  const { launch } = CapturedGraph.prototype;
+  const before = process.env["AQ_GRAPH"];
+  let launches = 0;
+  CapturedGraph.prototype.launch = function (this: CapturedGraph): void {
+    launches++;
+    launch.call(this);
+  };
+  process.env["AQ_GRAPH"] = on ? "1" : "0";
+  try {
+    return { value: await body(), launches };
+  } finally {
+    CapturedGraph.prototype.launch = launch;
+    if (before === undefined) delete process.env["AQ_GRAPH"];
+    else process.env["AQ_GRAPH"] = before;
+  }
+}
+
+const recorded: CudaCheck = {
+  name: "steps that are recorded give the bytes of steps op by op",
+  async run(device) {
+    const live = liveTensors();
+    const texts: string[] = [];
+    let ok = true;
+    for (const [name, options] of Object.entries({
+      W4A4: {},
+      "two windows a step": { nsamples: 9, batch: 2 },
+      "OPT in groups": { model: "opt-5m", ...W3_GROUPS },
+    })) {
+      const [graph, ops] = [
+        await withRecordings(true, () => run({ device, ...options })),
+        await withRecordings(false, () => run({ device, ...options })),
+      ];
+      const isSame = graph.value.bytes.equals(ops.value.bytes);
+      ok &&= isSame && graph.launches > 0 && ops.launches === 0;
+      texts.push(`${name}: ${isSame ? "same" : "differs"}, ${graph.launches} recorded`);
+    }
+    const left = liveTensors() - live;
+    return { ok: ok && left === 0, text: `${texts.join("; ")}; ${left} tensors left` };
+  },
+};
+
 const evaluation: CudaCheck = {
   name: "perplexity of a checkpoint in each precision",
   async run(device) {
@@ -221,6 +268,7 @@ export const CUDA_CHECKS: readonly CudaCheck[] = [
   evaluation,
   counters,
   twice,
+  recorded,
   runCheck("rounded to nearest", { recipe: "rtn" }, 1e-2),
   runCheck("OPT rounded to nearest", { model: "opt-5m", recipe: "rtn" }, 1e-2),
   runCheck("a run in f32", MEDIUM, 0.03),

@@ -2,14 +2,16 @@
 import * as fs from "node:fs";
 import * as path from "node:path";
 import { openCheckpoint } from "../../lib/checkpoint/folder.ts";
-import type { EvalModel } from "../../lib/eval/perplexity.ts";
+import type { EvalModel } from "../../lib/eval/eval-model.ts";
 import { openModel } from "../../lib/models/registry.ts";
-import { readTensors, type StoredTensor, writeTensors } from "./tensor-file.ts";
+import { numbersOf, readTensors, type StoredTensor, writeTensors } from "./tensor-file.ts";
 
 const FIXTURES = path.join(import.meta.dirname, "..", "fixtures");
 
 /** The trained model of 4 million parameters. */
 export const TRAINED: string = path.join(FIXTURES, "llama-gqa-4m");
+/** The trained OPT of 5 million. */
+export const OPT: string = path.join(FIXTURES, "opt-5m");
 /** The beginning of the text that its perplexity is known on: 12,000 tokens. */
 export const BOOKS: string = path.join(FIXTURES, "books-test-head.txt");
 
@@ -71,6 +73,19 @@ export function firstBlocks(target: string, blocks: number): string {
       for (const name of [...tensors.keys()]) {
         const block = /\.layers\.(\d+)\./.exec(name)?.[1];
         if (block !== undefined && Number(block) >= blocks) tensors.delete(name);
+      }
+    },
+  });
+}
+
+/** A copy of a checkpoint in float32. */
+export function inSingle(source: string, target: string): string {
+  return copyFixture(source, target, {
+    config: (config) => ({ ...config, dtype: "float32" }),
+    tensors: (tensors) => {
+      for (const [name, tensor] of tensors) {
+        const numbers = Float32Array.from(numbersOf(tensor));
+        tensors.set(name, { ...tensor, dtype: "F32", bytes: new Uint8Array(numbers.buffer) });
       }
     },
   });

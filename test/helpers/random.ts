@@ -1,5 +1,6 @@
 // Seeded random numbers for cases: the same seed gives the same values on every machine.
-import { type FloatType, roundTo, sizeOf, type Value } from "./value.ts";
+import type { DType } from "../../lib/tensor/dtype.ts";
+import { type FloatType, roundTo, type ShortType, sizeOf, type Value } from "./value.ts";
 
 /** A 32-bit counter hashed by two multiplications: small, fast and good enough for test data. */
 class Stream {
@@ -30,10 +31,13 @@ export class Draw {
   readonly dtype: FloatType;
   /** True in benchmarks, where numbers may repeat, and derived ones may be any numbers. */
   readonly #cheap: boolean;
+  /** The short type under test, of the inputs that may have one. */
+  readonly short: ShortType | undefined;
   readonly #stream: Stream;
 
-  constructor(seed: number, dtype: FloatType, cheap = false) {
+  constructor(seed: number, dtype: FloatType, cheap = false, short?: ShortType) {
     this.dtype = dtype;
+    this.short = short;
     this.#cheap = cheap;
     this.#stream = new Stream(seed);
   }
@@ -62,6 +66,16 @@ export class Draw {
     return { data: Float64Array.from(data, (x) => roundTo(x, this.dtype)), shape };
   }
 
+  /** A value that an op may take short, in the short type under test if there is one. */
+  stored(value: Value): Value {
+    return this.short ? as(value, this.short) : value;
+  }
+
+  /** The gradient of such a value. */
+  gradient(value: Value): Value {
+    return this.short ? as(value, "bf16") : value;
+  }
+
   /** Numbers that follow from other inputs, such as a saved output of the forward op. */
   derive(shape: readonly number[], compute: () => Float64Array): Value {
     return this.#cheap ? this.normal(shape, 0.5) : this.value(compute(), shape);
@@ -78,4 +92,9 @@ export class Draw {
     for (let done = fresh; done < data.length; done *= 2) data.copyWithin(done, 0, done);
     return { data, shape };
   }
+}
+
+/** A value in another type, rounded to it. */
+export function as({ data, shape }: Value, dtype: DType): Value {
+  return { data: data.map((x) => roundTo(x, dtype)), shape, dtype };
 }

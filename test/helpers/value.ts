@@ -14,6 +14,9 @@ import {
 /** The float types that every op with a `T` takes. */
 export type FloatType = "f32" | "f64";
 
+/** In what type the numbers lie that an op takes short (params.h: S), their gradients in bf16. */
+export type ShortType = "f16" | "bf16";
+
 export interface Value {
   readonly data: Float64Array;
   readonly shape: readonly number[];

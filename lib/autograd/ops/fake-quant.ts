@@ -1,4 +1,6 @@
+import { dtypeCode } from "../../tensor/dtype.ts";
 import { invoke } from "../../tensor/invoke.ts";
+import { precisionOf } from "../../tensor/precision.ts";
 import { type Graph, type Grid, type OpPair, tensorOf, type Var } from "../graph.ts";
 import { ScaledVar } from "../scaled.ts";
 
@@ -12,6 +14,12 @@ export interface FakeQuantParams {
   readonly floor: number;
   /** The published code's grids and gradients instead of ours. */
   readonly published?: boolean | undefined;
+  /**
+   * What the matrix is for, where that is products: a GPU whose products are in 16 bits then makes the
+   * operand of all of them at once while a graph records, as whole numbers (of at most 7 bits, whole
+   * rows) or as values. Absent: whoever uses it applies the grid on load.
+   */
+  readonly operand?: "codes" | "values" | undefined;
 }
 
 const pair: OpPair<FakeQuantParams> = {
@@ -19,6 +27,26 @@ const pair: OpPair<FakeQuantParams> = {
   forward: (inputs, p) => {
     const x = tensorOf(inputs, 0);
     const [rows, columns] = [inputs[3]?.tensor, inputs[4]?.tensor];
+    const offset = inputs[2]?.tensor;
+    // The value shares x's memory.
+    const tensor = x.view(0, x.shape);
+    const rest = { offset, rows, columns, bits: p.bits, group: p.group };
+    if (p.operand) {
+      const [scale, zero, quantized] = invoke(
+        "quant_operand",
+        [x, inputs[1]?.tensor, offset, rows, columns],
+        {
+          bits: p.bits,
+          group: p.group,
+          symmetric: p.symmetric ? 1 : 0,
+          floor: p.floor,
+          rule: p.published ? 1 : 0,
+          dtype: dtypeCode(p.operand === "codes" ? "i8" : precisionOf(x.device)),
+        },
+      );
+      if (!scale || !zero) throw new TypeError("quant_operand gives three outputs");
+      return { tensor, grid: { scale, zero, quantized, ...rest } };
+    }
     const [scale, zero] = invoke("quant_grid", [x, inputs[1]?.tensor, rows, columns], {
       bits: p.bits,
       group: p.group,
@@ -28,12 +56,7 @@ const pair: OpPair<FakeQuantParams> = {
       rule: p.published ? 1 : 0,
     });
     if (!scale || !zero) throw new TypeError("quant_grid gives two outputs");
-    const offset = inputs[2]?.tensor;
-    // The value shares x's memory: whoever multiplies it applies the grid on load.
-    return {
-      tensor: x.view(0, x.shape),
-      grid: { scale, zero, offset, rows, columns, bits: p.bits, group: p.group },
-    };
+    return { tensor, grid: { scale, zero, ...rest } };
   },
   backward: ({ g, inputs, output, params: p, needs }) => {
     const { scale, zero } = output.grid as Grid;
@@ -62,11 +85,15 @@ export function fakeQuant(
   graph: Graph,
   x: Var,
   clip: Var | undefined,
-  params: FakeQuantParams,
+  { operand, ...params }: FakeQuantParams,
   offset?: Var,
 ): Var {
-  if (x instanceof ScaledVar) {
-    return graph.apply(pair, [x.base, clip, offset, x.rows, x.columns], params);
-  }
-  return graph.apply(pair, [x, clip, offset, undefined, undefined], params);
+  const base = x instanceof ScaledVar ? x.base : x;
+  const factors = x instanceof ScaledVar ? [x.rows, x.columns] : [undefined, undefined];
+  const makes = operand && graph.records && precisionOf(base.value.tensor.device) !== "f32";
+  return graph.apply(
+    pair,
+    [base, clip, offset, ...factors],
+    makes ? { ...params, operand } : params,
+  );
 }

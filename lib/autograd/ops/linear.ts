@@ -2,25 +2,50 @@ import { dtypeCode } from "../../tensor/dtype.ts";
 import { invoke, invokeOne } from "../../tensor/invoke.ts";
 import { precisionOf } from "../../tensor/precision.ts";
 import { Tensor } from "../../tensor/tensor.ts";
-import { type Graph, type Grid, type OpPair, tensorOf, type Value, type Var } from "../graph.ts";
+import {
+  type Graph,
+  type Grid,
+  materialize,
+  type OpPair,
+  type Packed,
+  tensorOf,
+  type Value,
+  type Var,
+} from "../graph.ts";
 
 /** An operand of the fused product: stored matrix, transposed or not, with its grid if it has one. */
-interface Operand {
+export interface Operand {
   readonly tensor: Tensor;
   readonly grid?: Grid | undefined;
+  /** Scales of the rows of whole numbers, which have no grid. */
+  readonly scale?: Tensor | undefined;
   readonly transpose: boolean;
 }
 
-function product(a: Operand, b: Operand, bias?: Tensor, addTo?: Tensor): Tensor {
+/** Where the product goes. */
+export interface Result {
+  readonly bias?: Tensor | undefined;
+  /** What it is added to, in place. */
+  readonly addTo?: Tensor | undefined;
+  /** In bf16. */
+  readonly isShort?: boolean;
+}
+
+/** The product of two operands. */
+export function product(
+  a: Operand,
+  b: Operand,
+  { bias, addTo, isShort = false }: Result = {},
+): Tensor {
   if (a.grid?.offset || a.grid?.rows || a.grid?.columns) {
     throw new TypeError("linear: only the weight may have rounding offsets or factors");
   }
   const inputs = [
     a.tensor,
     b.tensor,
-    a.grid?.scale,
+    a.scale ?? a.grid?.scale,
     a.grid?.zero,
-    b.grid?.scale,
+    b.scale ?? b.grid?.scale,
     b.grid?.zero,
     bias,
     b.grid?.offset,
@@ -35,18 +60,31 @@ function product(a: Operand, b: Operand, bias?: Tensor, addTo?: Tensor): Tensor 
     b_bits: b.grid?.bits ?? 0,
     b_group: b.grid?.group ?? 0,
     accumulate: addTo ? 1 : 0,
+    bf16: isShort ? 1 : 0,
   };
   if (!addTo) return invokeOne("fake_quant_gemm", inputs, params);
   invokeOne("fake_quant_gemm", inputs, params, addTo).dispose();
   return addTo;
 }
 
-const plain = (tensor: Tensor, transpose: boolean): Operand => ({ tensor, transpose });
-const operandOf = ({ tensor, grid }: Value, transpose: boolean): Operand => ({
-  tensor,
-  grid,
-  transpose,
-});
+/** A tensor as it is. */
+export const plain = (tensor: Tensor, transpose: boolean): Operand => ({ tensor, transpose });
+
+/** An operand as it is, or as it was quantized for products. */
+function operandOf({ tensor, grid }: Value, transpose: boolean): Operand {
+  const quantized = grid?.quantized;
+  if (!quantized) return { tensor, grid, transpose };
+  return { tensor: quantized, scale: quantized.dtype === "i8" ? grid.scale : undefined, transpose };
+}
+
+/** The input of linears, which several may read: rounded once for all of them, forward and back. */
+export function inputOperand(x: Value, transpose: boolean): Operand {
+  if (x.grid || x.tensor.dtype !== "f32") return operandOf(x, transpose);
+  const precision = precisionOf(x.tensor.device);
+  if (precision === "f32") return plain(x.tensor, transpose);
+  x.rounded ??= invokeOne("cast", [x.tensor], { dtype: dtypeCode(precision) });
+  return plain(x.rounded, transpose);
+}
 
 /** Sums over the rows of g [M, N], as the product with a row of ones, in the bias's own shape. */
 export function columnSums(g: Tensor, bias: Tensor): Tensor {
@@ -77,27 +115,45 @@ function rounded(g: Tensor): Tensor {
   return invokeOne("cast", [g], { dtype: dtypeCode(precision) });
 }
 
+/** Whether a tensor, and so its gradient, lies short. */
+const isShort = ({ dtype }: Tensor): boolean => dtype === "f16" || dtype === "bf16";
+
+/** x times packed codes; tokens on a grid of whole rows are multiplied as whole numbers. */
+function packedProduct(x: Value, { tensor, packed }: Value, bias: Tensor | undefined): Tensor {
+  const { scale, zero, outputs, group } = packed as Packed;
+  const columns = x.tensor.shape.at(-1) as number;
+  const onRows = x.grid && (x.grid.group === 0 || x.grid.group >= columns);
+  const own = x.grid && !onRows ? materialize(x) : x.tensor;
+  const grid = onRows ? x.grid : undefined;
+  const y = invokeOne("int4_matmul", [own, tensor, scale, zero, bias, grid?.scale, grid?.zero], {
+    outputs,
+    group,
+    x_bits: grid?.bits ?? 0,
+  });
+  if (own !== x.tensor) own.dispose();
+  return y;
+}
+
 const pair: OpPair<null> = {
   name: "linear",
   forward: ([x, w, bias]) => ({
-    tensor: product(operandOf(x as Value, false), operandOf(w as Value, true), bias?.tensor),
+    tensor: w?.packed
+      ? packedProduct(x as Value, w, bias?.tensor)
+      : product(inputOperand(x as Value, false), operandOf(w as Value, true), {
+          bias: bias?.tensor,
+        }),
   }),
   backward: ({ g, inputs, needs, existing }) => {
     const [x, w] = inputs as readonly [Value, Value];
     const left = needs[0] && needs[1] ? rounded(g) : g;
+    const gradientOf = (i: 0 | 1, leftTransposed: boolean, other: Operand): Tensor => {
+      const { tensor } = i === 0 ? x : w;
+      const result = { addTo: existing[i], isShort: isShort(tensor) };
+      return shapedLike(product(plain(left, leftTransposed), other, result), tensor);
+    };
     const gradients = [
-      needs[0]
-        ? shapedLike(
-            product(plain(left, false), operandOf(w, false), undefined, existing[0]),
-            x.tensor,
-          )
-        : undefined,
-      needs[1]
-        ? shapedLike(
-            product(plain(left, true), operandOf(x, false), undefined, existing[1]),
-            w.tensor,
-          )
-        : undefined,
+      needs[0] ? gradientOf(0, false, operandOf(w, false)) : undefined,
+      needs[1] ? gradientOf(1, true, inputOperand(x, false)) : undefined,
       needs[2] ? columnSums(g, tensorOf(inputs, 2)) : undefined,
     ];
     if (left !== g) left.dispose();

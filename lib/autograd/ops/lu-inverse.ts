@@ -2,6 +2,8 @@ import { invokeOne } from "../../tensor/invoke.ts";
 import { keep } from "../../tensor/scope.ts";
 import type { Tensor } from "../../tensor/tensor.ts";
 import { type Graph, type OpPair, tensorOf, type Var } from "../graph.ts";
+import { InverseVar } from "../inverse.ts";
+import { reshape } from "./reshape.ts";
 
 /**
  * The last inverses of matrices that change little from step to step, by name: a GPU starts the next
@@ -34,14 +36,17 @@ export interface WarmStart {
   readonly name: string;
 }
 
+/** The inverse, from the last one where there is one, which it then takes the place of. */
+function inverted(a: Tensor, warm: WarmStart | undefined): Tensor {
+  const start = warm?.last.get(warm.name);
+  const tensor = invokeOne("lu_inverse", [a, start], { pivot: 0 });
+  warm?.last.set(warm.name, tensor);
+  return tensor;
+}
+
 const pair: OpPair<WarmStart | undefined> = {
   name: "lu_inverse",
-  forward: (x, warm) => {
-    const start = warm?.last.get(warm.name);
-    const tensor = invokeOne("lu_inverse", [tensorOf(x, 0), start], { pivot: 0 });
-    warm?.last.set(warm.name, tensor);
-    return { tensor };
-  },
+  forward: (x, warm) => ({ tensor: inverted(tensorOf(x, 0), warm) }),
   backward: ({ g, output }) => {
     // d(A^-1) = -A^-1 dA A^-1, so the gradient is -X^T G X^T.
     const left = invokeOne("matmul", [output.tensor, g], { trans_a: 1, trans_b: 0, alpha: 1 });
@@ -58,4 +63,19 @@ const pair: OpPair<WarmStart | undefined> = {
 /** Inverses of [B, D, D] by batched LU. Throws: AQ_NUMERIC if one is singular. */
 export function inverse(graph: Graph, a: Var, warm?: WarmStart): Var {
   return graph.apply(pair, [a], warm);
+}
+
+/**
+ * The inverse [D, D] of one matrix [1, D, D] that activations are multiplied with. While a graph
+ * records, its products are for throughInverse to find (see InverseVar).
+ */
+export function residueOf(graph: Graph, a: Var, warm?: WarmStart): Var {
+  const { shape } = a.value.tensor;
+  const rows = shape.slice(1);
+  const dense = () => reshape(graph, inverse(graph, a, warm), rows);
+  if (!graph.records) return dense();
+  const matrices = inverted(a.value.tensor, warm);
+  const constant = graph.constant(matrices.reshape(rows));
+  matrices.dispose();
+  return new InverseVar(a, constant, dense);
 }

@@ -56,6 +56,12 @@ export function underColumns(graph: Graph, w: Var, mixRows: (w: Var) => Var): Va
   return scaleWeight(graph, mixRows(w.base), { columns: w.columns });
 }
 
+/** The same for what only mixes columns, past factors of rows. */
+export function underRows(graph: Graph, w: Var, mixColumns: (w: Var) => Var): Var {
+  if (!(w instanceof ScaledVar) || w.columns) return mixColumns(w);
+  return scaleWeight(graph, mixColumns(w.base), { rows: w.rows });
+}
+
 function baseOf(w: Var): Var {
   return w instanceof ScaledVar ? baseOf(w.base) : w;
 }

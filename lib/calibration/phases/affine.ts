@@ -1,17 +1,19 @@
 /** Phase affine: transforms and clipping learned together, under the widening mask. */
 
 import { type MaskOf, maskOfEpoch } from "../../affine/gradual-mask.ts";
+import type { StartValue } from "../../affine/site.ts";
 import { startSites } from "../../affine/sites.ts";
 import type { Var } from "../../autograd/graph.ts";
 import { LastInverses } from "../../autograd/ops/lu-inverse.ts";
 import { CLIP_START, quantizesTokens } from "../../quant/scheme.ts";
 import { fakeQuantWeight, startClip } from "../../quant/weights.ts";
 import { type PhaseResult, type TrainHooks, trainPhase } from "../attempts.ts";
-import { blockLoss } from "../block-loss.ts";
-import { cosine, disposeParameters, Parameter, smallestMargin } from "../parameters.ts";
+import { blockLoss, windowInputs } from "../block-loss.ts";
+import { cosine, disposeParameters, Parameter, type ParameterGroup } from "../parameters.ts";
 import { type BlockProblem, foldedWeights, tokenClipName, weightClipName } from "../problem.ts";
 import { learns, recipeSites } from "../recipe.ts";
-import { trainStep } from "../train-step.ts";
+import { type TrainingWeights, trainingWeights } from "../short-weights.ts";
+import { isWorthRecording } from "../step-recorder.ts";
 
 /** What the phase learned. The caller owns the parameters; there are none where it did not run. */
 export interface AffineResult extends Omit<PhaseResult<unknown>, "state"> {
@@ -26,41 +28,53 @@ export interface AffineResult extends Omit<PhaseResult<unknown>, "state"> {
 interface Attempt {
   readonly parameters: readonly Parameter[];
   readonly inverses: LastInverses;
+  readonly training: TrainingWeights;
 }
 
 /** Parameters of a block at their starting values. */
 export function startParameters(problem: BlockProblem): Parameter[] {
-  const { model, recipe, scheme, settings, weights, statistics } = problem;
-  const { device } = problem.context;
   const parameters: Parameter[] = [];
+  try {
+    for (const [name, group, start] of starts(problem)) {
+      parameters.push(new Parameter(name, group, start, problem.context.device));
+    }
+    return parameters;
+  } catch (error) {
+    disposeParameters(parameters);
+    throw error;
+  }
+}
+
+function* starts(
+  problem: BlockProblem,
+): Generator<readonly [name: string, group: ParameterGroup, start: StartValue]> {
+  const { model, recipe, scheme, settings, weights, statistics } = problem;
   if (recipe.sites) {
-    const { alpha } = settings;
     const context = {
       shape: model.shape,
       weights,
       statistics,
-      alpha,
+      alpha: settings.alpha,
       scheme,
       rotated: problem.rotated,
       style: recipe.transforms,
     };
     for (const [name, start] of startSites(recipeSites(model, recipe), context)) {
-      parameters.push(new Parameter(name, "transform", start, device));
+      yield [name, "transform", start];
     }
   }
   if (recipe.weightClip) {
     for (const { key, out, in: columns } of model.linears) {
       const start = { ...startClip(out, columns, scheme.groupSize), masked: false };
-      parameters.push(new Parameter(weightClipName(key), "clip", start, device));
+      yield [weightClipName(key), "clip", start];
     }
   }
   if (recipe.tokenClip && quantizesTokens(scheme)) {
     for (const name of model.activations) {
       const start = { data: Float32Array.of(CLIP_START), shape: [1], masked: false };
-      parameters.push(new Parameter(tokenClipName(name), "clip", start, device));
+      yield [tokenClipName(name), "clip", start];
     }
   }
-  return parameters;
 }
 
 /** Trains transforms and clipping of a block. Throws: AQ_STOPPED. */
@@ -82,51 +96,71 @@ export async function affinePhase(problem: BlockProblem, hooks: TrainHooks): Pro
       name: "affine",
       block: problem.index,
       windows: problem.inputs.windows,
+      batch: settings.batch,
+      device: problem.context.device,
       epochs,
-      start() {
-        const parameters = startParameters(problem);
-        for (const p of parameters) p.keepAway(floor);
-        return { parameters, inverses: new LastInverses() };
+      // The last inverses are other tensors in each step.
+      repeats:
+        isWorthRecording(problem) && !(recipe.sites && recipe.transforms.norms === "full")
+          ? "within an epoch"
+          : "never",
+      async start() {
+        const training = await trainingWeights(problem, "affine", problem.weights);
+        try {
+          const parameters = startParameters(problem);
+          for (const p of parameters) p.keepAway(floor);
+          return { parameters, inverses: new LastInverses(), training };
+        } catch (error) {
+          training.dispose();
+          throw error;
+        }
       },
-      dispose({ parameters, inverses }) {
-        disposeParameters(parameters);
-        inverses.dispose();
+      dispose(attempt) {
+        disposeParameters(attempt.parameters);
+        endAttempt(attempt);
       },
-      margin: ({ parameters }) => smallestMargin(parameters),
-      step({ parameters, inverses }, n, { epoch, t, steps, rate }) {
+      step({ parameters, inverses, training }, windows, { epoch, t, steps, rate }) {
         const maskOf = masksOf(epoch);
-        const share = rate * (fall === "cosine" ? cosine(t, steps) : 1);
-        const rateOf = ({ group }: Parameter): number =>
-          (group === "clip" ? settings.lwcLr : settings.letLr) * share;
-        const rule = { maskOf, dominance, floor };
-        return trainStep({
+        const matrices = { maskOf, dominance, floor };
+        const { weightDecay, lwcLr, letLr } = settings;
+        return {
           parameters: new Map(parameters.map((p) => [p.name, p.value])),
-          record(tape, vars) {
-            const weights = foldedWeights(problem, tape, problem.weights, vars, maskOf, inverses);
+          inputs: () => windowInputs(problem, windows),
+          record(tape, vars, inputs) {
+            const weights = foldedWeights(problem, tape, training.weights, vars, maskOf, inverses);
             for (const { key } of model.linears) {
               const clip = vars.get(weightClipName(key));
               weights[key] = fakeQuantWeight(tape, weights[key] as Var, clip, scheme);
             }
-            return blockLoss(problem, tape, weights, vars, n);
+            return blockLoss(problem, tape, weights, vars, inputs);
           },
-          apply(gradients) {
-            for (const p of parameters) {
-              const g = gradients.get(p.name);
-              if (g) p.update(g, t + 1, rateOf(p), settings.weightDecay, rule);
-            }
+          apply(gradients, control) {
+            const updates = parameters.map((parameter) => ({
+              parameter,
+              gradient: gradients.get(parameter.name),
+              rate: parameter.group === "clip" ? lwcLr : letLr,
+            }));
+            return Parameter.update(updates, { control, weightDecay, matrices });
           },
+          rate: rate * (fall === "cosine" ? cosine(t, steps) : 1),
           step: t + 1,
           watch: hooks.watch,
-        });
+        };
       },
     },
     hooks,
   );
-  state?.inverses.dispose();
+  if (state) endAttempt(state);
   return {
     ...result,
     parameters: state?.parameters ?? [],
     maskOf: state ? masksOf(epochs - 1) : idle,
     failed: state === undefined,
   };
+}
+
+/** Frees what an attempt has besides its parameters. */
+function endAttempt({ inverses, training }: Attempt): void {
+  inverses.dispose();
+  training.dispose();
 }

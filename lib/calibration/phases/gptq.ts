@@ -111,7 +111,7 @@ function addMoments(sum: Tensor, x: Tensor): void {
   invokeOne(
     "fake_quant_gemm",
     [double, double, none, none, none, none, none, none],
-    { ...params, accumulate: 1 },
+    { ...params, accumulate: 1, bf16: 0 },
     sum,
   );
 }

@@ -12,6 +12,7 @@ import { readLearnedBlock } from "../../export/learned-block.ts";
 import { disposeAll, type LoadedWeights, weightDType } from "../../models/load.ts";
 import type { WeightSource } from "../../models/source.ts";
 import { scope } from "../../tensor/scope.ts";
+import type { Tensor } from "../../tensor/tensor.ts";
 import { significant } from "../../util/format.ts";
 import { createRandom, type Random } from "../../util/random.ts";
 import type { RunParts } from "../calibrate-all.ts";
@@ -21,7 +22,8 @@ import { cosine } from "../parameters.ts";
 import { heldBackWindows } from "../polish-memory.ts";
 import { PolishModel } from "../polish-model.ts";
 import { Teacher } from "../teacher.ts";
-import { type StepResult, trainStep } from "../train-step.ts";
+import type { StepParts } from "../train-step.ts";
+import { trainSteps } from "../train-steps.ts";
 
 /** Rate of gains and biases. */
 const GAIN_RATE = 1e-4;
@@ -142,47 +144,57 @@ class Training {
   /** Mean loss of one epoch, in a new order; ends early after too many skips. Throws: AQ_STOPPED. */
   async epoch(): Promise<number> {
     const { hooks } = this.#parts;
+    const order = shuffled(this.#windows, this.#random).map((n, i) => ({ n, t: this.#done + i }));
     let sum = 0;
     let applied = 0;
-    for (const n of shuffled(this.#windows, this.#random)) {
-      const { loss, applied: isApplied } = await this.#step(n);
-      this.#done++;
-      if (isApplied) {
-        sum += loss;
-        applied++;
-      } else {
-        this.skipped++;
-        const text = `polish: step ${this.#done} of ${this.#steps} was not finite and is skipped`;
-        const last = this.skipped > SKIPS_ALLOWED ? "; too many were, training ends" : "";
-        hooks.onEvent?.({ event: "note", text: text + last });
-        if (last) break;
-      }
-      this.tell(loss, null);
-      await setImmediate();
-      if (hooks.signal?.aborted) throw new AqError("AQ_STOPPED", "stopped while polishing");
-    }
+    await trainSteps(
+      order,
+      (item) => this.#step(item),
+      async (_, { loss, applied: isApplied }) => {
+        this.#done++;
+        if (isApplied) {
+          sum += loss;
+          applied++;
+        } else {
+          this.skipped++;
+          const text = `polish: step ${this.#done} of ${this.#steps} was not finite and is skipped`;
+          const last = this.skipped > SKIPS_ALLOWED ? "; too many were, training ends" : "";
+          hooks.onEvent?.({ event: "note", text: text + last });
+          if (last) return false;
+        }
+        this.tell(loss, null);
+        await setImmediate();
+        if (hooks.signal?.aborted) throw new AqError("AQ_STOPPED", "stopped while polishing");
+        return true;
+      },
+    );
     return applied > 0 ? sum / applied : Number.NaN;
   }
 
-  #step(n: number): Promise<StepResult> {
+  /** Step `t` from 0, on window n. */
+  #step({ n, t }: { readonly n: number; readonly t: number }): StepParts {
     const { windows, settings, hooks } = this.#parts;
     const { outer, teacher } = this.#compared;
-    const fall = cosine(this.#done, this.#steps);
     const rates = {
-      gain: GAIN_RATE * fall,
-      clip: settings.train.lwcLr * CLIP_SHARE * fall,
-      offset: (OFFSET_WAY / this.#steps) * fall,
+      gain: GAIN_RATE,
+      clip: settings.train.lwcLr * CLIP_SHARE,
+      offset: OFFSET_WAY / this.#steps,
     };
-    return trainStep({
+    return {
       parameters: this.#student.tensors(),
-      record: (tape, vars) => {
+      inputs: () => [teacher.logits(n)],
+      record: (tape, vars, [goal]) => {
         const logits = this.#student.logits(tape, outer, vars, windows[n] as Int32Array);
-        return klDiv(tape, logits, tape.constant(teacher.logits(n)));
+        return klDiv(tape, logits, tape.constant(goal as Tensor));
       },
-      apply: (gradients) => this.#student.update(gradients, this.#done + 1, rates),
-      step: this.#done + 1,
+      apply: (gradients, control) => {
+        this.#student.update(gradients, control, rates);
+        return undefined;
+      },
+      rate: cosine(t, this.#steps),
+      step: t + 1,
       watch: hooks.watch,
-    });
+    };
   }
 
   /** Says where the training stands; with a divergence, that an epoch has ended. */

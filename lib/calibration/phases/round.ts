@@ -11,10 +11,12 @@ import { fakeQuantWeight } from "../../quant/weights.ts";
 import { invoke } from "../../tensor/invoke.ts";
 import { Tensor } from "../../tensor/tensor.ts";
 import { type PhaseResult, type TrainHooks, trainPhase } from "../attempts.ts";
-import { blockLoss } from "../block-loss.ts";
-import { disposeParameters, NO_MATRICES, Parameter } from "../parameters.ts";
+import { blockLoss, windowInputs } from "../block-loss.ts";
+import { controlled, disposeParameters, NO_MATRICES, Parameter } from "../parameters.ts";
 import { type BlockProblem, weightClipName } from "../problem.ts";
-import { trainStep } from "../train-step.ts";
+import { type TrainingWeights, trainingWeights } from "../short-weights.ts";
+import { isWorthRecording } from "../step-recorder.ts";
+import type { StepControl } from "../train-step.ts";
 
 /** Furthest that an offset can go: half a step, to either neighbour. */
 export const OFFSET_LIMIT = 0.5;
@@ -33,70 +35,110 @@ export interface Rounding {
   readonly offsets: ReadonlyMap<string, Tensor>;
 }
 
+interface Attempt extends Rounding {
+  readonly training: TrainingWeights;
+}
+
 /** Rounding learned for `folded` weights, from the clipping logits that `clips` have. Throws: AQ_STOPPED. */
-export function roundPhase(
+export async function roundPhase(
   problem: BlockProblem,
   folded: LoadedWeights,
   clips: readonly Parameter[],
   hooks: TrainHooks,
 ): Promise<PhaseResult<Rounding>> {
   const { settings, model, scheme } = problem;
-  return trainPhase<Rounding>(
+  const result = await trainPhase<Attempt>(
     {
       name: "round",
       block: problem.index,
       windows: problem.inputs.windows,
+      batch: settings.batch,
+      device: problem.context.device,
       epochs: settings.roundEpochs,
-      start: () => startRounding(problem, clips),
-      dispose: disposeRounding,
-      step(state, n, { t, steps, rate }) {
-        const fall = rate * (1 - t / steps);
-        const clipRate = settings.lwcLr * CLIP_RATE * fall;
-        const offsetRate = Math.min(1 / steps, MAX_OFFSET_RATE) * fall;
+      repeats: isWorthRecording(problem) ? "always" : "never",
+      async start() {
+        const training = await trainingWeights(problem, "round", folded);
+        try {
+          return { ...startRounding(problem, clips), training };
+        } catch (error) {
+          training.dispose();
+          throw error;
+        }
+      },
+      dispose(attempt) {
+        disposeRounding(attempt);
+        attempt.training.dispose();
+      },
+      step(state, windows, { t, steps, rate }) {
+        const clipRate = settings.lwcLr * CLIP_RATE;
+        const offsetRate = Math.min(1 / steps, MAX_OFFSET_RATE);
         const parameters = new Map(state.clips.map((p) => [p.name, p.value]));
         for (const [key, v] of state.offsets) parameters.set(offsetName(key), v);
-        return trainStep({
+        return {
           parameters,
-          record(tape, vars) {
-            const weights = constants(tape, folded);
+          inputs: () => windowInputs(problem, windows),
+          record(tape, vars, inputs) {
+            const weights = constants(tape, state.training.weights);
             for (const { key } of model.linears) {
               const clip = vars.get(weightClipName(key));
               const offset = vars.get(offsetName(key));
               weights[key] = fakeQuantWeight(tape, weights[key] as Var, clip, scheme, offset);
             }
-            return blockLoss(problem, tape, weights, vars, n);
+            return blockLoss(problem, tape, weights, vars, inputs);
           },
-          apply(gradients) {
-            for (const p of state.clips) {
-              const g = gradients.get(p.name);
-              if (g) p.update(g, t + 1, clipRate, settings.weightDecay, NO_MATRICES);
-            }
-            for (const [key, v] of state.offsets) {
-              const g = gradients.get(offsetName(key));
-              if (g) invoke("sign_step", [v, g], { lr: offsetRate, limit: OFFSET_LIMIT });
-            }
+          apply(gradients, control) {
+            const updates = state.clips.map((parameter) => ({
+              parameter,
+              gradient: gradients.get(parameter.name),
+              rate: clipRate,
+            }));
+            const offsets = [...state.offsets].map(
+              ([key, v]) => [v, gradients.get(offsetName(key))] as const,
+            );
+            stepOffsets(offsets, control, offsetRate);
+            const { weightDecay } = settings;
+            return Parameter.update(updates, { control, weightDecay, matrices: NO_MATRICES });
           },
+          rate: rate * (1 - t / steps),
           step: t + 1,
           watch: hooks.watch,
-        });
+        };
       },
     },
     hooks,
   );
+  result.state?.training.dispose();
+  return result;
 }
 
-function startRounding(problem: BlockProblem, clips: readonly Parameter[]): Rounding {
+/** Moves offsets against the signs of their gradients, as far as they have any, in one call. */
+export function stepOffsets(
+  offsets: readonly (readonly [v: Tensor, gradient: Tensor | undefined])[],
+  control: StepControl,
+  rate: number,
+): void {
+  const given = offsets.flatMap(([v, gradient]) => (gradient ? [v, gradient] : []));
+  if (given.length === 0) return;
+  const { leading, lr } = controlled(control, rate);
+  invoke("sign_step", [...leading, ...given], { lr, limit: OFFSET_LIMIT });
+}
+
+function startRounding(problem: BlockProblem, starts: readonly Parameter[]): Rounding {
   const { device } = problem.context;
   const offsets = new Map<string, Tensor>();
-  for (const { key, out, in: columns } of problem.model.linears) {
-    const v = Tensor.empty([out, columns], "f32", device);
-    invoke("fill", [v], { value: 0 });
-    offsets.set(key, v);
+  const clips: Parameter[] = [];
+  try {
+    for (const { key, out, in: columns } of problem.model.linears) {
+      const v = Tensor.empty([out, columns], "f32", device);
+      offsets.set(key, v);
+      invoke("fill", [v], { value: 0 });
+    }
+    for (const { name, group, value } of starts) clips.push(Parameter.from(name, group, value));
+    return { clips, offsets };
+  } catch (error) {
+    disposeRounding({ clips, offsets });
+    throw error;
   }
-  return {
-    clips: clips.map(({ name, group, value }) => Parameter.from(name, group, value)),
-    offsets,
-  };
 }
 
 export function disposeRounding({ clips, offsets }: Rounding): void {

@@ -131,8 +131,9 @@ void inferSiluMulGrad(Infer& in) {
   in.compute({0, 1, 2});
   in.same(0, 1);
   in.elements(2, in.numel(0), "as many as gate");
-  in.outputLike(0);
-  in.outputLike(1);
+  const int32_t isShort = in.params<aq_silu_mul_grad_params>().bf16;
+  in.range("bf16", isShort, 0, in.dtype(0) == AQ_F32 ? 1 : 0);
+  for (int i = 0; i < 2; i++) in.output(isShort ? int32_t(AQ_BF16) : in.dtype(0), in.shape(i));
 }
 
 void inferRelu(Infer& in) {
@@ -212,7 +213,7 @@ void addBlockOps(std::vector<OpSpec>& ops) {
   ops.push_back({"silu_mul_grad",
                  {{"gate"}, {"up"}, {"g"}},
                  {"ggate", "gup"},
-                 {},
+                 {AQ_INT(aq_silu_mul_grad_params, bf16)},
                  sizeof(aq_silu_mul_grad_params),
                  inferSiluMulGrad});
   ops.push_back({"relu", {{"x"}}, {"y"}, {}, sizeof(aq_relu_params), inferRelu});

@@ -6,15 +6,17 @@ namespace aq {
 namespace {
 
 void inferMse(Infer& in) {
-  const int32_t dtype = in.compute({0, 1});
+  const int32_t dtype = in.compute({0, 1, 2});
   in.elements(1, in.numel(0), "as many as y");
+  if (in.has(2)) in.elements(2, in.numel(0), "as many as y");
   in.output(dtype, {1});
 }
 
 void inferMseGrad(Infer& in) {
-  in.compute({0, 1, 2});
+  in.compute({0, 1, 2, 3});
   in.elements(1, in.numel(0), "as many as y");
   in.elements(2, 1, "the gradient of the loss");
+  if (in.has(3)) in.elements(3, in.numel(0), "as many as y");
   in.outputLike(0);
 }
 
@@ -71,16 +73,21 @@ void inferChannelStats(Infer& in) {
 }
 
 void inferAllFinite(Infer& in) {
-  in.compute({0});
+  for (int i = 0; i < in.count(); i++) in.computeOf(i);
   in.output(AQ_I32, {1});
 }
 
 }  // namespace
 
 void addEvaluationOps(std::vector<OpSpec>& ops) {
-  ops.push_back({"mse", {{"y"}, {"t"}}, {"loss"}, {}, sizeof(aq_mse_params), inferMse});
   ops.push_back(
-      {"mse_grad", {{"y"}, {"t"}, {"g"}}, {"gy"}, {}, sizeof(aq_mse_grad_params), inferMseGrad});
+      {"mse", {{"y"}, {"t"}, {"t2", kOptional}}, {"loss"}, {}, sizeof(aq_mse_params), inferMse});
+  ops.push_back({"mse_grad",
+                 {{"y"}, {"t"}, {"g"}, {"t2", kOptional}},
+                 {"gy"},
+                 {},
+                 sizeof(aq_mse_grad_params),
+                 inferMseGrad});
   ops.push_back(
       {"kl_div", {{"logits"}, {"targets"}}, {"loss"}, {}, sizeof(aq_kl_div_params), inferKlDiv});
   ops.push_back({"kl_div_grad",
@@ -110,7 +117,7 @@ void addEvaluationOps(std::vector<OpSpec>& ops) {
                  sizeof(aq_channel_stats_params),
                  inferChannelStats});
   ops.push_back(
-      {"all_finite", {{"x"}}, {"flag"}, {}, sizeof(aq_all_finite_params), inferAllFinite});
+      {"all_finite", {{"x"}}, {"flag"}, {}, sizeof(aq_all_finite_params), inferAllFinite, 0});
 }
 
 }  // namespace aq

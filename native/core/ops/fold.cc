@@ -12,13 +12,16 @@ void checkScales(const Infer& in) {
 }
 
 void inferScaleWeight(Infer& in) {
-  in.compute({0, 1, 2});
+  const int32_t dtype = in.computeOf(0);
+  in.compute(dtype, {1, 2});
   checkScales(in);
   in.outputLike(0);
 }
 
 void inferScaleWeightGrad(Infer& in) {
-  const int32_t dtype = in.compute({0, 1, 2, 3});
+  const int32_t dtype = in.computeOf(0);
+  in.compute(dtype, {1, 2});
+  in.gradient(3, 0);
   checkScales(in);
   in.same(0, 3);
   in.output(dtype, {in.shape(0)[0]});
@@ -46,7 +49,7 @@ void checkGroups(const Infer& in, int64_t heads, int64_t kvHeads) {
 }
 
 void inferHeadMatmul(Infer& in) {
-  in.compute({0, 1});
+  in.stored(1, in.computeOf(0));
   const auto& p = in.params<aq_head_matmul_params>();
   const int64_t d = headSize(in, p.side, p.heads);
   in.rank(1, 3);
@@ -61,7 +64,8 @@ void inferHeadMatmul(Infer& in) {
 }
 
 void inferHeadMatmulGrad(Infer& in) {
-  const int32_t dtype = in.compute({0, 1});
+  const int32_t dtype = in.computeOf(0);
+  in.gradient(1, 0);
   const auto& p = in.params<aq_head_matmul_grad_params>();
   const int64_t d = headSize(in, p.side, p.heads);
   in.same(0, 1);
@@ -82,7 +86,7 @@ int64_t pairCount(const Infer& in, int32_t heads) {
 }
 
 void inferRotatePairs(Infer& in) {
-  in.compute({0, 1, 2});
+  in.compute(in.computeOf(0), {1, 2});
   const auto& p = in.params<aq_rotate_pairs_params>();
   const int64_t pairs = pairCount(in, p.heads);
   in.same(1, 2);
@@ -99,7 +103,8 @@ void inferRotatePairs(Infer& in) {
 }
 
 void inferRotatePairsGrad(Infer& in) {
-  const int32_t dtype = in.compute({0, 1});
+  const int32_t dtype = in.computeOf(0);
+  in.gradient(1, 0);
   const auto& p = in.params<aq_rotate_pairs_grad_params>();
   const int64_t pairs = pairCount(in, p.heads);
   in.same(0, 1);
@@ -148,7 +153,7 @@ void addFoldOps(std::vector<OpSpec>& ops) {
                  {{"w"}, {"g"}},
                  {"gm"},
                  {AQ_INT(MmGrad, side), AQ_INT(MmGrad, transpose), AQ_INT(MmGrad, heads),
-                  AQ_INT(MmGrad, kv_heads)},
+                  AQ_INT(MmGrad, kv_heads), AQ_INT(MmGrad, accumulate)},
                  sizeof(MmGrad),
                  inferHeadMatmulGrad});
   ops.push_back({"rotate_pairs",

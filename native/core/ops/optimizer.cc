@@ -1,16 +1,35 @@
-// Shape rules: adam (any shape), masked_adam (banded matrices with the dominance projection),
+// Shape rules: adam (any shapes), masked_adam (banded matrices with the dominance projection),
 // keep_away and sign_step (learned rounding).
 #include "native/core/op.h"
 
 namespace aq {
 
 namespace {
+// Inputs of every optimizer: the guard, the schedule, then what it works on.
+constexpr int kFirst = 2;
+
+// Whether the ops may change anything, and where in its schedule a step is.
+void checkControl(const Infer& in) {
+  if (in.has(0)) {
+    if (in.dtype(0) != AQ_I32)
+      in.fail(AQ_DTYPE, "guard must be i32, got %s", dtypeName(in.dtype(0)));
+    in.elements(0, 1, "what all_finite says");
+  }
+  if (in.has(1)) {
+    if (in.dtype(1) != AQ_F64)
+      in.fail(AQ_DTYPE, "schedule must be f64, got %s", dtypeName(in.dtype(1)));
+    in.elements(1, 2, "rate and step");
+  }
+}
+
 template <class P>
 int32_t checkAdam(Infer& in) {
-  const int32_t dtype = in.compute({0, 1, 2, 3});
-  in.same(0, 1);
-  in.same(0, 2);
-  in.same(0, 3);
+  checkControl(in);
+  const int32_t dtype = in.compute({kFirst});
+  for (int p = kFirst; p < in.count(); p += 4) {
+    in.compute(dtype, {p, p + 1, p + 2, p + 3});
+    for (int other = 1; other < 4; other++) in.same(p, p + other);
+  }
   const auto& p = in.params<P>();
   in.range("beta1", p.beta1, 0, 0.999999999);
   in.range("beta2", p.beta2, 0, 0.999999999);
@@ -24,8 +43,8 @@ void inferAdam(Infer& in) { checkAdam<aq_adam_params>(in); }
 void inferMaskedAdam(Infer& in) {
   const int32_t dtype = checkAdam<aq_masked_adam_params>(in);
   const auto& p = in.params<aq_masked_adam_params>();
-  in.rank(0, 3);
-  const Shape& s = in.shape(0);
+  in.rank(kFirst, 3);
+  const Shape& s = in.shape(kFirst);
   if (s[1] != s[2]) in.fail(AQ_SHAPE, "p %s must be [B, D, D]", toString(s).c_str());
   in.range("band", p.band, 0, 1 << 30);
   in.range("limit", p.limit, -1, 0.999999);
@@ -38,26 +57,34 @@ void inferKeepAway(Infer& in) {
 }
 
 void inferSignStep(Infer& in) {
-  in.compute({0, 1});
-  in.same(0, 1);
+  checkControl(in);
+  const int32_t dtype = in.compute({kFirst});
+  for (int v = kFirst; v < in.count(); v += 2) {
+    in.compute(dtype, {v});
+    in.stored(v + 1, dtype);
+    in.same(v, v + 1);
+  }
   in.range("limit", in.params<aq_sign_step_params>().limit, 0, 1e30);
 }
 
-const std::vector<InputSpec> kInputs = {{"p", kMutable}, {"g"}, {"m", kMutable}, {"v", kMutable}};
+const std::vector<InputSpec> kAdamInputs = {{"guard", kOptional}, {"schedule", kOptional},
+                                            {"p", kMutable},      {"g"},
+                                            {"m", kMutable},      {"v", kMutable}};
 }  // namespace
 
 void addOptimizerOps(std::vector<OpSpec>& ops) {
   using A = aq_adam_params;
   using M = aq_masked_adam_params;
   ops.push_back({"adam",
-                 kInputs,
+                 kAdamInputs,
                  {},
                  {AQ_FLOAT(A, lr), AQ_FLOAT(A, beta1), AQ_FLOAT(A, beta2), AQ_FLOAT(A, eps),
                   AQ_FLOAT(A, weight_decay), AQ_INT(A, step)},
                  sizeof(A),
-                 inferAdam});
+                 inferAdam,
+                 kFirst});
   ops.push_back({"masked_adam",
-                 kInputs,
+                 kAdamInputs,
                  {"margin"},
                  {AQ_FLOAT(M, lr), AQ_FLOAT(M, beta1), AQ_FLOAT(M, beta2), AQ_FLOAT(M, eps),
                   AQ_FLOAT(M, weight_decay), AQ_FLOAT(M, sf), AQ_FLOAT(M, limit), AQ_INT(M, step),
@@ -71,11 +98,12 @@ void addOptimizerOps(std::vector<OpSpec>& ops) {
                  sizeof(aq_keep_away_params),
                  inferKeepAway});
   ops.push_back({"sign_step",
-                 {{"v", kMutable}, {"g"}},
+                 {{"guard", kOptional}, {"schedule", kOptional}, {"v", kMutable}, {"g"}},
                  {},
                  {AQ_FLOAT(aq_sign_step_params, lr), AQ_FLOAT(aq_sign_step_params, limit)},
                  sizeof(aq_sign_step_params),
-                 inferSignStep});
+                 inferSignStep,
+                 kFirst});
 }
 
 }  // namespace aq

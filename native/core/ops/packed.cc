@@ -90,11 +90,90 @@ void inferMatmul(Infer& in) {
   in.output(dtype, std::move(shape));
 }
 
+// Inputs of cached_attention behind those that attention has.
+enum : int { kKeyCache = 9, kValueCache, kKeyGrid, kValueGrid, kSlots, kPositions };
+
+void inferCachedAttention(Infer& in) {
+  const int32_t dtype = in.compute({0, 1, 2, 3, 4, 5, 6, 7, 8, kKeyGrid, kValueGrid});
+  const auto& p = in.params<aq_cached_attention_params>();
+  in.range("heads", p.heads, 1, 1 << 20);
+  in.range("kv_heads", p.kv_heads, 1, p.heads);
+  const int64_t tokens = in.rows(0), width = in.cols(0);
+  in.same(1, 2);
+  if (p.heads % p.kv_heads != 0 || width % p.heads != 0 || in.rows(1) != tokens ||
+      in.cols(1) != width / p.heads * p.kv_heads) {
+    in.fail(AQ_SHAPE, "q %s, k %s do not fit %d query and %d kv heads",
+            toString(in.shape(0)).c_str(), toString(in.shape(1)).c_str(), p.heads, p.kv_heads);
+  }
+  for (int i = 0; i < 3; i++) {
+    const int scale = 3 + 2 * i;
+    if (in.has(scale) != in.has(scale + 1))
+      in.fail(AQ_ARG, "%s needs both its scale and its zero, or neither", in.name(i));
+    if (!in.has(scale)) continue;
+    in.range("bits", p.bits, 1, 8);
+    const int64_t count = tokens * (i == 0 ? p.heads : p.kv_heads);
+    in.elements(scale, count, "one per token and head");
+    in.elements(scale + 1, count, "one per token and head");
+  }
+  const int64_t size = width / p.heads;
+  const bool isCodes = in.dtype(kKeyCache) == AQ_U8;
+  if (!isCodes) in.stored(kKeyCache, dtype);
+  if (in.dtype(kValueCache) != in.dtype(kKeyCache))
+    in.fail(AQ_DTYPE, "k_cache is %s and v_cache %s", dtypeName(in.dtype(kKeyCache)),
+            dtypeName(in.dtype(kValueCache)));
+  in.rank(kKeyCache, 3);
+  in.same(kKeyCache, kValueCache);
+  const Shape& cache = in.shape(kKeyCache);
+  const int64_t place = p.kv_heads * (isCodes ? (size + 1) / 2 : size);
+  if (cache[2] != place) {
+    in.fail(AQ_SHAPE, "a place of k_cache %s must have %lld %s", toString(cache).c_str(),
+            static_cast<long long>(place), isCodes ? "bytes, two codes each" : "values");
+  }
+  const bool hasGrids = in.has(5) && in.has(7) && in.has(kKeyGrid) && in.has(kValueGrid);
+  if (isCodes && (!hasGrids || p.bits > 4)) {
+    in.fail(AQ_ARG, "caches of codes need k and v with grids of at most 4 bits, k_grid and v_grid");
+  }
+  if (!isCodes && (in.has(kKeyGrid) || in.has(kValueGrid)))
+    in.fail(AQ_ARG, "k_grid and v_grid belong to caches of codes");
+  if (isCodes) {
+    for (int grid : {kKeyGrid, kValueGrid})
+      in.elements(grid, cache[0] * cache[1] * p.kv_heads * 2, "scale and zero of a place and head");
+  }
+  for (int i : {kSlots, kPositions}) {
+    if (in.dtype(i) != AQ_I32)
+      in.fail(AQ_DTYPE, "%s must be i32, got %s", in.name(i), dtypeName(in.dtype(i)));
+    in.elements(i, tokens, "one per token");
+  }
+  in.outputLike(0);
+}
+
 }  // namespace
 
 void addPackedOps(std::vector<OpSpec>& ops) {
   using Pack = aq_int4_pack_params;
   using Product = aq_int4_matmul_params;
+  using Cached = aq_cached_attention_params;
+  ops.push_back({"cached_attention",
+                 {{"q"},
+                  {"k"},
+                  {"v"},
+                  {"q_scale", kOptional},
+                  {"q_zero", kOptional},
+                  {"k_scale", kOptional},
+                  {"k_zero", kOptional},
+                  {"v_scale", kOptional},
+                  {"v_zero", kOptional},
+                  {"k_cache", kMutable},
+                  {"v_cache", kMutable},
+                  {"k_grid", uint8_t(kMutable | kOptional)},
+                  {"v_grid", uint8_t(kMutable | kOptional)},
+                  {"slots"},
+                  {"positions"}},
+                 {"o"},
+                 {AQ_FLOAT(Cached, scale), AQ_INT(Cached, heads), AQ_INT(Cached, kv_heads),
+                  AQ_INT(Cached, bits)},
+                 sizeof(Cached),
+                 inferCachedAttention});
   ops.push_back({"int4_pack",
                  {{"codes"}, {"scale"}, {"zero"}},
                  {"packed", "packed_scale", "packed_zero"},

@@ -36,10 +36,9 @@ void checkClip(const Infer& in, int clip, int64_t grids) {
   in.elements(clip, 2 * grids, "1, or 2 per row and group");
 }
 
-void inferQuantGrid(Infer& in) {
-  const int32_t dtype = in.compute({0, 1, 2, 3});
-  const auto& p = in.params<aq_quant_grid_params>();
-  checkFactors(in, 0, 2);
+// scale and zero of a grid that is found with parameters `p`; input 1 is the clip.
+template <class P>
+void findsGrid(Infer& in, int32_t dtype, const P& p) {
   in.range("bits", p.bits, p.symmetric ? 2 : 1, 8);
   in.range("rule", p.rule, 0, 1);
   in.range("floor", p.floor, 1e-30, 1e30);
@@ -47,6 +46,36 @@ void inferQuantGrid(Infer& in) {
   checkClip(in, 1, rows * groups);
   in.output(dtype, {rows, groups});
   in.output(dtype, {rows, groups});
+}
+
+void inferQuantGrid(Infer& in) {
+  const int32_t dtype = in.computeOf(0);
+  in.compute(dtype, {1, 2, 3});
+  checkFactors(in, 0, 2);
+  findsGrid(in, dtype, in.params<aq_quant_grid_params>());
+}
+
+void inferQuantOperand(Infer& in) {
+  const int32_t dtype = in.computeOf(0);
+  in.compute(dtype, {1, 2, 3, 4});
+  const auto& p = in.params<aq_quant_operand_params>();
+  checkOffset(in, 0, 2);
+  checkFactors(in, 0, 3);
+  findsGrid(in, dtype, p);
+  const bool isShort = p.dtype == AQ_BF16 || p.dtype == AQ_F16;
+  if (p.dtype == AQ_I8) {
+    const bool isWhole = p.group == 0 || p.group >= in.cols(0);
+    if (p.bits > 7 || !isWhole || p.rule != 0) {
+      in.fail(AQ_ARG,
+              "i8 holds codes of at most 7 bits, of whole rows and by rule 0; got %d bits, "
+              "group %d, rule %d",
+              p.bits, p.group, p.rule);
+    }
+  } else if (p.dtype != dtype && !(isShort && dtype == AQ_F32)) {
+    in.fail(AQ_DTYPE, "y can be i8, %s%s", dtypeName(dtype),
+            dtype == AQ_F32 ? ", bf16 or f16" : "");
+  }
+  in.output(p.dtype, in.shape(0));
 }
 
 void inferFakeQuant(Infer& in) {
@@ -58,7 +87,9 @@ void inferFakeQuant(Infer& in) {
 }
 
 void inferFakeQuantGrad(Infer& in) {
-  const int32_t dtype = in.compute({0, 1, 2, 3, 4, 5, 6, 7});
+  const int32_t dtype = in.computeOf(0);
+  in.compute(dtype, {1, 2, 4, 5, 6, 7});
+  const int32_t gradient = in.gradient(3, 0);
   const auto& p = in.params<aq_fake_quant_grad_params>();
   checkFactors(in, 0, 6);
   checkGrid(in, 0, 1, p.bits, p.group);
@@ -67,19 +98,40 @@ void inferFakeQuantGrad(Infer& in) {
   checkOffset(in, 0, 5);
   in.range("need_gx", p.need_gx, 0, 1);
   in.range("rule", p.rule, 0, 1);
-  in.output(dtype, p.need_gx ? in.shape(0) : Shape{0});
+  in.output(gradient, p.need_gx ? in.shape(0) : Shape{0});
   in.output(dtype, in.has(4) ? in.shape(4) : Shape{0});
-  for (int i = 5; i < 8; i++) in.output(dtype, in.has(i) ? in.shape(i) : Shape{0});
+  in.output(gradient, in.has(5) ? in.shape(5) : Shape{0});
+  for (int i = 6; i < 8; i++) in.output(dtype, in.has(i) ? in.shape(i) : Shape{0});
+}
+
+// Operand `side` (0: a, 1: b) of the fused product and its scale and zero.
+void checkFactor(const Infer& in, int side, int32_t dtype, int32_t bits, int32_t group) {
+  const int scale = 2 + 2 * side;
+  if (in.dtype(side) == AQ_I8) {
+    if (dtype != AQ_F32) in.fail(AQ_DTYPE, "an i8 %s goes with f32, not f64", in.name(side));
+    if (!in.has(scale) || in.has(scale + 1))
+      in.fail(AQ_ARG, "an i8 %s needs its scale, and no zero", in.name(side));
+    in.elements(scale, in.rows(side), "one per stored row");
+    return;
+  }
+  in.stored(side, dtype);
+  if (in.has(scale) != in.has(scale + 1))
+    in.fail(AQ_ARG, "%s needs both its scale and its zero, or neither", in.name(side));
+  if (!in.has(scale)) return;
+  if (side == 0) in.compute(dtype, {0});
+  checkGrid(in, side, scale, bits, group);
 }
 
 void inferFakeQuantGemm(Infer& in) {
-  const int32_t dtype = in.compute({1, 2, 3, 4, 5, 6, 7, 8, 9});
-  if (in.dtype(0) == AQ_BF16 || in.dtype(0) == AQ_F16) {
-    if (in.has(2)) in.fail(AQ_DTYPE, "a %s a cannot have a grid", dtypeName(in.dtype(0)));
-  } else {
-    in.compute({0, 1});
+  // What is not short or whole numbers says the type; f32 where nothing does.
+  int32_t dtype = AQ_F32;
+  for (int i = 0; i < 10; i++) {
+    if (in.has(i) && in.dtype(i) == AQ_F64) dtype = AQ_F64;
   }
+  in.compute(dtype, {2, 3, 4, 5, 6, 7, 8, 9});
   const auto& p = in.params<aq_fake_quant_gemm_params>();
+  checkFactor(in, 0, dtype, p.a_bits, p.a_group);
+  checkFactor(in, 1, dtype, p.b_bits, p.b_group);
   const int64_t m = p.trans_a ? in.cols(0) : in.rows(0);
   const int64_t ka = p.trans_a ? in.rows(0) : in.cols(0);
   const int64_t kb = p.trans_b ? in.cols(1) : in.rows(1);
@@ -90,17 +142,8 @@ void inferFakeQuantGemm(Infer& in) {
             toString(in.shape(1)).c_str(), p.trans_b ? " transposed" : "",
             static_cast<long long>(ka), static_cast<long long>(kb));
   }
-  for (int side = 0; side < 2; side++) {
-    const int scale = 2 + 2 * side;
-    if (in.has(scale) != in.has(scale + 1)) {
-      in.fail(AQ_ARG, "%s needs both its scale and its zero, or neither", side ? "b" : "a");
-    }
-    if (in.has(scale)) {
-      checkGrid(in, side, scale, side ? p.b_bits : p.a_bits, side ? p.b_group : p.a_group);
-    }
-  }
   if (in.has(6)) in.elements(6, n, "one per column of the product");
-  if ((in.has(7) || in.has(8) || in.has(9)) && !in.has(4)) {
+  if ((in.has(7) || in.has(8) || in.has(9)) && !in.has(5)) {
     in.fail(AQ_ARG,
             "b_v, b_r and b_c need b's grid: they mean nothing to a b without scale and zero");
   }
@@ -112,7 +155,8 @@ void inferFakeQuantGemm(Infer& in) {
     if (shape.empty()) shape = {1};
     shape.back() = n;
   }
-  in.output(dtype, shape);
+  in.range("bf16", p.bf16, 0, dtype == AQ_F32 ? 1 : 0);
+  in.output(p.bf16 ? int32_t(AQ_BF16) : dtype, shape);
 }
 
 void inferQuantize(Infer& in) {
@@ -149,6 +193,7 @@ void inferDequantize(Infer& in) {
 
 void addQuantizeOps(std::vector<OpSpec>& ops) {
   using Grid = aq_quant_grid_params;
+  using Operand = aq_quant_operand_params;
   using Fake = aq_fake_quant_params;
   using Grad = aq_fake_quant_grad_params;
   using Gemm = aq_fake_quant_gemm_params;
@@ -159,6 +204,13 @@ void addQuantizeOps(std::vector<OpSpec>& ops) {
                   AQ_INT(Grid, round_f16), AQ_FLOAT(Grid, floor), AQ_INT(Grid, rule)},
                  sizeof(Grid),
                  inferQuantGrid});
+  ops.push_back({"quant_operand",
+                 {{"x"}, {"clip", kOptional}, {"v", kOptional}, {"r", kOptional}, {"c", kOptional}},
+                 {"scale", "zero", "y"},
+                 {AQ_INT(Operand, bits), AQ_INT(Operand, group), AQ_INT(Operand, symmetric),
+                  AQ_FLOAT(Operand, floor), AQ_INT(Operand, rule), AQ_INT(Operand, dtype)},
+                 sizeof(Operand),
+                 inferQuantOperand});
   ops.push_back({"fake_quant",
                  {{"x"}, {"scale"}, {"zero"}, {"v", kOptional}},
                  {"y"},
@@ -193,7 +245,7 @@ void addQuantizeOps(std::vector<OpSpec>& ops) {
         {"b_c", kOptional}},
        {"c"},
        {AQ_INT(Gemm, trans_a), AQ_INT(Gemm, trans_b), AQ_INT(Gemm, a_bits), AQ_INT(Gemm, a_group),
-        AQ_INT(Gemm, b_bits), AQ_INT(Gemm, b_group), AQ_INT(Gemm, accumulate)},
+        AQ_INT(Gemm, b_bits), AQ_INT(Gemm, b_group), AQ_INT(Gemm, accumulate), AQ_INT(Gemm, bf16)},
        sizeof(Gemm),
        inferFakeQuantGemm});
   ops.push_back({"quantize",

@@ -123,7 +123,8 @@ static void headGradients(const aq_view* in, const aq_view& out,
     for (int64_t i = 0; i < perKv; i++) {
       const int64_t at = (kv * perKv + i) * headStep;
       gemm<T>(size, size, length, Operand<T>(a + at, row, o.side != 0),
-              Operand<T>(b + at, row, o.side != 0), mut<T>(out) + kv * size * size, size, i > 0);
+              Operand<T>(b + at, row, o.side != 0), mut<T>(out) + kv * size * size, size,
+              o.accumulate != 0 || i > 0);
     }
   };
   // With fewer matrices than threads the threads share each product; its bits stay the same.

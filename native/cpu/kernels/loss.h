@@ -43,16 +43,22 @@ static int32_t mse(aq_queue*, const aq_view* in, int32_t, const aq_view* out, in
                    aq_error* err) {
   return visitFloat(in[0].dtype, [&](auto zero) {
     using T = decltype(zero);
-    double total = 0;
-    const int32_t code = sumSquares<T>("mse", in[0], in[1], &total, err);
-    if (code == AQ_OK) *mut<T>(out[0]) = T(total / double(numel(in[0])));
+    double total = 0, second = 0;
+    int32_t code = sumSquares<T>("mse", in[0], in[1], &total, err);
+    if (code == AQ_OK && present(in[2])) code = sumSquares<T>("mse", in[0], in[2], &second, err);
+    if (code == AQ_OK) *mut<T>(out[0]) = T((total + second) / double(numel(in[0])));
     return code;
   });
 }
 
 template <class T>
-inline void differenceRange(T factor, const T* y, const T* t, T* __restrict gy, int64_t n) {
-  for (int64_t i = 0; i < n; i++) gy[i] = factor * (y[i] - t[i]);
+inline void differenceRange(T factor, const T* y, const T* t, const T* t2, T* __restrict gy,
+                            int64_t n) {
+  if (t2) {
+    for (int64_t i = 0; i < n; i++) gy[i] = factor * ((y[i] - t[i]) + (y[i] - t2[i]));
+  } else {
+    for (int64_t i = 0; i < n; i++) gy[i] = factor * (y[i] - t[i]);
+  }
 }
 
 static int32_t mse_grad(aq_queue*, const aq_view* in, int32_t, const aq_view* out, int32_t,
@@ -60,8 +66,10 @@ static int32_t mse_grad(aq_queue*, const aq_view* in, int32_t, const aq_view* ou
   return visitFloat(in[0].dtype, [&](auto zero) {
     using T = decltype(zero);
     const T factor = T(2.0 * double(*ptr<T>(in[2])) / double(numel(in[0])));
+    const T* t2 = ptr<T>(in[3]);
     forChunks(numel(in[0]), [&](int64_t i, int64_t end) {
-      differenceRange(factor, ptr<T>(in[0]) + i, ptr<T>(in[1]) + i, mut<T>(out[0]) + i, end - i);
+      differenceRange(factor, ptr<T>(in[0]) + i, ptr<T>(in[1]) + i, t2 ? t2 + i : nullptr,
+                      mut<T>(out[0]) + i, end - i);
     });
     return int32_t(AQ_OK);
   });

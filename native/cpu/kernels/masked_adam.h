@@ -65,9 +65,34 @@ inline T projectRow(T* row, int64_t left, int64_t right, T sf, T limit) {
   return diagonal == T(0) ? std::numeric_limits<T>::infinity() : off / diagonal;
 }
 
-static int32_t masked_adam(aq_queue*, const aq_view* in, int32_t, const aq_view* out, int32_t,
+// What the inputs before an optimizer's own say: whether it may change anything, and its rate and step.
+struct OptimizerControl {
+  static constexpr int kInputs = 2;
+  bool mayChange;
+  const double* schedule;
+
+  explicit OptimizerControl(const aq_view* in)
+      : mayChange(!present(in[0]) || *ptr<int32_t>(in[0]) != 0), schedule(ptr<double>(in[1])) {}
+
+  // The parameters of a step, by the schedule where there is one.
+  template <class P>
+  P adjusted(P params) const {
+    if (!schedule) return params;
+    params.lr *= schedule[0];
+    if constexpr (requires { params.step; }) params.step = int32_t(schedule[1]);
+    return params;
+  }
+};
+
+static int32_t masked_adam(aq_queue*, const aq_view* all, int32_t, const aq_view* out, int32_t,
                            const void* params, aq_error* err) {
-  const auto& o = *static_cast<const aq_masked_adam_params*>(params);
+  const OptimizerControl control(all);
+  const aq_view* const in = all + OptimizerControl::kInputs;
+  const auto o = control.adjusted(*static_cast<const aq_masked_adam_params*>(params));
+  if (!control.mayChange) {
+    const aq_fill_params nothing = {std::numeric_limits<double>::quiet_NaN()};
+    return fill(nullptr, out, 1, nullptr, 0, &nothing, err);
+  }
   const int64_t matrices = in[0].dim[0];
   const int64_t size = in[0].dim[1];
   const int64_t band = o.band < 0 ? 0 : (o.band < size ? o.band : size - 1);
@@ -102,16 +127,21 @@ static int32_t masked_adam(aq_queue*, const aq_view* in, int32_t, const aq_view*
   });
 }
 
-static int32_t adam(aq_queue*, const aq_view* in, int32_t, const aq_view*, int32_t,
+static int32_t adam(aq_queue*, const aq_view* all, int32_t n_in, const aq_view*, int32_t,
                     const void* params, aq_error*) {
-  const auto& o = *static_cast<const aq_adam_params*>(params);
-  return visitFloat(in[0].dtype, [&](auto zero) {
+  const OptimizerControl control(all);
+  const auto o = control.adjusted(*static_cast<const aq_adam_params*>(params));
+  if (!control.mayChange) return AQ_OK;
+  return visitFloat(all[OptimizerControl::kInputs].dtype, [&](auto zero) {
     using T = decltype(zero);
     const AdamFactors<T> factors(o);
-    forChunks(numel(in[0]), [&](int64_t i, int64_t end) {
-      adamRange(factors, mut<T>(in[0]) + i, ptr<T>(in[1]) + i, mut<T>(in[2]) + i, mut<T>(in[3]) + i,
-                end - i);
-    });
+    for (int32_t first = OptimizerControl::kInputs; first < n_in; first += 4) {
+      const aq_view* const in = all + first;
+      forChunks(numel(in[0]), [&](int64_t i, int64_t end) {
+        adamRange(factors, mut<T>(in[0]) + i, ptr<T>(in[1]) + i, mut<T>(in[2]) + i,
+                  mut<T>(in[3]) + i, end - i);
+      });
+    }
     return int32_t(AQ_OK);
   });
 }

@@ -33,12 +33,6 @@ static int32_t quant_grid(aq_queue*, const aq_view* in, int32_t, const aq_view* 
 
 static int32_t fake_quant_gemm(aq_queue*, const aq_view* in, int32_t, const aq_view* out, int32_t,
                                const void* params, aq_error* err) {
-  if (in[0].dtype != in[1].dtype) {
-    return fail(
-        err, AQ_UNSUPPORTED,
-        "fake_quant_gemm: on the CPU a must be f32 or f64; products of rounded operands are "
-        "for GPUs");
-  }
   if (!present(in[8]) && !present(in[9])) return fakeQuantGemm(in, out, params, err);
   return visitFloat(in[0].dtype, [&](auto zero) {
     using T = decltype(zero);

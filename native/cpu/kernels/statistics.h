@@ -74,17 +74,37 @@ inline bool finiteRange(const double* x, int64_t n) {
   return largest < 0x7ff0000000000000;
 }
 
-static int32_t all_finite(aq_queue*, const aq_view* in, int32_t, const aq_view* out, int32_t,
+// Of BF16 or F16, whose bits below the sign are largest for what is not finite.
+inline bool finiteRange(const uint16_t* x, uint16_t infinity, int64_t n) {
+  uint16_t largest = 0;
+  for (int64_t i = 0; i < n; i++) {
+    const uint16_t magnitude = uint16_t(x[i] & 0x7fffu);
+    largest = magnitude > largest ? magnitude : largest;
+  }
+  return largest < infinity;
+}
+
+static int32_t all_finite(aq_queue*, const aq_view* in, int32_t n_in, const aq_view* out, int32_t,
                           const void*, aq_error*) {
   int32_t finite = 1;
-  visitFloat(in[0].dtype, [&](auto zero) {
-    using T = decltype(zero);
-    forChunks(numel(in[0]), [&](int64_t begin, int64_t end) {
-      if (!finiteRange(ptr<T>(in[0]) + begin, end - begin))
-        __atomic_store_n(&finite, 0, __ATOMIC_RELAXED);
+  for (int32_t k = 0; k < n_in; k++) {
+    const aq_view& x = in[k];
+    const auto check = [&](const auto& isFinite) {
+      forChunks(numel(x), [&](int64_t begin, int64_t end) {
+        if (!isFinite(begin, end - begin)) __atomic_store_n(&finite, 0, __ATOMIC_RELAXED);
+      });
+    };
+    if (x.dtype == AQ_BF16 || x.dtype == AQ_F16) {
+      const uint16_t infinity = x.dtype == AQ_BF16 ? 0x7f80 : 0x7c00;
+      check([&](int64_t at, int64_t n) { return finiteRange(ptr<uint16_t>(x) + at, infinity, n); });
+      continue;
+    }
+    visitFloat(x.dtype, [&](auto zero) {
+      using T = decltype(zero);
+      check([&](int64_t at, int64_t n) { return finiteRange(ptr<T>(x) + at, n); });
+      return int32_t(AQ_OK);
     });
-    return int32_t(AQ_OK);
-  });
+  }
   *mut<int32_t>(out[0]) = finite;
   return AQ_OK;
 }

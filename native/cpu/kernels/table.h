@@ -1,8 +1,11 @@
 // table.h: the level's kernels by op name. Every op of params.h has a row here; backend.cc reaches
 // them through kernelRows, the only name of a level that has external linkage.
 
-#define AQ_ROW(op) \
-  { #op, sizeof(aq_##op##_params), op }
+#define AQ_ROW_AS(op, kernel) \
+  { #op, sizeof(aq_##op##_params), kernel }
+#define AQ_ROW(op) AQ_ROW_AS(op, op)
+// Of ops that take short numbers.
+#define AQ_SHORT_ROW(op) AQ_ROW_AS(op, widened<op>)
 static const aq_kernel_row kKernelRows[] = {
     AQ_ROW(fill),
     AQ_ROW(cast),
@@ -10,12 +13,12 @@ static const aq_kernel_row kKernelRows[] = {
     AQ_ROW(axpy),
     AQ_ROW(mul),
     AQ_ROW(exp),
-    AQ_ROW(scale_weight),
-    AQ_ROW(scale_weight_grad),
-    AQ_ROW(head_matmul),
-    AQ_ROW(head_matmul_grad),
-    AQ_ROW(rotate_pairs),
-    AQ_ROW(rotate_pairs_grad),
+    AQ_SHORT_ROW(scale_weight),
+    AQ_SHORT_ROW(scale_weight_grad),
+    AQ_SHORT_ROW(head_matmul),
+    AQ_SHORT_ROW(head_matmul_grad),
+    AQ_SHORT_ROW(rotate_pairs),
+    AQ_SHORT_ROW(rotate_pairs_grad),
     AQ_ROW(gradual_mask),
     AQ_ROW(lu_inverse),
     AQ_ROW(matmul),
@@ -24,10 +27,11 @@ static const aq_kernel_row kKernelRows[] = {
     AQ_ROW(adam),
     AQ_ROW(keep_away),
     AQ_ROW(sign_step),
-    AQ_ROW(quant_grid),
+    AQ_SHORT_ROW(quant_grid),
     AQ_ROW(fake_quant),
-    AQ_ROW(fake_quant_grad),
-    AQ_ROW(fake_quant_gemm),
+    AQ_SHORT_ROW(fake_quant_grad),
+    AQ_ROW_AS(fake_quant_gemm, operandGemm),
+    AQ_ROW_AS(quant_operand, widenedOperand),
     AQ_ROW(quantize),
     AQ_ROW(gptq),
     AQ_ROW(dequantize),
@@ -39,7 +43,7 @@ static const aq_kernel_row kKernelRows[] = {
     AQ_ROW(attention),
     AQ_ROW(attention_grad),
     AQ_ROW(silu_mul),
-    AQ_ROW(silu_mul_grad),
+    AQ_SHORT_ROW(silu_mul_grad),
     AQ_ROW(relu),
     AQ_ROW(relu_grad),
     AQ_ROW(mse),
@@ -51,10 +55,13 @@ static const aq_kernel_row kKernelRows[] = {
     AQ_ROW(gather_rows),
     AQ_ROW(channel_stats),
     AQ_ROW(all_finite),
+    AQ_ROW(cached_attention),
     AQ_ROW(int4_pack),
     AQ_ROW(int4_matmul),
 };
 #undef AQ_ROW
+#undef AQ_SHORT_ROW
+#undef AQ_ROW_AS
 
 const aq_kernel_row* kernelRows(uint32_t* count) {
   *count = uint32_t(sizeof kKernelRows / sizeof kKernelRows[0]);

@@ -1,17 +1,20 @@
 // code_epilogue.cuh: what follows the sums of a tile of code_product_hopper: scaling and writing.
 #pragma once
+#include <cuda_bf16.h>
+
 #include <cstdint>
 
 #include "native/cuda/code_product.h"
 #include "native/cuda/device/code_scale.cuh"
+#include "native/cuda/device/vec.cuh"
 
 namespace aq::cuda {
 
 // What the columns of a tile need, in shared memory.
-template <int kN>
 struct CodeColumns {
-  float scale[kN], bias[kN];
-  int32_t zero[kN], sum[kN];
+  static constexpr int kMost = 256;
+  float scale[kMost], bias[kMost];
+  int32_t zero[kMost], sum[kMost];
 
   __device__ void set(int j, const CodeRow& column, float columnBias) {
     scale[j] = column.scale;
@@ -21,59 +24,93 @@ struct CodeColumns {
   }
 };
 
-// Scales the sums of this thread's two rows and writes them. kLeftOver: zero points remain. Two
-// neighbouring threads exchange halves, so that each writes four neighbouring columns.
-template <int kN, bool kLeftOver>
-__device__ inline void writeSums(const int32_t (&sum)[kN / 2], const CodeProduct& p,
-                                 const CodeColumns<kN>& columns, const CodeRow (&rows)[2],
-                                 int64_t row, int64_t firstCol) {
-  const bool isWide = p.n % 4 == 0 && reinterpret_cast<uintptr_t>(p.c) % 16 == 0;
-  const int lane = int(threadIdx.x % 4), odd = lane % 2;
-  float* const c = p.c + row * p.n + firstCol;
+// One value to where it belongs in c.
+__device__ inline void writeValue(const CodeProduct& p, int64_t at, float value) {
+  if (p.isShort) {
+    __nv_bfloat16* const c = static_cast<__nv_bfloat16*>(p.c) + at;
+    *c = __nv_bfloat16(p.accumulate ? value + float(*c) : value);
+  } else {
+    float* const c = static_cast<float*>(p.c) + at;
+    *c = p.accumulate ? value + *c : value;
+  }
+}
+
+// What the sums of one block of eight columns stand for: of two rows, two columns each. kLeftOver:
+// zero points remain.
+template <bool kLeftOver>
+__device__ inline void scaleBlock(float (&value)[2][2], const int32_t* sum, int block,
+                                  const CodeColumns& columns, const CodeRow (&rows)[2],
+                                  int64_t terms) {
 #pragma unroll
-  for (int block = 0; block < kN / 8; block += 2) {
-    float value[2][2][2];  // block, row, column
-#pragma unroll
-    for (int i = 0; i < 8; i++) {
-      const int b = i / 4, half = i / 2 % 2, e = i % 2;
-      const int j = (block + b) * 8 + lane * 2 + e;
-      const int32_t total = sum[block * 4 + i];
-      if constexpr (kLeftOver) {
-        const CodeRow column = {columns.scale[j], columns.zero[j], columns.sum[j], 0};
-        value[b][half][e] = scaledSum(total, rows[half], column, p.k);
-      } else {
-        value[b][half][e] = float(total) * (rows[half].scale * columns.scale[j]);
-      }
-      value[b][half][e] += columns.bias[j];
+  for (int i = 0; i < 4; i++) {
+    const int half = i / 2, j = block * 8 + int(threadIdx.x % 4) * 2 + i % 2;
+    if constexpr (kLeftOver) {
+      const CodeRow column = {columns.scale[j], columns.zero[j], columns.sum[j], 0};
+      value[half][i % 2] = scaledSum(sum[i], rows[half], column, terms);
+    } else {
+      value[half][i % 2] = float(sum[i]) * (rows[half].scale * columns.scale[j]);
     }
+    value[half][i % 2] += columns.bias[j];
+  }
+}
+
+// Scales the sums of this thread's two rows and writes them, two neighbouring ones at a time, R:
+// what c holds. There are no branches in it: it is long, and what it jumped over would have to be
+// fetched. Exchanging with other threads for wider stores makes it slower.
+template <class R, int kN>
+__device__ inline void writePairs(const int32_t (&sum)[kN / 2], const CodeProduct& p,
+                                  const CodeColumns& columns, const CodeRow (&rows)[2], int64_t row,
+                                  int64_t firstCol) {
+  const int first = int(threadIdx.x % 4) * 2;
+  R* const c = static_cast<R*>(p.c) + row * p.n + firstCol + first;
+  const int cols = int(p.n - firstCol < kN ? p.n - firstCol : kN) - first;
+  const bool inside[2] = {row < p.m, row + 8 < p.m};
+#pragma unroll
+  for (int block = 0; block < kN / 8; block++) {
+    float value[2][2];
+    scaleBlock<false>(value, sum + block * 4, block, columns, rows, 0);
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-      float quad[4];
-#pragma unroll
-      for (int e = 0; e < 2; e++) {
-        const float sent = odd ? value[0][half][e] : value[1][half][e];
-        const float got = __shfl_xor_sync(~0u, sent, 1);
-        quad[e] = odd ? got : value[0][half][e];
-        quad[e + 2] = odd ? value[1][half][e] : got;
-      }
-      const int j = (block + odd) * 8 + (lane - odd) * 2;
-      if (row + half * 8 >= p.m || firstCol + j >= p.n) continue;
-      float* const at = c + half * 8 * p.n + j;
-      if (isWide) {
-        float4* const wide = reinterpret_cast<float4*>(at);
-        float4 out = {quad[0], quad[1], quad[2], quad[3]};
-        if (p.accumulate) {
-          const float4 before = *wide;
-          out = {out.x + before.x, out.y + before.y, out.z + before.z, out.w + before.w};
-        }
-        *wide = out;
-      } else {
-#pragma unroll
-        for (int e = 0; e < 4; e++) {
-          if (firstCol + j + e < p.n) at[e] = p.accumulate ? at[e] + quad[e] : quad[e];
-        }
-      }
+      const Vec<R, 2> out = {{R(value[half][0]), R(value[half][1])}};
+      if (inside[half] && block * 8 < cols) storeVec(c + half * 8 * p.n + block * 8, 0, out);
     }
+  }
+}
+
+// The same for any sizes and addresses, and what is added to, number by number.
+template <int kN, bool kLeftOver>
+__device__ inline void writeSingly(const int32_t (&sum)[kN / 2], const CodeProduct& p,
+                                   const CodeColumns& columns, const CodeRow (&rows)[2],
+                                   int64_t row, int64_t firstCol) {
+#pragma unroll
+  for (int block = 0; block < kN / 8; block++) {
+    float value[2][2];
+    scaleBlock<kLeftOver>(value, sum + block * 4, block, columns, rows, p.k);
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      const int64_t at = row + i / 2 * 8;
+      const int64_t j = firstCol + block * 8 + int(threadIdx.x % 4) * 2 + i % 2;
+      if (at < p.m && j < p.n) writeValue(p, at * p.n + j, value[i / 2][i % 2]);
+    }
+  }
+}
+
+// kMayLeave: zero points may be left over (isLeft).
+template <int kN, bool kMayLeave>
+__device__ inline void writeSums(const int32_t (&sum)[kN / 2], const CodeProduct& p,
+                                 const CodeColumns& columns, const CodeRow (&rows)[2], bool isLeft,
+                                 int64_t row, int64_t firstCol) {
+  const bool isWide = p.n % 2 == 0 && reinterpret_cast<uintptr_t>(p.c) % 8 == 0;
+  if (!isWide || p.accumulate || (kMayLeave && isLeft)) {
+    if (kMayLeave && isLeft) {
+      writeSingly<kN, kMayLeave>(sum, p, columns, rows, row, firstCol);
+    } else {
+      writeSingly<kN, false>(sum, p, columns, rows, row, firstCol);
+    }
+  } else if (p.isShort) {
+    writePairs<__nv_bfloat16, kN>(sum, p, columns, rows, row, firstCol);
+  } else {
+    writePairs<float, kN>(sum, p, columns, rows, row, firstCol);
   }
 }
 

@@ -2,9 +2,14 @@
 #pragma once
 #include <cstdint>
 
-#include "native/cuda/quant_pack.h"
+#include "native/cuda/code_product.h"
 
 namespace aq::cuda {
+
+// What row i of a matrix of codes stands for.
+__device__ inline CodeRow codeRowOf(const CodeMatrix& x, int64_t i) {
+  return x.rows ? x.rows[i] : CodeRow{x.scales[i], 0, 0, 0};
+}
 
 // sum over k of (a_k - za) (b_k - zb) times both scales, where `sum` is that of a_k b_k. Zero
 // points are mostly in the codes already (packCodes); what is left over goes through 64 bits,

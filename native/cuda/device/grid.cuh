@@ -189,6 +189,22 @@ struct ClipLogits {
   __device__ T factor(T logit) const { return logits ? clipFactor(logit) : T(1); }
 };
 
+// The clipping factors of a group, each worked out by every other lane of it. All lanes of a warp
+// take part.
+template <class T>
+struct ClipFactors {
+  T high = T(1), low = T(1);
+
+  __device__ ClipFactors(const ClipLogits<T>& clip, int64_t group) {
+    if (!clip.logits) return;
+    const bool isLow = threadIdx.x & 1;
+    const T own = clipFactor(isLow ? clip.low(group) : clip.high(group));
+    const T other = __shfl_xor_sync(~0u, own, 1);
+    high = isLow ? other : own;
+    low = isLow ? own : other;
+  }
+};
+
 // ---------------------------------------------------------------- groups
 
 // A matrix [M, K] cut along K: `group` columns each, the last of a row may be short.
@@ -226,16 +242,28 @@ struct Groups {
     return place(uint32_t(element), uint32_t(cols), uint32_t(group), uint32_t(perRow));
   }
 
+  // The row of a group, and its first column.
+  __device__ int64_t row(int64_t index) const { return perRow == 1 ? index : divide(index); }
+  __device__ int64_t column(int64_t index) const {
+    return perRow == 1 ? 0 : (index - divide(index) * perRow) * group;
+  }
+
   // The first element of a group, and its length.
   __device__ int64_t begin(int64_t index) const {
-    return ragged ? index / perRow * cols + index % perRow * group : index * group;
+    return ragged ? row(index) * cols + column(index) : index * group;
   }
   __device__ int64_t length(int64_t index) const {
-    if (!ragged || index % perRow + 1 < perRow) return group;
-    return cols - (perRow - 1) * group;
+    if (!ragged) return group;
+    const int64_t rest = cols - column(index);
+    return rest < group ? rest : group;
   }
 
  private:
+  // index / perRow; divisions of 64 bits cost many times those of 32.
+  __device__ int64_t divide(int64_t index) const {
+    return (index | perRow) >> 32 ? index / perRow : uint32_t(index) / uint32_t(perRow);
+  }
+
   template <class I>
   __device__ I place(I element, I rowLength, I groupLength, I rowGroups) const {
     if (!ragged) return element / groupLength;

@@ -1,4 +1,4 @@
-// grid_grad.cuh: what the gradient of fake quantization takes from an element, and what a group's
+// grid_grad.cuh: what the gradient of fake quantization takes from its elements, and what a group's
 // sums make of it. The formulas are derived in native/cpu/kernels/fake_quant_grad.h:
 //
 //   gx = in g, gv = in g s, and through the extremes of the group, in equal parts to the elements
@@ -7,45 +7,104 @@
 #pragma once
 #include <cstdint>
 
+#include "native/cuda/device/biased_code.cuh"
 #include "native/cuda/device/grid.cuh"
 #include "native/cuda/device/group.cuh"
 
 namespace aq::cuda {
 
-// What is gathered from a group. The extremes start at the grid's seed; a count of 0 says that no
-// element attains the extreme, and then nothing flows to x through it.
+// What is gathered from a group. The extremes start at the grid's seed.
 template <class T>
 struct GroupSums {
   T steps = 0;    // S
   T outside = 0;  // Z
   T low, high;
-  int lowCount = 0, highCount = 0;
 
   __device__ explicit GroupSums(T seed) : low(seed), high(seed) {}
 };
 
-// Takes an element into the sums; returns what of its gradient passes.
-template <bool kCounts, bool kOffset, class T>
-__device__ inline T gradStep(const GridCode<T>& grid, T x, T g, T v, GroupSums<T>& sums) {
-  const T u = grid.ratio(x);
-  const T code = grid.place(kOffset ? addRn(u, v) : u);
-  const T q = grid.clamp(code);
-  const bool inside = q == code;
-  sums.steps += g * ((q - grid.z) - (inside ? u : T(0)));
-  sums.outside += inside ? T(0) : g;
-  if constexpr (kCounts) {
-    sums.highCount = (x > sums.high ? 0 : sums.highCount) + (x >= sums.high ? 1 : 0);
-    sums.lowCount = (x < sums.low ? 0 : sums.lowCount) + (x <= sums.low ? 1 : 0);
+// A group's grid as the gradient sees it. Codes are those of GridCode.
+template <class T>
+struct GradGrid {
+  T s, z, top;
+
+  __device__ GradGrid(T scale, T zero, T largest) : s(scale), z(zero), top(largest) {
+    if constexpr (sizeof(T) == 4) {
+      lowest_ = addRn(kBias, -zero);
+      highest_ = addRn(kBias, addRn(top, -zero));
+      asm("rcp.approx.f32 %0, %1;" : "=f"(inverse_) : "f"(scale));
+      // Quotients up to `reach` are wrong by less than reach * 2^-22 where they come from the
+      // reciprocal, and so is what is left of them beside a rounded quotient and its sum with an
+      // offset of at most 1. What lies beyond is clamped whichever way it is rounded.
+      const float reach = top + fabsf(zero) + 2;
+      const bool isPlain = scale > 0x1p-60f && scale < 0x1p60f && reach < 65536.0f;
+      margin_ = isPlain ? reach * 0x1p-21f : 2.0f;
+    }
   }
-  sums.high = fmax(sums.high, x);
-  sums.low = fmin(sums.low, x);
-  return inside ? g : T(0);
-}
+
+  // Takes N elements into the sums: numbers x, their gradients g, of which what passes stays, and
+  // offsets v.
+  template <bool kOffset, int N>
+  __device__ void take(const T (&x)[N], T (&g)[N], const T (&v)[N], GroupSums<T>& sums) const {
+#pragma unroll
+    for (int e = 0; e < N; e++) {
+      sums.high = fmax(sums.high, x[e]);
+      sums.low = fmin(sums.low, x[e]);
+    }
+    if constexpr (sizeof(T) == 4) {
+      if (takeSure<kOffset>(x, g, v, sums)) return;
+    }
+    const GridCode<T> exact(s, z, top);
+#pragma unroll
+    for (int e = 0; e < N; e++) {
+      const T u = exact.ratio(x[e]);
+      const T code = exact.place(kOffset ? addRn(u, v[e]) : u);
+      const T q = exact.clamp(code);
+      const bool inside = q == code;
+      sums.steps += g[e] * ((q - z) - (inside ? u : T(0)));
+      sums.outside += inside ? T(0) : g[e];
+      g[e] = inside ? g[e] : T(0);
+    }
+  }
+
+ private:
+  float lowest_ = 0, highest_ = 0;  // biased codes of 0 and top
+  float inverse_ = 0, margin_ = 0;
+
+  // By the reciprocal: q is the nearest code, d what is left of the quotient beside it, and the
+  // clamp acts where that is more than one half. False, with nothing done, where an element is so
+  // near to one half, or not a number, that this cannot decide.
+  template <bool kOffset, int N>
+  __device__ bool takeSure(const float (&x)[N], float (&g)[N], const float (&v)[N],
+                           GroupSums<float>& sums) const {
+    float steps = sums.steps, outside = sums.outside;
+    float nearest = 1, farthest = 0, passing[N];
+#pragma unroll
+    for (int e = 0; e < N; e++) {
+      const float sum = kOffset ? __fmaf_rn(x[e], inverse_, v[e]) : 0.0f;
+      const float biased = kOffset ? addRn(sum, kBias) : __fmaf_rn(x[e], inverse_, kBias);
+      const float q = addRn(fminf(fmaxf(biased, lowest_), highest_), -kBias);
+      const float d = kOffset ? addRn(sum, -q) : __fmaf_rn(x[e], inverse_, -q);
+      const float gap = addRn(fabsf(d), -0.5f);
+      nearest = atMost(nearest, fabsf(gap));
+      if constexpr (kOffset) farthest = fmaxf(farthest, fabsf(v[e]));
+      const bool inside = gap < 0;
+      steps = __fmaf_rn(g[e], inside ? (kOffset ? addRn(v[e], -d) : -d) : q, steps);
+      if (!inside) outside += g[e];
+      passing[e] = inside ? g[e] : 0.0f;
+    }
+    if (!(nearest > margin_) || (kOffset && !(farthest <= 1.0f))) return false;
+    sums.steps = steps;
+    sums.outside = outside;
+#pragma unroll
+    for (int e = 0; e < N; e++) g[e] = passing[e];
+    return true;
+  }
+};
 
 // The sums over kWidth neighbours of a warp, given to all of them.
-template <int kWidth, bool kCounts, class T>
+template <int kWidth, class T>
 __device__ inline void addNeighbours(GroupSums<T>& sums) {
-  const T low = sums.low, high = sums.high;
 #pragma unroll
   for (int step = kWidth / 2; step > 0; step /= 2) {
     sums.steps += __shfl_xor_sync(~0u, sums.steps, step);
@@ -53,33 +112,21 @@ __device__ inline void addNeighbours(GroupSums<T>& sums) {
     sums.low = fmin(sums.low, __shfl_xor_sync(~0u, sums.low, step));
     sums.high = fmax(sums.high, __shfl_xor_sync(~0u, sums.high, step));
   }
-  if constexpr (kCounts) {
-    if (low != sums.low) sums.lowCount = 0;
-    if (high != sums.high) sums.highCount = 0;
-#pragma unroll
-    for (int step = kWidth / 2; step > 0; step /= 2) {
-      sums.lowCount += __shfl_xor_sync(~0u, sums.lowCount, step);
-      sums.highCount += __shfl_xor_sync(~0u, sums.highCount, step);
-    }
-  }
 }
 
 // The sums over the lanes of a group, given to all of them. Called at most once by a kernel.
-template <int kLanes, bool kCounts, class T>
+template <int kLanes, class T>
 __device__ inline void groupSums(GroupSums<T>& sums) {
-  addNeighbours<(kLanes < kWarp ? kLanes : kWarp), kCounts>(sums);
+  addNeighbours<(kLanes < kWarp ? kLanes : kWarp)>(sums);
   if constexpr (kLanes > kWarp) {
     constexpr int kWarps = kLanes / kWarp;
     __shared__ T parts[4][kWarps];
-    __shared__ int counts[2][kWarps];
     const int warp = int(threadIdx.x) / kWarp, lane = int(threadIdx.x) % kWarp;
     if (lane == 0) {
       parts[0][warp] = sums.steps;
       parts[1][warp] = sums.outside;
       parts[2][warp] = sums.low;
       parts[3][warp] = sums.high;
-      counts[0][warp] = sums.lowCount;
-      counts[1][warp] = sums.highCount;
     }
     __syncthreads();
     const int part = lane % kWarps;  // every run of kWarps lanes adds up all warps
@@ -87,9 +134,40 @@ __device__ inline void groupSums(GroupSums<T>& sums) {
     sums.outside = parts[1][part];
     sums.low = parts[2][part];
     sums.high = parts[3][part];
-    sums.lowCount = counts[0][part];
-    sums.highCount = counts[1][part];
-    addNeighbours<kWarps, kCounts>(sums);
+    addNeighbours<kWarps>(sums);
+  }
+}
+
+// How many elements attain the extremes of a group. 0 says that the extreme is the zero that
+// belongs to every grid, and then nothing flows to x through it.
+struct ExtremeCounts {
+  int low = 0, high = 0;
+
+  template <class T>
+  __device__ void take(T x, const GroupSums<T>& sums) {
+    low += x == sums.low ? 1 : 0;
+    high += x == sums.high ? 1 : 0;
+  }
+};
+
+// The counts over the lanes of a group, given to all of them. Called at most once by a kernel.
+template <int kLanes>
+__device__ inline void groupCounts(ExtremeCounts& counts) {
+  if constexpr (kLanes <= kWarp) {
+#pragma unroll
+    for (int step = kLanes / 2; step > 0; step /= 2) {
+      counts.low += __shfl_xor_sync(~0u, counts.low, step);
+      counts.high += __shfl_xor_sync(~0u, counts.high, step);
+    }
+  } else {
+    __shared__ int lows, highs;
+    if (threadIdx.x == 0) lows = highs = 0;
+    __syncthreads();
+    if (counts.low > 0) atomicAdd(&lows, counts.low);
+    if (counts.high > 0) atomicAdd(&highs, counts.high);
+    __syncthreads();
+    counts.low = lows;
+    counts.high = highs;
   }
 }
 
@@ -118,21 +196,18 @@ __device__ inline ExtremeGrads<T> extremeGrads(const GroupSums<T>& sums, const G
 // What each element that attains an extreme of its group gets through it.
 template <class T>
 struct ExtremeShares {
-  T low, high, lowShare, highShare;
+  T low = 0, high = 0, lowShare = 0, highShare = 0;
 
-  __device__ ExtremeShares(const GroupSums<T>& sums, T lowGrad, T highGrad)
+  __device__ ExtremeShares() {}
+  __device__ ExtremeShares(const GroupSums<T>& sums, const ExtremeCounts& counts, T lowGrad,
+                           T highGrad)
       : low(sums.low),
         high(sums.high),
-        lowShare(sums.lowCount > 0 ? lowGrad / T(sums.lowCount) : T(0)),
-        highShare(sums.highCount > 0 ? highGrad / T(sums.highCount) : T(0)) {}
+        lowShare(counts.low > 0 ? lowGrad / T(counts.low) : T(0)),
+        highShare(counts.high > 0 ? highGrad / T(counts.high) : T(0)) {}
 
   __device__ T of(T x) const {
     return (x == high ? highShare : T(0)) + (x == low ? lowShare : T(0));
-  }
-
-  // Whether a thread that gathered `mine` has an element to add to.
-  __device__ bool reach(const GroupSums<T>& mine) const {
-    return (mine.highCount > 0 && mine.high == high) || (mine.lowCount > 0 && mine.low == low);
   }
 };
 

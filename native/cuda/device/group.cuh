@@ -11,7 +11,11 @@
 
 namespace aq::cuda {
 
-inline constexpr int kGroupThreads = 256;  // of a block
+inline constexpr int kGroupThreads = 256;  // of a block whose warps have groups of their own
+
+// Threads of a block: a group of more than a warp has it to itself.
+template <int kLanes>
+inline constexpr int kGroupBlock = kLanes > kWarp ? kLanes : kGroupThreads;
 
 // Calls f.operator()<kLanes>() with the lanes for groups of `vectors` vectors.
 template <class F>
@@ -24,7 +28,7 @@ int32_t visitGroupLanes(int64_t vectors, F&& f) {
 
 template <int kLanes>
 inline unsigned groupBlocks(int64_t groups) {
-  constexpr int64_t kPerBlock = kGroupThreads / kLanes;
+  constexpr int64_t kPerBlock = kGroupBlock<kLanes> / kLanes;
   return unsigned((groups + kPerBlock - 1) / kPerBlock);
 }
 
@@ -37,21 +41,28 @@ struct GroupLane {
   bool live;
 
   __device__ explicit GroupLane(int64_t groups)
-      : group(int64_t(blockIdx.x) * (kGroupThreads / kLanes) + threadIdx.x / kLanes),
+      : group(int64_t(blockIdx.x) * (kGroupBlock<kLanes> / kLanes) + threadIdx.x / kLanes),
         lane(int(threadIdx.x) % kLanes),
         live(group < groups) {
     if (!live) group = groups - 1;
   }
 };
 
-// Smallest and largest over the lanes of a group, given to all of them. NaN is ignored beside a
-// number. Called at most once by a kernel.
+// Smallest and largest over kLanes neighbours of a warp, given to all of them. NaN is ignored
+// beside a number.
 template <int kLanes, class T>
-__device__ inline void groupExtremes(T& low, T& high) {
-  for (int step = (kLanes < kWarp ? kLanes : kWarp) / 2; step > 0; step /= 2) {
+__device__ inline void neighbourExtremes(T& low, T& high) {
+#pragma unroll
+  for (int step = kLanes / 2; step > 0; step /= 2) {
     low = fmin(low, __shfl_xor_sync(~0u, low, step));
     high = fmax(high, __shfl_xor_sync(~0u, high, step));
   }
+}
+
+// Over the lanes of a group. Called at most once by a kernel.
+template <int kLanes, class T>
+__device__ inline void groupExtremes(T& low, T& high) {
+  neighbourExtremes<(kLanes < kWarp ? kLanes : kWarp)>(low, high);
   if constexpr (kLanes > kWarp) {
     constexpr int kWarps = kLanes / kWarp;
     __shared__ T lows[kWarps], highs[kWarps];

@@ -116,6 +116,11 @@ __device__ inline void fenceSums(int32_t (&sum)[N]) {
 #pragma unroll
   for (int i = 0; i < N; i++) asm volatile("" : "+r"(sum[i])::"memory");
 }
+template <int N>
+__device__ inline void fenceSums(float (&sum)[N]) {
+#pragma unroll
+  for (int i = 0; i < N; i++) asm volatile("" : "+f"(sum[i])::"memory");
+}
 
 template <int kRegisters>
 __device__ inline void raiseRegisters() {

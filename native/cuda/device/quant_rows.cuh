@@ -116,8 +116,12 @@ struct QuantRound {
 // ---------------------------------------------------------------- launch
 
 inline int32_t checkOperand(const QuantOperand& x, aq_error* err) {
-  if (x.dtype != AQ_F64 && x.dtype != AQ_F32 && x.dtype != AQ_BF16) {
-    return fail(err, AQ_DTYPE, "fake_quant_gemm: quantizes f64, f32 or bf16, not dtype %d.",
+  const bool isKnown = x.dtype == AQ_F64 || x.dtype == AQ_F32 || x.dtype == AQ_BF16 ||
+                       x.dtype == AQ_F16 || x.isWhole();
+  if (!isKnown || (x.isWhole() && x.hasGrid())) {
+    return fail(err, AQ_DTYPE,
+                "fake_quant_gemm: quantizes f64, f32, bf16 or f16 and takes i8 without a zero, not "
+                "dtype %d.",
                 x.dtype);
   }
   if (x.rows <= INT32_MAX && x.cols <= INT32_MAX) return AQ_OK;

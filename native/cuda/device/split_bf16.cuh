@@ -42,21 +42,30 @@ struct SplitOperand {
   }
   __device__ void load(uint32_t (&high)[4], uint32_t (&lowPart)[4], int across, int term) const {
     const uint32_t from = at(across, term);
+    loadFrom(high, from);
+    loadFrom(lowPart, from + low);
+  }
+  // Of numbers that were not split.
+  __device__ void load(uint32_t (&whole)[4], int across, int term) const {
+    loadFrom(whole, at(across, term));
+  }
+
+ private:
+  static __device__ void loadFrom(uint32_t (&tile)[4], uint32_t from) {
     if constexpr (kRowsAreTerms) {
-      loadTilesTransposed(high, from);
-      loadTilesTransposed(lowPart, from + low);
+      loadTilesTransposed(tile, from);
     } else {
-      loadTiles(high, from);
-      loadTiles(lowPart, from + low);
+      loadTiles(tile, from);
     }
   }
 };
 
-// The operand whose first number of this warp is at `tile`. kIsLeft: the matrix on the left of the
-// product, whose 8 x 8 parts the instruction wants in the other order.
-template <bool kIsLeft, bool kRowsAreTerms>
-__device__ inline SplitOperand<kRowsAreTerms> splitOperand(const __nv_bfloat16* tile, int low,
-                                                           int pitch) {
+// The operand whose first number of this warp is at `tile`; `low` is not looked at where numbers were
+// not split. kIsLeft: the matrix on the left of the product, whose 8 x 8 parts the instruction wants
+// in the other order.
+template <bool kIsLeft, bool kRowsAreTerms, class E>
+__device__ inline SplitOperand<kRowsAreTerms> splitOperand(const E* tile, int low, int pitch) {
+  static_assert(sizeof(E) == 2);
   const int lane = threadIdx.x % 32;
   constexpr bool kRowsFirst = kIsLeft != kRowsAreTerms;
   const int row = kRowsFirst ? lane % 16 : lane % 8 + lane / 16 * 8;

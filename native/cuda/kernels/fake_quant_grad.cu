@@ -2,27 +2,32 @@
 //
 // Math      device/grid_grad.cuh, as in native/cpu/kernels/fake_quant_grad.h.
 // Layout    4 to 256 threads a group by its length (device/group.cuh). x and g of a group of up to
-//           11264 floats stay in registers, so that they are read and gx is written once. Of longer
-//           groups gx is written at once, without what flows through the extremes; the threads that
-//           hold extreme elements, mostly two, add it afterwards, from L2.
+//           12288 numbers (f32: 11264) stay in registers as they lie in memory, so that they are
+//           read and gx is written once. Of longer groups gx is written at once, without what flows
+//           through the extremes; the threads that hold extreme elements, mostly two, add it
+//           afterwards, from L2. Only they count how many there are, too.
 //           One logit for all groups: a partial sum a block, then one block adds them up.
-// Cost      reads x and g, writes gx: 12 B an element (f32), 8 B without gx, 8 B more with offsets;
-//           ~50 instructions. Bandwidth-bound.
+// Cost      reads x and g, writes gx: 12 B an element (f32) or 6 B (short x, bf16 gradients), a
+//           third less without gx; with offsets 20 B or 12 B. Bandwidth-bound in f32; short types
+//           without offsets wait for instructions as well (device/grid_grad.cuh).
 // Roofline  2048 x 11008 f32: 271 MB -> 81 us at 3.35 TB/s (H100 SXM data sheet). Measured on an
-//           H100 80GB HBM3, with the sum for its one logit: 104 us = 2.60 TB/s; 11008 x 4096 with
-//           logits of every group: 182 us = 2.97 TB/s, in groups of 128 186 us; 4096 x 11008 in
-//           groups of 32 206 us.
-// Versions  v2 keeps rows of 11008 in registers, 2 blocks a multiprocessor (v1: 106 us, and 152
-//           us where half of the elements are zero and so extreme), and launches the sum early
-//           (-1 us).
+//           H100 80GB HBM3, with the sum for its one logit: 102 us = 2.66 TB/s, 89 % of a copy.
+//           11008 x 4096 with offsets and without gx: f32 237 us, as a copy; f16 172 us, 88 %. bf16
+//           with gx and logits of every row: 136 us, 67 %.
+// Versions  v3 decides most codes by the reciprocal of the scale and counts extremes
+//           afterwards. v2 keeps rows of 11008 in registers, 2 blocks a
+//           multiprocessor (v1: 106 us, and 152 us where half of the elements are zero and so
+//           extreme), and launches the sum early (-1 us).
 //           Slower: 512 threads a row, 128 threads, 5 blocks a multiprocessor (spills).
 // Numerics  codes as on the CPU; sums over a group in T, a few dozen terms a thread and then a
 //           tree; over all groups in f64. The order is fixed by the shape.
 #include "native/abi/params.h"
 #include "native/cuda/check.h"
-#include "native/cuda/device/dtype.cuh"
+#include "native/cuda/device/grad_batch.cuh"
 #include "native/cuda/device/grid_grad.cuh"
 #include "native/cuda/device/group.cuh"
+#include "native/cuda/device/reduce.cuh"
+#include "native/cuda/device/stored.cuh"
 #include "native/cuda/device/vec.cuh"
 #include "native/cuda/kernels.h"
 #include "native/cuda/kernels/fake_quant_grad.h"
@@ -34,25 +39,9 @@ namespace aq::cuda {
 
 namespace {
 
-constexpr int kAhead = 4;         // vectors of x and of g in flight a thread
-constexpr int kMostAhead = 11;    // as many as leave registers for two blocks on a multiprocessor
+constexpr int kAhead = 16;        // numbers of x and of g in flight a thread
+constexpr int kMostAhead = 48;    // as many as leave registers for two blocks on a multiprocessor
 constexpr int kSumThreads = 512;  // of the block that adds up the partial sums
-
-template <class T>
-struct QuantGrad {
-  const T* x;
-  const T* g;
-  const T* v;
-  const T* scale;
-  const T* zero;
-  ClipLogits<T> clip;
-  T* gx;
-  T* gv;
-  T* clipGrad;       // [2, M, G], where every group has its own logits
-  double* partials;  // of the one logit's gradient, one a block; else null
-  Groups groups;
-  GridRule<T> rule;
-};
 
 // The kernel that adds up the partial sums may be launched while this one still runs (it then waits
 // for its end), which hides most of what a launch costs. From Hopper on.
@@ -67,101 +56,71 @@ __device__ inline void awaitLast() {
 #endif
 }
 
-// kSize vectors of a group: x, g, and what of g passes to x.
-template <class T, int kVec, int kLanes, int kSize, bool kOffset>
-struct Batch {
-  Vec<T, kVec> x[kSize], g[kSize], v[kOffset ? kSize : 1];
+// Blocks on a multiprocessor that the registers are to leave room for.
+template <class S, int kLanes, int kNumbers, bool kOffset>
+inline constexpr int kBlocksOf = (kOffset || kNumbers > kAhead || sizeof(S) == 8 ? 2 : 3) *
+                                 (kGroupThreads / kGroupBlock<kLanes>);
 
-  // Vectors k, k + kLanes, ... of a group that starts at `begin`.
-  __device__ void load(const QuantGrad<T>& a, int64_t begin, int64_t k, int64_t vectors) {
-#pragma unroll
-    for (int i = 0; i < kSize; i++) {
-      if (k + i * kLanes >= vectors) break;
-      x[i] = loadVec<T, kVec>(a.x + begin, k + i * kLanes);
-      g[i] = loadVec<T, kVec>(a.g + begin, k + i * kLanes);
-      if constexpr (kOffset) v[i] = loadVec<T, kVec>(a.v + begin, k + i * kLanes);
-    }
-  }
-
-  // Adds to the sums, writes gv and leaves in g what passes.
-  template <bool kCounts>
-  __device__ void take(const QuantGrad<T>& a, int64_t begin, int64_t k, int64_t vectors,
-                       const GridCode<T>& grid, GroupSums<T>& sums) {
-#pragma unroll
-    for (int i = 0; i < kSize; i++) {
-      if (k + i * kLanes >= vectors) break;
-#pragma unroll
-      for (int e = 0; e < kVec; e++) {
-        g[i].lane[e] = gradStep<kCounts, kOffset>(grid, x[i].lane[e], g[i].lane[e],
-                                                  kOffset ? v[i].lane[e] : T(0), sums);
-      }
-      if constexpr (kOffset) {
-#pragma unroll
-        for (int e = 0; e < kVec; e++) v[i].lane[e] = g[i].lane[e] * grid.s;
-        storeVec(a.gv + begin, k + i * kLanes, v[i]);
-      }
-    }
-  }
-
-  __device__ void store(const QuantGrad<T>& a, int64_t begin, int64_t k, int64_t vectors) const {
-#pragma unroll
-    for (int i = 0; i < kSize; i++) {
-      if (k + i * kLanes < vectors) storeVec(a.gx + begin, k + i * kLanes, g[i]);
-    }
-  }
-
-  __device__ void addAtExtremes(const ExtremeShares<T>& shares) {
-#pragma unroll
-    for (int i = 0; i < kSize; i++) {
-#pragma unroll
-      for (int e = 0; e < kVec; e++) g[i].lane[e] += shares.of(x[i].lane[e]);
-    }
-  }
-};
-
-// kBatch: vectors of x and of g in flight a thread. kWhole: they are all of the group. The bounds
-// keep the registers so few that 4 blocks share a multiprocessor, or 2 of the larger forms.
-template <class T, int kVec, int kLanes, int kBatch, bool kWhole, bool kValues, bool kOffset>
-__global__ __launch_bounds__(kGroupThreads,
-                             kOffset || kBatch > kAhead ? 2 : 4) void gradGroups(QuantGrad<T> a) {
+// kBatch: vectors of x and of g in flight a thread. kWhole: they are all of the group.
+template <class S, int kVec, int kLanes, int kBatch, bool kWhole, bool kOffset>
+__global__ __launch_bounds__(
+    kGroupBlock<kLanes>,
+    kBlocksOf<S, kLanes, kBatch * kVec, kOffset>) void gradGroups(QuantGrad<S> a) {
+  using T = Wide<S>;
+  using Held = Batch<S, kVec, kLanes, kBatch, kOffset>;
   constexpr int kStep = kBatch * kLanes;
   letNextLaunch();
   const GroupLane<kLanes> own(a.groups.count);
-  const int64_t begin = a.groups.begin(own.group);
-  const int64_t vectors = own.live ? a.groups.length(own.group) / kVec : 0;
-  const GridCode<T> grid(a.scale[own.group], a.zero[own.group], a.rule.top);
-  const T logitHigh = a.clip.high(own.group), logitLow = a.clip.low(own.group);
-  GroupSums<T> sums(a.rule.published ? a.x[begin] : T(0));
+  const GradGroup<S, kVec> group(a, own.group, own.live);
+  const GradGrid<T> grid(a.scale[own.group], a.zero[own.group], a.rule.top);
+  const ClipFactors<T> clip(a.clip, own.group);
+  GroupSums<T> sums(group.seed(a));
 
-  Batch<T, kVec, kLanes, kBatch, kOffset> batch;
+  Held batch;
   if constexpr (kWhole) {
-    batch.load(a, begin, own.lane, vectors);
-    batch.template take<kValues>(a, begin, own.lane, vectors, grid, sums);
+    batch.load(a, group, own.lane);
+    batch.take(a, group, own.lane, grid, sums);
   } else {
-    for (int64_t k = own.lane; k < vectors; k += kStep) {
-      batch.load(a, begin, k, vectors);
-      batch.template take<kValues>(a, begin, k, vectors, grid, sums);
-      if constexpr (kValues) batch.store(a, begin, k, vectors);
+    for (int64_t k = own.lane; k < group.vectors; k += kStep) {
+      batch.load(a, group, k);
+      batch.take(a, group, k, grid, sums);
+      if (a.hasValues()) batch.store(a, group, k, false, {});
     }
   }
 
+  if (!a.hasValues() && !a.partials && !a.clipGrad) return;  // gv is all that is wanted
   const GroupSums<T> mine = sums;
-  groupSums<kLanes, kValues>(sums);
-  const T f1 = a.clip.factor(logitHigh), f2 = a.clip.factor(logitLow);
+  groupSums<kLanes>(sums);
+  const T f1 = clip.high, f2 = clip.low;
   const ExtremeGrads<T> grads = extremeGrads(sums, a.rule, grid.s, f1, f2);
 
-  if constexpr (kValues) {
-    const ExtremeShares<T> shares(sums, grads.low * f2, grads.high * f1);
+  if (a.hasValues()) {
+    const bool isReached = mine.low == sums.low || mine.high == sums.high;
+    ExtremeCounts counts;
     if constexpr (kWhole) {
-      batch.addAtExtremes(shares);
-      batch.store(a, begin, own.lane, vectors);
-    } else if (shares.reach(mine)) {
-      for (int64_t k = own.lane; k < vectors; k += kLanes) {
-        const Vec<T, kVec> x = loadVec<T, kVec>(a.x + begin, k);
+      if (isReached) counts = batch.count(group, own.lane, sums);
+    } else if (isReached) {
+      for (int64_t k = own.lane; k < group.vectors; k += kLanes) {
+        const Vec<T, kVec> y = group.scaled(loadVec<S, kVec>(a.x + group.begin, k), k);
+#pragma unroll
+        for (int e = 0; e < kVec; e++) counts.take(y.lane[e], sums);
+      }
+    }
+    const bool isExtreme = counts.low > 0 || counts.high > 0;
+    groupCounts<kLanes>(counts);
+    const ExtremeShares<T> shares(sums, counts, grads.low * f2, grads.high * f1);
+    if constexpr (kWhole) {
+      batch.store(a, group, own.lane, isExtreme, shares);
+    } else if (isExtreme) {
+      for (int64_t k = own.lane; k < group.vectors; k += kLanes) {
+        const Vec<T, kVec> y = group.scaled(loadVec<S, kVec>(a.x + group.begin, k), k);
 #pragma unroll
         for (int e = 0; e < kVec; e++) {
-          const T share = shares.of(x.lane[e]);
-          if (share != T(0)) a.gx[begin + k * kVec + e] += share;
+          const T share = shares.of(y.lane[e]);
+          const int64_t at = group.begin + k * kVec + e;
+          if (share == T(0)) continue;
+          if (a.gx) a.gx[at] = GradientOf<S>(T(a.gx[at]) + share);
+          if (a.gy) a.gy[at] += share;
         }
       }
     }
@@ -172,7 +131,7 @@ __global__ __launch_bounds__(kGroupThreads,
     double sum = 0;
     if (isFirst)
       sum = double(grads.high) * double(sums.high) + double(grads.low) * double(sums.low);
-    if constexpr (kLanes < kGroupThreads) sum = rowSum<kGroupThreads>(sum);
+    if constexpr (kLanes <= kWarp) sum = rowSum<kGroupThreads>(sum);
     if (threadIdx.x == 0) a.partials[blockIdx.x] = sum;
   } else if (a.clipGrad && isFirst) {
     a.clipGrad[own.group] = grads.high * sums.high * (f1 * (T(1) - f1));
@@ -191,56 +150,56 @@ __global__ __launch_bounds__(kSumThreads) void addPartials(const double* partial
   if (threadIdx.x == 0) clipGrad[0] = static_cast<T>(sum * (f * (1 - f)));
 }
 
-template <class T, int kVec, int kLanes, int kBatch, bool kWhole>
-void launch(aq_queue* queue, const QuantGrad<T>& a) {
+// Launches the form for kNumbers numbers a thread; returns how many blocks it has.
+template <class S, int kVec, int kLanes, int kNumbers, bool kWhole, bool kOffset>
+int64_t launch(aq_queue* queue, const QuantGrad<S>& a) {
   const unsigned blocks = groupBlocks<kLanes>(a.groups.count);
-  const auto start = [&](auto kernel) { kernel<<<blocks, kGroupThreads, 0, queue->stream>>>(a); };
-  if (a.gx && a.v) start(gradGroups<T, kVec, kLanes, kBatch, kWhole, true, true>);
-  if (a.gx && !a.v) start(gradGroups<T, kVec, kLanes, kBatch, kWhole, true, false>);
-  if (!a.gx && a.v) start(gradGroups<T, kVec, kLanes, kBatch, kWhole, false, true>);
-  if (!a.gx && !a.v) start(gradGroups<T, kVec, kLanes, kBatch, kWhole, false, false>);
-}
-
-// Long groups whose x and g fit the registers of a block, where gx is all that is wanted.
-template <class T, int kVec>
-void launchLong(aq_queue* queue, const QuantGrad<T>& a) {
-  gradGroups<T, kVec, kGroupThreads, kMostAhead, true, true, false>
-      <<<groupBlocks<kGroupThreads>(a.groups.count), kGroupThreads, 0, queue->stream>>>(a);
+  gradGroups<S, kVec, kLanes, kNumbers / kVec, kWhole, kOffset>
+      <<<blocks, kGroupBlock<kLanes>, 0, queue->stream>>>(a);
+  return blocks;
 }
 
 // The form for the length of the groups. Returns how many blocks it has, each with a partial sum.
-template <class T>
-int64_t launchFor(aq_queue* queue, const QuantGrad<T>& a, bool isWide) {
-  constexpr int kVec = kVecWidth<T>;
-  if constexpr (sizeof(T) == 4) {  // what runs in f64 are tests: the forms below will do
-    const int64_t vectors = a.groups.group / kVec;
-    const auto whole = [&]<int kLanes, int kBatch>() {
-      launch<T, kVec, kLanes, kBatch, true>(queue, a);
-      return int64_t(groupBlocks<kLanes>(a.groups.count));
-    };
-    if (isWide && vectors <= 8) return whole.template operator()<4, 2>();
-    if (isWide && vectors <= 8 * kAhead) return whole.template operator()<8, kAhead>();
-    if (isWide && vectors <= kWarp * kAhead) return whole.template operator()<kWarp, kAhead>();
-    if (isWide && vectors <= kGroupThreads * kAhead) {
-      return whole.template operator()<kGroupThreads, kAhead>();
+template <class S>
+int64_t launchFor(aq_queue* queue, const QuantGrad<S>& a, bool isWide) {
+  const int64_t length = a.groups.group;
+  if constexpr (sizeof(Wide<S>) == 4) {  // what runs in f64 are tests: the forms below will do
+    constexpr int kVec = kVecWidth<S>;
+    if (isWide && a.v) {
+      if (length <= 4 * 8) return launch<S, kVec, 4, 8, false, true>(queue, a);
+      if (length <= 8 * kAhead) return launch<S, kVec, 8, kAhead, false, true>(queue, a);
+      if (length <= kWarp * kAhead) return launch<S, kVec, kWarp, kAhead, false, true>(queue, a);
+      return launch<S, kVec, kGroupThreads, kAhead, false, true>(queue, a);
     }
     if (isWide) {
-      const bool fits = vectors <= kGroupThreads * kMostAhead && a.gx && !a.v;
-      fits ? launchLong<T, kVec>(queue, a)
-           : launch<T, kVec, kGroupThreads, kAhead, false>(queue, a);
-      return a.groups.count;
+      if (length <= 4 * 8) return launch<S, kVec, 4, 8, true, false>(queue, a);
+      if (length <= 8 * kAhead) return launch<S, kVec, 8, kAhead, true, false>(queue, a);
+      if (length <= kWarp * kAhead) return launch<S, kVec, kWarp, kAhead, true, false>(queue, a);
+      if (length <= kGroupThreads * kAhead)
+        return launch<S, kVec, kGroupThreads, kAhead, true, false>(queue, a);
+      constexpr int kMost = sizeof(S) == 2 ? kMostAhead : kMostAhead - 4;
+      if (length <= kGroupThreads * kMost && (a.gx || a.gy))
+        return launch<S, kVec, kGroupThreads, kMost, true, false>(queue, a);
+      return launch<S, kVec, kGroupThreads, kAhead, false, false>(queue, a);
     }
   }
-  if (a.groups.group <= 1024) {
-    launch<T, 1, kWarp, kAhead, false>(queue, a);
-    return groupBlocks<kWarp>(a.groups.count);
-  }
-  launch<T, 1, kGroupThreads, kAhead, false>(queue, a);
-  return a.groups.count;
+  if (length <= 1024) return launch<S, 1, kWarp, 4, false, true>(queue, a);
+  return launch<S, 1, kGroupThreads, 4, false, true>(queue, a);
 }
 
-template <class T>
-int32_t launchSum(aq_queue* queue, const QuantGrad<T>& a, int64_t count, T* clipGrad,
+template <class S>
+bool isWide(const QuantGrad<S>& a) {
+  if (!a.groups.hasWidth(kVecWidth<S>)) return false;
+  for (const void* data : {static_cast<const void*>(a.x), static_cast<const void*>(a.g),
+                           static_cast<const void*>(a.v), static_cast<const void*>(a.c),
+                           static_cast<const void*>(a.gx), static_cast<const void*>(a.gy)}) {
+    if (!isAligned16(data)) return false;
+  }
+  return !a.v || isAligned16(a.gv);
+}
+
+template <class S>
+int32_t launchSum(aq_queue* queue, const QuantGrad<S>& a, int64_t count, Wide<S>* clipGrad,
                   aq_error* err) {
   cudaLaunchAttribute early = {};
   early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
@@ -252,23 +211,30 @@ int32_t launchSum(aq_queue* queue, const QuantGrad<T>& a, int64_t count, T* clip
   config.attrs = &early;
   config.numAttrs = queue->computeCapability >= 90 ? 1 : 0;
   const double* const partials = a.partials;
-  CUDA_CHECK(cudaLaunchKernelEx(&config, addPartials<T>, partials, count, a.clip.logits, clipGrad));
+  CUDA_CHECK(
+      cudaLaunchKernelEx(&config, addPartials<Wide<S>>, partials, count, a.clip.logits, clipGrad));
   return AQ_OK;
 }
 
-template <class T>
-int32_t run(aq_queue* queue, const aq_view* in, const aq_view* out,
+template <class S>
+int32_t run(aq_queue* queue, const aq_view* in, const aq_view* out, void* gy,
             const aq_fake_quant_grad_params& o, aq_error* err) {
-  QuantGrad<T> a = {};
+  using T = Wide<S>;
+  using G = GradientOf<S>;
+  const auto input = [&](int i) { return static_cast<const T*>(in[i].data); };
+  QuantGrad<S> a = {};
   a.groups = Groups::of(numel(in[0]), in[0].rank ? in[0].dim[in[0].rank - 1] : 1, o.group);
-  a.x = static_cast<const T*>(in[0].data);
-  a.scale = static_cast<const T*>(in[1].data);
-  a.zero = static_cast<const T*>(in[2].data);
-  a.g = static_cast<const T*>(in[3].data);
-  a.clip = {static_cast<const T*>(in[4].data), a.groups.count, numel(in[4]) == 1};
-  a.v = static_cast<const T*>(in[5].data);
-  a.gx = o.need_gx ? static_cast<T*>(out[0].data) : nullptr;
-  a.gv = static_cast<T*>(out[2].data);
+  a.x = static_cast<const S*>(in[0].data);
+  a.scale = input(1);
+  a.zero = input(2);
+  a.g = static_cast<const G*>(in[3].data);
+  a.clip = {input(4), a.groups.count, numel(in[4]) == 1};
+  a.v = input(5);
+  a.r = input(6);
+  a.c = input(7);
+  a.gx = o.need_gx ? static_cast<G*>(out[0].data) : nullptr;
+  a.gy = static_cast<T*>(gy);
+  a.gv = a.v ? static_cast<G*>(out[2].data) : nullptr;
   a.rule = GridRule<T>::of(o, false);
   T* const clipGrad = a.clip.logits ? static_cast<T*>(out[1].data) : nullptr;
   const bool isOneLogit = clipGrad && a.clip.shared;
@@ -276,7 +242,7 @@ int32_t run(aq_queue* queue, const aq_view* in, const aq_view* out,
     if (isOneLogit) CUDA_CHECK(cudaMemsetAsync(clipGrad, 0, sizeof(T), queue->stream));
     return AQ_OK;
   }
-  if (!a.gx && !a.v && !clipGrad) return AQ_OK;
+  if (!a.gx && !a.gy && !a.v && !clipGrad) return AQ_OK;
 
   Scratch scratch(queue);
   if (isOneLogit) {
@@ -286,27 +252,25 @@ int32_t run(aq_queue* queue, const aq_view* in, const aq_view* out,
   } else {
     a.clipGrad = clipGrad;
   }
-  const bool isWide = a.groups.hasWidth(kVecWidth<T>) && isAligned16(a.x) && isAligned16(a.g) &&
-                      isAligned16(a.v) && isAligned16(a.gx) && (!a.v || isAligned16(a.gv));
-  const int64_t blocks = launchFor<T>(queue, a, isWide);
+  const int64_t blocks = launchFor<S>(queue, a, isWide(a));
   LAUNCH_CHECK("fake_quant_grad");
   return isOneLogit ? launchSum(queue, a, blocks, clipGrad, err) : int32_t(AQ_OK);
 }
 
 }  // namespace
 
-int32_t plainFakeQuantGrad(aq_queue* queue, const aq_view* in, const aq_view* out,
+int32_t groupFakeQuantGrad(aq_queue* queue, const aq_view* in, const aq_view* out, void* gy,
                            const aq_fake_quant_grad_params& params, aq_error* err) {
-  CUDA_CHECK(cudaSetDevice(queue->device));
-  return visitFloat(in[0].dtype, err,
-                    [&]<class T>() { return run<T>(queue, in, out, params, err); });
+  return visitStored(in[0].dtype, err,
+                     [&]<class S>() { return run<S>(queue, in, out, gy, params, err); });
 }
 
 int32_t fake_quant_grad(aq_queue* queue, const aq_view* in, int32_t, const aq_view* out, int32_t,
                         const void* params, aq_error* err) {
+  CUDA_CHECK(cudaSetDevice(queue->device));
   const auto& o = *static_cast<const aq_fake_quant_grad_params*>(params);
-  return in[6].data || in[7].data ? scaledFakeQuantGrad(queue, in, out, o, err)
-                                  : plainFakeQuantGrad(queue, in, out, o, err);
+  if (in[6].data || in[7].data) return scaledFakeQuantGrad(queue, in, out, o, err);
+  return groupFakeQuantGrad(queue, in, out, nullptr, o, err);
 }
 
 }  // namespace aq::cuda

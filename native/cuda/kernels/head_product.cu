@@ -19,6 +19,7 @@
 #include <algorithm>
 
 #include "native/cuda/check.h"
+#include "native/cuda/device/head_tile.cuh"
 #include "native/cuda/device/split_bf16.cuh"
 #include "native/cuda/device/vec.cuh"
 
@@ -26,11 +27,7 @@ namespace aq::cuda {
 
 namespace {
 
-using Vec4 = Vec<float, 4>;
-
 constexpr int kThreads = 256;
-constexpr int kSpan = 64;  // of a tile along the length
-constexpr int kPad = 8;
 // Blocks that run at once on the largest GPUs, two a multiprocessor.
 constexpr int64_t kBlocks = 264;
 
@@ -38,38 +35,17 @@ struct Heads {
   const float* w;
   const float* m;
   float* y;
-  int64_t ld, headStep, length;
-  int32_t perKv, parts;
+  int64_t headStep;
+  int32_t ld, length, perKv, parts;
   bool transpose;
 };
 
 template <int kD, int kSide>
-struct Tile {
-  // Of w, as it lies in memory.
-  static constexpr int kRows = kSide == 0 ? kD : kSpan, kColumns = kSide == 0 ? kSpan : kD;
-  static constexpr int kPitch = kColumns + kPad, kLow = kRows * kPitch;
-  static constexpr int kLoads = kRows * kColumns / 4 / kThreads;
-  static constexpr int kMatrixPitch = kD + kPad, kMatrixLow = kD * kMatrixPitch;
-  static constexpr int kBytes = 2 * (kMatrixLow + kLow) * int(sizeof(__nv_bfloat16));
+struct Tile : SplitTile<kD, kSide, kThreads> {
+  static constexpr int kMatrixPitch = kD + kHeadPad, kMatrixLow = kD * kMatrixPitch;
+  static constexpr int kBytes =
+      2 * (kMatrixLow + SplitTile<kD, kSide, kThreads>::kLow) * int(sizeof(__nv_bfloat16));
 
-  static __device__ void load(const Heads& x, int64_t head, int64_t first, Vec4 (&value)[kLoads]) {
-    const float* const from = x.w + head * x.headStep + (kSide == 0 ? first : first * x.ld);
-#pragma unroll
-    for (int i = 0; i < kLoads; i++) {
-      const int k = i * kThreads + int(threadIdx.x);
-      const int row = k / (kColumns / 4), column = k % (kColumns / 4);
-      const bool isInside = first + (kSide == 0 ? 4 * column : row) < x.length;
-      value[i] = isInside ? loadVec<float, 4>(from + row * x.ld, column) : Vec4{};
-    }
-  }
-  static __device__ void store(const Vec4 (&value)[kLoads], __nv_bfloat16* tile) {
-#pragma unroll
-    for (int i = 0; i < kLoads; i++) {
-      const int k = i * kThreads + int(threadIdx.x);
-      const int row = k / (kColumns / 4), column = k % (kColumns / 4);
-      storeSplit(tile + row * kPitch + 4 * column, kLow, value[i]);
-    }
-  }
   // op(m), row by row: on side 0 the left operand, on side 1 the right one.
   static __device__ void loadMatrix(const Heads& x, int64_t kv, __nv_bfloat16* matrix) {
     const float* const m = x.m + kv * (kD * kD);
@@ -78,7 +54,7 @@ struct Tile {
       // Neighbouring threads read neighbouring numbers: along a row, or, transposed, down a column.
       const int row = x.transpose ? k % kD : k / (kD / 4);
       const int column = x.transpose ? k / kD * 4 : k % (kD / 4) * 4;
-      Vec4 value;
+      Vec<float, 4> value;
       if (x.transpose) {
 #pragma unroll
         for (int e = 0; e < 4; e++) value.lane[e] = __ldg(m + (column + e) * kD + row);
@@ -93,17 +69,17 @@ struct Tile {
 template <int kD, int kSide>
 __global__ __launch_bounds__(kThreads, 2) void multiplyHeads(Heads x) {
   using T = Tile<kD, kSide>;
-  constexpr int kRowWarps = kSide == 0 ? kD / 32 : kSpan / 32;
+  constexpr int kRowWarps = kSide == 0 ? kD / 32 : kSplitSpan / 32;
   constexpr int kColumnTiles = kD / 32;  // of 8, of a warp: a quarter of D on either side
   extern __shared__ __align__(16) __nv_bfloat16 shared[];
   __nv_bfloat16* const matrix = shared;
   __nv_bfloat16* const tile = shared + 2 * T::kMatrixLow;
 
-  const int64_t head = blockIdx.x / x.parts;
-  const int64_t tiles = (x.length + kSpan - 1) / kSpan;
-  int64_t t = int64_t(blockIdx.x) - head * x.parts;
-  Vec4 next[T::kLoads];
-  T::load(x, head, t * kSpan, next);
+  const int32_t head = int32_t(blockIdx.x) / x.parts;
+  const int32_t tiles = (x.length + kSplitSpan - 1) / kSplitSpan;
+  int32_t t = int32_t(blockIdx.x) - head * x.parts;
+  typename T::Registers next;
+  T::load(x.w + head * x.headStep, x.ld, t * kSplitSpan, x.length, next);
   T::loadMatrix(x, head / x.perKv, matrix);
 
   const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
@@ -115,16 +91,17 @@ __global__ __launch_bounds__(kThreads, 2) void multiplyHeads(Heads x) {
                      ? splitOperand<false, true>(tile + column, T::kLow, T::kPitch)
                      : splitOperand<false, true>(matrix + column, T::kMatrixLow, T::kMatrixPitch);
   for (; t < tiles; t += x.parts) {
-    const int64_t first = t * kSpan;
+    const int32_t first = t * kSplitSpan;
     T::store(next, tile);
     __syncthreads();
-    if (t + x.parts < tiles) T::load(x, head, (t + x.parts) * kSpan, next);
+    if (t + x.parts < tiles)
+      T::load(x.w + head * x.headStep, x.ld, (t + x.parts) * kSplitSpan, x.length, next);
 
     float sum[2][kColumnTiles][4] = {};
 #pragma unroll 1
     for (int term = 0; term < kD / 16; term++) multiplySplit(sum, a, b, term);
 
-    float* const to = x.y + head * x.headStep + (kSide == 0 ? first : first * x.ld);
+    float* const to = x.y + head * x.headStep + T::start(first, x.ld);
 #pragma unroll
     for (int r = 0; r < 4; r++) {
       const int i = row + lane / 4 + 8 * r;
@@ -149,7 +126,7 @@ int32_t launch(aq_queue* queue, const HeadLayout& layout, Heads x, bool* taken, 
   *taken = true;
   CUDA_CHECK(cudaFuncSetAttribute(multiplyHeads<kD, kSide>,
                                   cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
-  const int64_t tiles = (layout.length + kSpan - 1) / kSpan;
+  const int64_t tiles = (layout.length + kSplitSpan - 1) / kSplitSpan;
   x.parts = int32_t(std::clamp<int64_t>(kBlocks / layout.heads, 1, tiles));
   multiplyHeads<kD, kSide>
       <<<unsigned(layout.heads * x.parts), kThreads, kBytes, queue->stream>>>(x);
@@ -162,10 +139,18 @@ int32_t launch(aq_queue* queue, const HeadLayout& layout, Heads x, bool* taken, 
 int32_t headProduct(aq_queue* queue, const HeadLayout& layout, const float* w, const float* m,
                     bool transpose, float* y, bool* taken, aq_error* err) {
   const bool suits = (layout.size == 64 || layout.size == 128) && layout.ld % 4 == 0 &&
-                     isAligned16(w) && isAligned16(m) && isAligned16(y);
+                     fitsPieces(layout.length, layout.ld) && isAligned16(w) && isAligned16(m) &&
+                     isAligned16(y);
   if (!suits) return AQ_OK;
-  const Heads x = {
-      w, m, y, layout.ld, layout.headStep, layout.length, int32_t(layout.perKv()), 1, transpose};
+  const Heads x = {w,
+                   m,
+                   y,
+                   layout.headStep,
+                   int32_t(layout.ld),
+                   int32_t(layout.length),
+                   int32_t(layout.perKv()),
+                   1,
+                   transpose};
   if (layout.size == 64) {
     return layout.side == 0 ? launch<64, 0>(queue, layout, x, taken, err)
                             : launch<64, 1>(queue, layout, x, taken, err);

@@ -15,9 +15,8 @@
 //           sum (this).
 // Numerics  operands keep 16 bits (split_bf16.cuh), sums are f32 in an order that only the shape
 //           decides.
-#include <algorithm>
-
 #include "native/cuda/check.h"
+#include "native/cuda/device/head_tile.cuh"
 #include "native/cuda/device/split_bf16.cuh"
 #include "native/cuda/device/vec.cuh"
 #include "native/cuda/kernels/head_product.h"
@@ -29,48 +28,24 @@ namespace {
 
 using Vec4 = Vec<float, 4>;
 
-constexpr int kSpan = 64;  // of a piece along the length
-constexpr int kPad = 8;
 constexpr int kAddThreads = 256;
 
 struct Groups {
   const float* a;
   const float* b;
   float* sums;  // [splits, kvHeads, D, D], or gm itself for one split
-  int64_t ld, headStep, length;
-  int64_t perKv, kvHeads, splits;
+  int64_t headStep;
+  int32_t ld, length;
+  int32_t perKv, kvHeads, splits;
 };
 
+// A warp for every 32 rows by a quarter of the columns of the sum.
 template <int kD, int kSide>
-struct Piece {
-  // A warp for every 32 rows by a quarter of the columns of the sum.
+struct Piece : SplitTile<kD, kSide, kD * 4> {
   static constexpr int kThreads = kD * 4;
   // Blocks that run at once on the largest GPUs: one a multiprocessor for D = 128, else two.
   static constexpr int64_t kBlocks = kD == 128 ? 132 : 264;
-  static constexpr int kRows = kSide == 0 ? kD : kSpan, kColumns = kSide == 0 ? kSpan : kD;
-  static constexpr int kPitch = kColumns + kPad, kLow = kRows * kPitch;
-  static constexpr int kLoads = kRows * kColumns / 4 / kThreads;
-  static constexpr int kBytes = 4 * kLow * int(sizeof(__nv_bfloat16));
-
-  static __device__ void load(const Groups& x, const float* from, int64_t first,
-                              Vec4 (&value)[kLoads]) {
-    from += kSide == 0 ? first : first * x.ld;
-#pragma unroll
-    for (int i = 0; i < kLoads; i++) {
-      const int k = i * kThreads + int(threadIdx.x);
-      const int row = k / (kColumns / 4), column = k % (kColumns / 4);
-      const bool isInside = first + (kSide == 0 ? 4 * column : row) < x.length;
-      value[i] = isInside ? loadVec<float, 4>(from + row * x.ld, column) : Vec4{};
-    }
-  }
-  static __device__ void store(const Vec4 (&value)[kLoads], __nv_bfloat16* tile) {
-#pragma unroll
-    for (int i = 0; i < kLoads; i++) {
-      const int k = i * kThreads + int(threadIdx.x);
-      const int row = k / (kColumns / 4), column = k % (kColumns / 4);
-      storeSplit(tile + row * kPitch + 4 * column, kLow, value[i]);
-    }
-  }
+  static constexpr int kBytes = 4 * SplitTile<kD, kSide, kD * 4>::kLow * int(sizeof(__nv_bfloat16));
 };
 
 template <int kD, int kSide>
@@ -81,19 +56,16 @@ __global__ __launch_bounds__(kD * 4, kD == 128 ? 1 : 2) void sumGroups(Groups x)
   __nv_bfloat16* const aTile = shared;
   __nv_bfloat16* const bTile = shared + 2 * P::kLow;
 
-  const int64_t kv = blockIdx.x / x.splits, split = blockIdx.x - kv * x.splits;
-  const int64_t perHead = (x.length + kSpan - 1) / kSpan, pieces = perHead * x.perKv;
-  const int64_t end = pieces * (split + 1) / x.splits;
-  int64_t piece = pieces * split / x.splits;
-
-  Vec4 nextA[P::kLoads], nextB[P::kLoads];
-  const auto load = [&](int64_t index) {
-    const int64_t member = index / perHead, first = (index - member * perHead) * kSpan;
-    const int64_t head = (kv * x.perKv + member) * x.headStep;
-    P::load(x, x.a + head, first, nextA);
-    P::load(x, x.b + head, first, nextB);
+  const int32_t kv = int32_t(blockIdx.x) / x.splits, split = int32_t(blockIdx.x) - kv * x.splits;
+  PieceRange range(kv, split, x.splits, x.perKv, x.length, kSplitSpan);
+  typename P::Registers nextA, nextB;
+  const auto load = [&] {
+    const int64_t head = range.head() * x.headStep;
+    P::load(x.a + head, x.ld, range.first(), x.length, nextA);
+    P::load(x.b + head, x.ld, range.first(), x.length, nextB);
+    range.advance();
   };
-  if (piece < end) load(piece);
+  if (range.isInside()) load();
 
   const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
   const int row = warp % kRowWarps * 32, column = warp / kRowWarps * (8 * kColumnTiles);
@@ -103,17 +75,17 @@ __global__ __launch_bounds__(kD * 4, kD == 128 ? 1 : 2) void sumGroups(Groups x)
   const auto b = splitOperand<false, kSide == 1>(bTile + (kSide == 0 ? column * P::kPitch : column),
                                                  P::kLow, P::kPitch);
   float sum[2][kColumnTiles][4] = {};
-  for (; piece < end; piece++) {
+  for (int32_t i = 0, count = range.count(); i < count; i++) {
     P::store(nextA, aTile);
     P::store(nextB, bTile);
     __syncthreads();
-    if (piece + 1 < end) load(piece + 1);
+    if (range.isInside()) load();
 #pragma unroll 1
-    for (int term = 0; term < kSpan / 16; term++) multiplySplit(sum, a, b, term);
+    for (int term = 0; term < kSplitSpan / 16; term++) multiplySplit(sum, a, b, term);
     __syncthreads();  // the pieces have been read
   }
 
-  float* const to = x.sums + (split * x.kvHeads + kv) * (kD * kD);
+  float* const to = x.sums + (int64_t(split) * x.kvHeads + kv) * (kD * kD);
 #pragma unroll
   for (int r = 0; r < 4; r++) {
 #pragma unroll
@@ -125,15 +97,15 @@ __global__ __launch_bounds__(kD * 4, kD == 128 ? 1 : 2) void sumGroups(Groups x)
   }
 }
 
-__global__ __launch_bounds__(kAddThreads) void addSplits(const float* __restrict__ sums,
-                                                         float* __restrict__ gm, int64_t vectors,
-                                                         int64_t splits) {
+__global__ __launch_bounds__(kAddThreads) void addParts(const float* __restrict__ sums,
+                                                        const float* start, float* gm,
+                                                        int64_t vectors, int64_t parts) {
   const int64_t k = int64_t(blockIdx.x) * kAddThreads + threadIdx.x;
   if (k >= vectors) return;
-  Vec4 total = loadVec<float, 4>(sums, k);
+  Vec4 total = start ? loadVec<float, 4>(start, k) : Vec4{};
 #pragma unroll 4
-  for (int64_t split = 1; split < splits; split++) {
-    const Vec4 part = loadVec<float, 4>(sums, split * vectors + k);
+  for (int64_t i = 0; i < parts; i++) {
+    const Vec4 part = loadVec<float, 4>(sums, i * vectors + k);
 #pragma unroll
     for (int e = 0; e < 4; e++) total.lane[e] += part.lane[e];
   }
@@ -142,49 +114,60 @@ __global__ __launch_bounds__(kAddThreads) void addSplits(const float* __restrict
 
 template <int kD, int kSide>
 int32_t launch(aq_queue* queue, const HeadLayout& layout, const float* a, const float* b, float* gm,
-               aq_error* err) {
+               bool accumulate, aq_error* err) {
   using P = Piece<kD, kSide>;
-  const int64_t perKv = layout.perKv();
-  const int64_t pieces = perKv * ((layout.length + kSpan - 1) / kSpan);
-  const int64_t splits = std::clamp<int64_t>(P::kBlocks / layout.kvHeads, 1, pieces);
   const int64_t count = layout.kvHeads * kD * kD;
+  Groups x = {};
+  x.a = a;
+  x.b = b;
+  x.sums = gm;
+  x.headStep = layout.headStep;
+  x.ld = int32_t(layout.ld);
+  x.length = int32_t(layout.length);
+  x.perKv = int32_t(layout.perKv());
+  x.kvHeads = int32_t(layout.kvHeads);
+  x.splits = int32_t(blocksOf(layout.kvHeads, layout.perKv() * layout.pieces(kSplitSpan),
+                              P::kBlocks, kMostSplits));
+  const bool inParts = x.splits > 1 || accumulate;
   Scratch scratch(queue);
-  float* sums = gm;
-  if (splits > 1) {
-    const uint64_t bytes = sizeof(float) * uint64_t(splits * count);
+  if (inParts) {
+    const uint64_t bytes = sizeof(float) * uint64_t(x.splits) * uint64_t(count);
     if (scratch.allocate(bytes, "head_matmul_grad", err) != AQ_OK) return err->code;
-    sums = scratch.at<float>();
+    x.sums = scratch.at<float>();
   }
-  const Groups x = {
-      a, b, sums, layout.ld, layout.headStep, layout.length, perKv, layout.kvHeads, splits};
   CUDA_CHECK(cudaFuncSetAttribute(sumGroups<kD, kSide>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                   P::kBytes));
-  const unsigned blocks = unsigned(layout.kvHeads * splits);
+  const unsigned blocks = unsigned(layout.kvHeads * x.splits);
   sumGroups<kD, kSide><<<blocks, P::kThreads, P::kBytes, queue->stream>>>(x);
   LAUNCH_CHECK("head_matmul_grad (pieces)");
-  if (splits > 1) {
-    const int64_t vectors = count / 4;
-    addSplits<<<unsigned((vectors + kAddThreads - 1) / kAddThreads), kAddThreads, 0,
-                queue->stream>>>(sums, gm, vectors, splits);
-    LAUNCH_CHECK("head_matmul_grad (sums)");
-  }
-  return AQ_OK;
+  return inParts ? addHeadParts(queue, x.sums, x.splits, count, accumulate, gm, err) : AQ_OK;
 }
 
 }  // namespace
 
 int32_t headProductGrad(aq_queue* queue, const HeadLayout& layout, const float* a, const float* b,
-                        float* gm, bool* taken, aq_error* err) {
+                        float* gm, bool accumulate, bool* taken, aq_error* err) {
   const bool suits = (layout.size == 64 || layout.size == 128) && layout.ld % 4 == 0 &&
-                     isAligned16(a) && isAligned16(b) && isAligned16(gm);
+                     fitsPieces(layout.length, layout.ld) && isAligned16(a) && isAligned16(b) &&
+                     isAligned16(gm);
   if (!suits) return AQ_OK;
   *taken = true;
   if (layout.size == 64) {
-    return layout.side == 0 ? launch<64, 0>(queue, layout, a, b, gm, err)
-                            : launch<64, 1>(queue, layout, a, b, gm, err);
+    return layout.side == 0 ? launch<64, 0>(queue, layout, a, b, gm, accumulate, err)
+                            : launch<64, 1>(queue, layout, a, b, gm, accumulate, err);
   }
-  return layout.side == 0 ? launch<128, 0>(queue, layout, a, b, gm, err)
-                          : launch<128, 1>(queue, layout, a, b, gm, err);
+  return layout.side == 0 ? launch<128, 0>(queue, layout, a, b, gm, accumulate, err)
+                          : launch<128, 1>(queue, layout, a, b, gm, accumulate, err);
+}
+
+int32_t addHeadParts(aq_queue* queue, const float* sums, int64_t parts, int64_t count,
+                     bool accumulate, float* gm, aq_error* err) {
+  const int64_t vectors = count / 4;
+  const unsigned blocks = unsigned((vectors + kAddThreads - 1) / kAddThreads);
+  addParts<<<blocks, kAddThreads, 0, queue->stream>>>(sums, accumulate ? gm : nullptr, gm, vectors,
+                                                      parts);
+  LAUNCH_CHECK("head_matmul_grad (sums)");
+  return AQ_OK;
 }
 
 }  // namespace aq::cuda

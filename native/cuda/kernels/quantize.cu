@@ -17,6 +17,7 @@
 #include "native/cuda/device/dtype.cuh"
 #include "native/cuda/device/grid.cuh"
 #include "native/cuda/device/group.cuh"
+#include "native/cuda/device/stored.cuh"
 #include "native/cuda/device/vec.cuh"
 #include "native/cuda/kernels.h"
 #include "native/cuda/launch.h"
@@ -34,9 +35,10 @@ Groups groupsOf(const aq_view& x, int32_t size) {
 
 // ---------------------------------------------------------------- grids
 
-template <class T>
+template <class S>
 struct GridSearch {
-  const T* x;
+  using T = Wide<S>;
+  const S* x;
   const T* r;  // factors of rows and columns, or null
   const T* c;
   ClipLogits<T> clip;
@@ -47,44 +49,41 @@ struct GridSearch {
 };
 
 // kScaled: the grid is of r x c.
-template <class T, int kVec, int kLanes, bool kScaled>
-__global__ __launch_bounds__(kGroupThreads) void findGrids(GridSearch<T> a) {
+template <class S, int kVec, int kLanes, bool kScaled>
+__global__ __launch_bounds__(kGroupBlock<kLanes>) void findGrids(GridSearch<S> a) {
+  using T = Wide<S>;
   const GroupLane<kLanes> own(a.groups.count);
-  const T* const x = a.x + a.groups.begin(own.group);
+  const S* const x = a.x + a.groups.begin(own.group);
   const int64_t vectors = a.groups.length(own.group) / kVec;
   const T logitHigh = a.clip.high(own.group), logitLow = a.clip.low(own.group);
-  const int64_t column = own.group % a.groups.perRow * a.groups.group;
-  const T r = kScaled && a.r ? a.r[own.group / a.groups.perRow] : T(1);
-  const T* const c = kScaled && a.c ? a.c + column : nullptr;
+  const T r = kScaled && a.r ? a.r[a.groups.row(own.group)] : T(1);
+  const T* const c = kScaled && a.c ? a.c + a.groups.column(own.group) : nullptr;
   T seed = 0;
-  if (a.rule.published) seed = kScaled ? mulRn(mulRn(r, x[0]), c ? c[0] : T(1)) : x[0];
+  if (a.rule.published) seed = kScaled ? mulRn(mulRn(r, T(x[0])), c ? c[0] : T(1)) : T(x[0]);
   T low = seed, high = seed;
   for (int64_t k = own.lane; k < vectors; k += kAhead * kLanes) {
-    Vec<T, kVec> part[kAhead];
+    Vec<S, kVec> part[kAhead];
 #pragma unroll
     for (int i = 0; i < kAhead; i++) {
-      if (k + i * kLanes < vectors) {
-        part[i] = loadVec<T, kVec>(x, k + i * kLanes);
-        if constexpr (kScaled) {
-          Vec<T, kVec> factor;
-          if (c) factor = loadVec<T, kVec>(c, k + i * kLanes);
-#pragma unroll
-          for (int e = 0; e < kVec; e++) {
-            part[i].lane[e] = mulRn(r, part[i].lane[e]);
-            if (c) part[i].lane[e] = mulRn(part[i].lane[e], factor.lane[e]);
-          }
-        }
-      } else {
-#pragma unroll
-        for (int e = 0; e < kVec; e++) part[i].lane[e] = seed;
-      }
+      if (k + i * kLanes < vectors) part[i] = loadVec<S, kVec>(x, k + i * kLanes);
     }
 #pragma unroll
     for (int i = 0; i < kAhead; i++) {
+      if (k + i * kLanes >= vectors) break;
+      Vec<T, kVec> value = widen(part[i]);
+      if constexpr (kScaled) {
+        Vec<T, kVec> factor;
+        if (c) factor = loadRun<T, kVec>(c, k + i * kLanes);
+#pragma unroll
+        for (int e = 0; e < kVec; e++) {
+          value.lane[e] = mulRn(r, value.lane[e]);
+          if (c) value.lane[e] = mulRn(value.lane[e], factor.lane[e]);
+        }
+      }
 #pragma unroll
       for (int e = 0; e < kVec; e++) {
-        low = fmin(low, part[i].lane[e]);
-        high = fmax(high, part[i].lane[e]);
+        low = fmin(low, value.lane[e]);
+        high = fmax(high, value.lane[e]);
       }
     }
   }
@@ -97,14 +96,14 @@ __global__ __launch_bounds__(kGroupThreads) void findGrids(GridSearch<T> a) {
   a.zero[own.group] = a.rule.zeroPoint(low, s);
 }
 
-template <class T, int kVec>
-int32_t findAll(aq_queue* queue, const GridSearch<T>& search, aq_error* err) {
+template <class S, int kVec>
+int32_t findAll(aq_queue* queue, const GridSearch<S>& search, aq_error* err) {
   return visitGroupLanes(search.groups.group / kVec, [&]<int kLanes>() -> int32_t {
     const unsigned blocks = groupBlocks<kLanes>(search.groups.count);
     const bool isScaled = search.r || search.c;
     const auto kernel =
-        isScaled ? findGrids<T, kVec, kLanes, true> : findGrids<T, kVec, kLanes, false>;
-    kernel<<<blocks, kGroupThreads, 0, queue->stream>>>(search);
+        isScaled ? findGrids<S, kVec, kLanes, true> : findGrids<S, kVec, kLanes, false>;
+    kernel<<<blocks, kGroupBlock<kLanes>, 0, queue->stream>>>(search);
     LAUNCH_CHECK("quant_grid");
     return AQ_OK;
   });
@@ -216,9 +215,10 @@ int32_t quant_grid(aq_queue* queue, const aq_view* in, int32_t, const aq_view* o
   const auto& o = *static_cast<const aq_quant_grid_params*>(params);
   const Groups groups = groupsOf(in[0], o.group);
   if (groups.count == 0) return AQ_OK;
-  return visitFloat(in[0].dtype, err, [&]<class T>() -> int32_t {
-    GridSearch<T> search = {};
-    search.x = static_cast<const T*>(in[0].data);
+  return visitStored(in[0].dtype, err, [&]<class S>() -> int32_t {
+    using T = Wide<S>;
+    GridSearch<S> search = {};
+    search.x = static_cast<const S*>(in[0].data);
     search.r = static_cast<const T*>(in[2].data);
     search.c = static_cast<const T*>(in[3].data);
     search.clip = {static_cast<const T*>(in[1].data), groups.count, numel(in[1]) == 1};
@@ -226,9 +226,9 @@ int32_t quant_grid(aq_queue* queue, const aq_view* in, int32_t, const aq_view* o
     search.zero = static_cast<T*>(out[1].data);
     search.groups = groups;
     search.rule = GridRule<T>::of(o, o.round_f16 != 0);
-    constexpr int kVec = kVecWidth<T>;
+    constexpr int kVec = kVecWidth<S>;
     const bool isWide = groups.hasWidth(kVec) && isAligned16(search.x) && isAligned16(search.c);
-    return isWide ? findAll<T, kVec>(queue, search, err) : findAll<T, 1>(queue, search, err);
+    return isWide ? findAll<S, kVec>(queue, search, err) : findAll<S, 1>(queue, search, err);
   });
 }
 

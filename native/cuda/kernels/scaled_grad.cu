@@ -2,247 +2,136 @@
 //
 // Math      gy as in fake_quant_grad.cu for y; gr_m = sum_k gy x c, gc_k = sum_m gy x r,
 //           gx = r gy c.
-// Layout    One block a row at a time, its x and g in registers, several rows a block in turns: the
-//           sums over rows for gc stay in shared memory, where each thread owns its columns, and
-//           leave as one partial row a block, which a second kernel adds up.
-//           Where that does not fit (groups within a row, offsets, one logit for all, odd widths,
-//           f64) y and gy are made in scratch by the ops that this one fuses.
-// Cost      reads x and g once: 8 B an element (f32), 12 B with gx, against 36 B of scale_weight,
-//           fake_quant_grad and scale_weight_grad one after another. Bandwidth-bound.
-// Roofline  11008 x 4096 f32: 361 MB -> 108 us at 3.35 TB/s (H100 SXM data sheet).
-// Versions  v1 (this).
-// Numerics  y rounds as in scale_weight, so codes are the same; sums over a row in f32, a few dozen
-//           terms a thread and then a tree, over rows in f32 by block and then in order. The order is
-//           fixed by the shape and the device's number of multiprocessors.
+// Layout    Whole rows go through row_grad.cu in one pass. What does not fit it (groups within a
+//           row, offsets, one logit for all, odd widths, f64) has gy made in scratch; one kernel
+//           then goes along rows for gr and gx, one along columns for gc, in tiles of rows whose
+//           sums a last kernel adds up.
+// Cost      that way 18 B an element (f16, bf16) or 24 B (f32), and the gradients written.
+// Numerics  y rounds as in quant_grid, so codes are the same. Sums in T, in an order that the shape
+//           fixes.
 #include <algorithm>
 
 #include "native/cuda/check.h"
-#include "native/cuda/device/dtype.cuh"
-#include "native/cuda/device/grid_grad.cuh"
 #include "native/cuda/device/reduce.cuh"
-#include "native/cuda/device/vec.cuh"
+#include "native/cuda/device/stored.cuh"
 #include "native/cuda/kernels.h"
 #include "native/cuda/kernels/fake_quant_grad.h"
 #include "native/cuda/launch.h"
+#include "native/cuda/queue.h"
 #include "native/cuda/scratch.h"
 
 namespace aq::cuda {
 
 namespace {
 
-constexpr int kThreads = kGroupThreads;
-constexpr int kVec = kVecWidth<float>;
-constexpr int kMostBatch = 11;      // vectors a thread: rows of up to 11264 numbers
-constexpr int kBlocksPerMulti = 2;  // as many as the registers of kMostBatch leave room for
+constexpr int kThreads = 256;
+constexpr int64_t kTileRows = 128;  // rows whose terms of gc a thread adds up
 
-struct ScaledGrad {
-  const float* x;
-  const float* g;
-  const float* r;  // null: ones
-  const float* c;
-  const float* scale;
-  const float* zero;
-  ClipLogits<float> clip;
-  GridRule<float> rule;
-  float* gx;        // or null
-  float* clipGrad;  // [2, M], or null
-  float* gr;        // [M], or null
-  float* partials;  // [gridDim.x, K] of gc, or null
-  int64_t rows;
-  int vectors;  // of a row
+template <class S>
+struct FactorGrad {
+  using T = Wide<S>;
+  const S* x;
+  const T* gy;
+  const T* r;  // null: ones
+  const T* c;
+  GradientOf<S>* gx;  // or null
+  T* gr;              // or null
+  T* tileSums;        // [tiles, columns] of gc
+  int64_t rows, columns;
 };
 
-using Quad = Vec<float, kVec>;
-
-__device__ inline Quad factors(const float* c, int k) {
-  if (c) return loadVec<float, kVec>(c, k);
-  return {{1, 1, 1, 1}};
+template <class S>
+__global__ __launch_bounds__(kThreads) void alongRows(FactorGrad<S> a) {
+  using T = Wide<S>;
+  const int64_t row = blockIdx.x, begin = row * a.columns;
+  const T r = a.r ? a.r[row] : T(1);
+  T sum = 0;
+  for (int64_t k = threadIdx.x; k < a.columns; k += kThreads) {
+    const T scaled = a.c ? a.gy[begin + k] * a.c[k] : a.gy[begin + k];
+    sum += scaled * T(a.x[begin + k]);
+    if (a.gx) a.gx[begin + k] = GradientOf<S>(r * scaled);
+  }
+  if (!a.gr) return;
+  sum = rowSum<kThreads>(sum);
+  if (threadIdx.x == 0) a.gr[row] = sum;
 }
 
-template <int kBatch>
-__global__ __launch_bounds__(kThreads, kBlocksPerMulti) void gradRows(ScaledGrad a) {
-  extern __shared__ float4 columnSums[];
-  Quad* const sums = reinterpret_cast<Quad*>(columnSums);
-  if (a.partials) {
-    for (int k = threadIdx.x; k < a.vectors; k += kThreads) sums[k] = {};
+template <class S>
+__global__ __launch_bounds__(kThreads) void alongColumns(FactorGrad<S> a) {
+  using T = Wide<S>;
+  const int64_t k = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+  if (k >= a.columns) return;
+  const int64_t first = blockIdx.y * kTileRows;
+  const int64_t end = first + kTileRows < a.rows ? first + kTileRows : a.rows;
+  T sum = 0;
+#pragma unroll 4
+  for (int64_t row = first; row < end; row++) {
+    const int64_t at = row * a.columns + k;
+    const T product = T(a.x[at]) * a.gy[at];
+    sum += a.r ? product * a.r[row] : product;
   }
-  for (int64_t row = blockIdx.x; row < a.rows; row += gridDim.x) {
-    const int64_t begin = row * a.vectors * kVec;
-    const float r = a.r ? a.r[row] : 1.0f;
-    const GridCode<float> grid(a.scale[row], a.zero[row], a.rule.top);
-    Quad x[kBatch], g[kBatch];
-#pragma unroll
-    for (int i = 0; i < kBatch; i++) {
-      const int k = int(threadIdx.x) + i * kThreads;
-      if (k >= a.vectors) break;
-      x[i] = loadVec<float, kVec>(a.x + begin, k);
-      g[i] = loadVec<float, kVec>(a.g + begin, k);
-    }
-    const float seed = a.rule.published ? mulRn(mulRn(r, a.x[begin]), a.c ? a.c[0] : 1.0f) : 0.0f;
-    GroupSums<float> found(seed);
-#pragma unroll
-    for (int i = 0; i < kBatch; i++) {
-      const int k = int(threadIdx.x) + i * kThreads;
-      if (k >= a.vectors) break;
-      const Quad c = factors(a.c, k);
-#pragma unroll
-      for (int e = 0; e < kVec; e++) {
-        const float y = mulRn(mulRn(r, x[i].lane[e]), c.lane[e]);
-        g[i].lane[e] = gradStep<true, false>(grid, y, g[i].lane[e], 0.0f, found);
-      }
-    }
-    groupSums<kThreads, true>(found);
-    const float f1 = a.clip.factor(a.clip.high(row)), f2 = a.clip.factor(a.clip.low(row));
-    const ExtremeGrads<float> grads = extremeGrads(found, a.rule, grid.s, f1, f2);
-    const ExtremeShares<float> shares(found, grads.low * f2, grads.high * f1);
-
-    float rowGrad = 0;
-#pragma unroll
-    for (int i = 0; i < kBatch; i++) {
-      const int k = int(threadIdx.x) + i * kThreads;
-      if (k >= a.vectors) break;
-      const Quad c = factors(a.c, k);
-      Quad sum = {};
-      if (a.partials) sum = sums[k];
-#pragma unroll
-      for (int e = 0; e < kVec; e++) {
-        const float y = mulRn(mulRn(r, x[i].lane[e]), c.lane[e]);
-        const float gy = g[i].lane[e] + shares.of(y);
-        const float product = gy * x[i].lane[e];
-        rowGrad += product * c.lane[e];
-        sum.lane[e] += product * r;
-        g[i].lane[e] = gy * r * c.lane[e];
-      }
-      if (a.partials) sums[k] = sum;
-      if (a.gx) storeVec(a.gx + begin, k, g[i]);
-    }
-    rowGrad = rowSum<kThreads>(rowGrad);  // its barriers also end the use of groupSums' memory
-    if (threadIdx.x == 0) {
-      if (a.gr) a.gr[row] = rowGrad;
-      if (a.clipGrad) {
-        a.clipGrad[row] = grads.high * found.high * (f1 * (1 - f1));
-        a.clipGrad[a.rows + row] = grads.low * found.low * (f2 * (1 - f2));
-      }
-    }
-  }
-  if (!a.partials) return;
-  float* const mine = a.partials + int64_t(blockIdx.x) * a.vectors * kVec;
-  for (int k = threadIdx.x; k < a.vectors; k += kThreads) storeVec(mine, k, sums[k]);
+  a.tileSums[blockIdx.y * a.columns + k] = sum;
 }
 
-__global__ __launch_bounds__(kThreads) void addColumns(const float* partials, int parts,
-                                                       int64_t columns, float* gc) {
-  constexpr int kLanes = 8;  // threads that share a column
-  const int lane = int(threadIdx.x) / (kThreads / kLanes);
-  const int own = int(threadIdx.x) % (kThreads / kLanes);
-  const int64_t column = int64_t(blockIdx.x) * (kThreads / kLanes) + own;
-  float sum = 0;
-  if (column < columns) {
-    for (int p = lane; p < parts; p += kLanes) sum += partials[p * columns + column];
+template <class S>
+int32_t inSteps(aq_queue* queue, const aq_view* in, const aq_view* out,
+                const aq_fake_quant_grad_params& o, aq_error* err) {
+  using T = Wide<S>;
+  FactorGrad<S> a = {};
+  a.columns = in[0].rank ? in[0].dim[in[0].rank - 1] : 1;
+  a.rows = a.columns ? numel(in[0]) / a.columns : 0;
+  // A grid has at most 65535 blocks in its second dimension.
+  const int64_t tiles = (a.rows + kTileRows - 1) / kTileRows;
+  if (tiles > 65535) {
+    return fail(err, AQ_SHAPE,
+                "fake_quant_grad: %lld rows with factors; at most %lld are possible.",
+                static_cast<long long>(a.rows), static_cast<long long>(65535 * kTileRows));
   }
-  __shared__ float sums[kLanes][kThreads / kLanes];
-  sums[lane][own] = sum;
-  __syncthreads();
-  if (lane != 0 || column >= columns) return;
-  for (int l = 1; l < kLanes; l++) sum += sums[l][own];
-  gc[column] = sum;
-}
-
-// Whether the fused kernel takes the call.
-bool fits(const aq_view* in, const aq_view* out, const aq_fake_quant_grad_params& o) {
-  const int64_t cols = in[0].rank ? in[0].dim[in[0].rank - 1] : 1;
-  if (in[0].dtype != AQ_F32 || cols % kVec != 0 || cols > kMostBatch * kThreads * kVec)
-    return false;
-  if ((o.group != 0 && o.group < cols) || in[5].data || numel(in[0]) == 0) return false;
-  if (in[4].data && numel(in[4]) == 1) return false;
-  for (const void* data : {in[0].data, in[3].data, in[7].data}) {
-    if (!isAligned16(data)) return false;
-  }
-  return !o.need_gx || isAligned16(out[0].data);
-}
-
-int32_t runFused(aq_queue* queue, const aq_view* in, const aq_view* out,
-                 const aq_fake_quant_grad_params& o, aq_error* err) {
-  const int64_t cols = in[0].dim[in[0].rank - 1];
-  ScaledGrad a = {};
-  const auto input = [&](int i) { return static_cast<const float*>(in[i].data); };
-  a.rows = numel(in[0]) / cols;
-  a.vectors = int(cols / kVec);
-  a.x = input(0);
-  a.scale = input(1);
-  a.zero = input(2);
-  a.g = input(3);
-  a.clip = {input(4), a.rows, false};
-  a.r = input(6);
-  a.c = input(7);
-  a.rule = GridRule<float>::of(o, false);
-  a.gx = o.need_gx ? static_cast<float*>(out[0].data) : nullptr;
-  a.clipGrad = in[4].data ? static_cast<float*>(out[1].data) : nullptr;
-  a.gr = a.r ? static_cast<float*>(out[3].data) : nullptr;
-
-  const int64_t blocks =
-      std::min<int64_t>(a.rows, int64_t(kBlocksPerMulti) * queue->multiprocessors);
+  const uint64_t values = scratchBytes(uint64_t(numel(in[0])) * sizeof(T));
   Scratch scratch(queue);
-  if (a.c) {
-    const uint64_t bytes = uint64_t(blocks) * uint64_t(cols) * sizeof(float);
-    if (scratch.allocate(bytes, "fake_quant_grad", err) != AQ_OK) return err->code;
-    a.partials = scratch.at<float>();
+  const uint64_t bytes = values + uint64_t(tiles * a.columns) * sizeof(T);
+  if (scratch.allocate(bytes, "fake_quant_grad", err) != AQ_OK) return err->code;
+  a.x = static_cast<const S*>(in[0].data);
+  a.gy = scratch.at<T>();
+  a.r = static_cast<const T*>(in[6].data);
+  a.c = static_cast<const T*>(in[7].data);
+  a.gx = o.need_gx ? static_cast<GradientOf<S>*>(out[0].data) : nullptr;
+  a.gr = a.r ? static_cast<T*>(out[3].data) : nullptr;
+  a.tileSums = scratch.at<T>(values);
+
+  aq_fake_quant_grad_params inner = o;
+  inner.need_gx = 0;
+  if (groupFakeQuantGrad(queue, in, out, scratch.at<T>(), inner, err) != AQ_OK) return err->code;
+  if (a.rows == 0) {
+    if (a.c) CUDA_CHECK(cudaMemsetAsync(out[4].data, 0, a.columns * sizeof(T), queue->stream));
+    return AQ_OK;
   }
-  const size_t shared = a.partials ? size_t(cols) * sizeof(float) : 0;
-  const int batch = (a.vectors + kThreads - 1) / kThreads;
-  const auto kernel = batch <= 1   ? gradRows<1>
-                      : batch <= 4 ? gradRows<4>
-                      : batch <= 6 ? gradRows<6>
-                                   : gradRows<kMostBatch>;
-  kernel<<<unsigned(blocks), kThreads, shared, queue->stream>>>(a);
-  LAUNCH_CHECK("fake_quant_grad");
-  if (a.partials) {
-    constexpr int kColumns = kThreads / 8;
-    addColumns<<<unsigned((cols + kColumns - 1) / kColumns), kThreads, 0, queue->stream>>>(
-        a.partials, int(blocks), cols, static_cast<float*>(out[4].data));
+  if (a.columns == 0) {
+    if (a.r) CUDA_CHECK(cudaMemsetAsync(out[3].data, 0, a.rows * sizeof(T), queue->stream));
+    return AQ_OK;
+  }
+  if (a.gr || a.gx) {
+    alongRows<S><<<unsigned(a.rows), kThreads, 0, queue->stream>>>(a);
+    LAUNCH_CHECK("fake_quant_grad (rows)");
+  }
+  if (a.c) {
+    const dim3 grid(unsigned((a.columns + kThreads - 1) / kThreads), unsigned(tiles));
+    alongColumns<S><<<grid, kThreads, 0, queue->stream>>>(a);
     LAUNCH_CHECK("fake_quant_grad (columns)");
+    sumColumnParts<T, 1><<<columnBlocks(a.columns), kColumnThreads, 0, queue->stream>>>(
+        a.tileSums, tiles, a.columns, {{static_cast<T*>(out[4].data)}});
+    LAUNCH_CHECK("fake_quant_grad (column sums)");
   }
   return AQ_OK;
-}
-
-// y and gy in scratch, by the ops themselves.
-int32_t runInSteps(aq_queue* queue, const aq_view* in, const aq_view* out,
-                   aq_fake_quant_grad_params o, aq_error* err) {
-  const bool needGx = o.need_gx != 0;
-  const uint64_t size = in[0].dtype == AQ_F64 ? 8 : 4;
-  const int64_t n = numel(in[0]), cols = in[0].rank ? in[0].dim[in[0].rank - 1] : 1;
-  const int64_t rows = cols ? n / cols : 0;
-  const uint64_t matrix = scratchBytes(uint64_t(n) * size);
-  const uint64_t row = scratchBytes(uint64_t(rows) * size);
-  Scratch scratch(queue);
-  const uint64_t bytes = 2 * matrix + row + scratchBytes(uint64_t(cols) * size);
-  if (scratch.allocate(bytes, "fake_quant_grad", err) != AQ_OK) return err->code;
-  aq_view y = in[0], gy = in[0];
-  y.data = scratch.at<char>();
-  gy.data = scratch.at<char>(matrix);
-
-  const aq_view given[] = {in[0], in[6], in[7]};
-  if (scale_weight(queue, given, 3, &y, 1, nullptr, err) != AQ_OK) return err->code;
-  o.need_gx = 1;
-  const aq_view of[] = {y, in[1], in[2], in[3], in[4], in[5]};
-  const aq_view to[] = {gy, out[1], out[2]};
-  if (plainFakeQuantGrad(queue, of, to, o, err) != AQ_OK) return err->code;
-  const aq_view scaling[] = {in[0], in[6], in[7], gy};
-  aq_view sums[] = {out[3], out[4]};
-  if (!in[6].data) sums[0] = {scratch.at<char>(2 * matrix), in[0].dtype, 1, {rows}};
-  if (!in[7].data) sums[1] = {scratch.at<char>(2 * matrix + row), in[0].dtype, 1, {cols}};
-  if (scale_weight_grad(queue, scaling, 4, sums, 2, nullptr, err) != AQ_OK) return err->code;
-  const aq_view chain[] = {gy, in[6], in[7]};
-  return needGx ? scale_weight(queue, chain, 3, out, 1, nullptr, err) : int32_t(AQ_OK);
 }
 
 }  // namespace
 
 int32_t scaledFakeQuantGrad(aq_queue* queue, const aq_view* in, const aq_view* out,
                             const aq_fake_quant_grad_params& params, aq_error* err) {
-  CUDA_CHECK(cudaSetDevice(queue->device));
-  return fits(in, out, params) ? runFused(queue, in, out, params, err)
-                               : runInSteps(queue, in, out, params, err);
+  if (isRowFakeQuantGrad(in, out, params)) return rowFakeQuantGrad(queue, in, out, params, err);
+  return visitStored(in[0].dtype, err,
+                     [&]<class S>() { return inSteps<S>(queue, in, out, params, err); });
 }
 
 }  // namespace aq::cuda

@@ -1,0 +1,168 @@
+/**
+ * Runs and their exports, with what we compute from them, for bench/peers/check_exports.py.
+ *
+ *   npx tsc -p tsconfig.bench.json && node dist-bench/bench/exports.js OUT [CASE...]
+ *
+ * OUT gets a folder for each case: `run`, the exports in folders of their names, and `ours` with
+ *
+ *   expect.json         model, options, formats, text and its tokens, and the formats' activations
+ *   model.safetensors   `ids`, the logits of `ids` by folder, and for each linear N of the run
+ *                       `N.codes`, `N.scale`, `N.zero` and the weight N, as plain arrays
+ */
+
+import * as fs from "node:fs";
+import * as path from "node:path";
+import { parseArgs } from "node:util";
+import type { SafetensorsDType } from "../lib/checkpoint/safetensors-header.ts";
+import { forwardLogits } from "../lib/eval/perplexity.ts";
+import { exportRun } from "../lib/export-run.ts";
+import { bytesOf } from "../lib/formats/pack.ts";
+import { type PlannedTensor, writeShards } from "../lib/formats/shards.ts";
+import { openLanguageModel } from "../lib/generate/open.ts";
+import { type FormatName, type QuantizeOptions, quantize } from "../lib/index.ts";
+import { dequantize } from "../lib/packed/linear.ts";
+import { SavedRun } from "../lib/verify/state.ts";
+
+type Options = Omit<QuantizeOptions, "model" | "out">;
+
+interface Case {
+  readonly model: "llama-gqa-4m" | "opt-5m";
+  readonly options: Options;
+  readonly formats: readonly FormatName[];
+}
+
+const FIXTURES = path.join("test", "fixtures");
+const TEXT = path.join(FIXTURES, "books-test-head.txt");
+/** Tokens whose logits are compared. */
+const TOKENS = 64;
+/** Characters that are cut into tokens. */
+const CHARACTERS = 4000;
+
+const llama = (options: Options, ...formats: FormatName[]): Case => ({
+  model: "llama-gqa-4m",
+  options: { recipe: "rtn", ...options },
+  formats,
+});
+const opt = (options: Options, ...formats: FormatName[]): Case => ({
+  ...llama(options, ...formats),
+  model: "opt-5m",
+});
+
+const CASES: Readonly<Record<string, Case>> = {
+  w4: llama({ wbits: 4, groupSize: 32 }, "hf", "gptq_v2", "awq", "compressed-tensors"),
+  "w4-symmetric": llama(
+    { wbits: 4, groupSize: 32, symmetric: true },
+    ...(["hf", "gptq", "gptq_v2", "awq", "compressed-tensors"] as const),
+  ),
+  "w4-channel": llama({ wbits: 4 }, "hf", "gptq_v2", "awq", "compressed-tensors"),
+  w3: llama({ wbits: 3 }, "hf", "gptq_v2", "compressed-tensors"),
+  "w3-symmetric": llama(
+    { wbits: 3, groupSize: 32, symmetric: true },
+    ...(["gptq", "compressed-tensors"] as const),
+  ),
+  w2: llama({ wbits: 2, groupSize: 32 }, "hf", "gptq_v2", "compressed-tensors"),
+  w8: llama({ wbits: 8 }, "hf", "gptq_v2", "compressed-tensors"),
+  w8a8: llama({ wbits: 8, abits: 8, symmetric: true }, "compressed-tensors"),
+  w4a4: llama({ wbits: 4, abits: 4, symmetric: true }, "hf", "compressed-tensors"),
+  calibrated: llama(
+    { wbits: 4, groupSize: 32, recipe: "default", nsamples: 4, epochs: 2 },
+    ...(["hf", "gptq_v2", "awq", "compressed-tensors"] as const),
+  ),
+  "full-norm": llama(
+    { wbits: 4, groupSize: 32, recipe: "affine", normFull: true, nsamples: 4, epochs: 2 },
+    "compressed-tensors",
+  ),
+  opt: opt({ wbits: 4, groupSize: 32 }, "hf", "gptq_v2", "awq", "compressed-tensors"),
+  "opt-w3": opt({ wbits: 3 }, "hf", "gptq_v2", "compressed-tensors"),
+};
+
+/** Logits by a folder; with its activations as they are, or left alone. */
+function logitsOf(dir: string, ids: Int32Array, quantized: boolean): Float32Array {
+  const source = openLanguageModel(dir, "cpu");
+  try {
+    return forwardLogits(quantized ? source : { ...source, activations: null }, ids);
+  } finally {
+    source.close();
+  }
+}
+
+function tensor(
+  name: string,
+  dtype: SafetensorsDType,
+  shape: readonly number[],
+  values: Parameters<typeof bytesOf>[0],
+): PlannedTensor {
+  return { name, dtype, shape, pieces: () => [bytesOf(values)] };
+}
+
+/** The run's linears as plain arrays, read from its state. */
+function* plainLinears(dir: string): Generator<PlannedTensor> {
+  const run = new SavedRun(dir);
+  try {
+    for (const spec of run.blockSpecs()) {
+      if (!run.isLinear(spec.name)) continue;
+      const { rows, columns, groups, group, codes, scales, zeros } = run.linear(spec);
+      const grid = [rows, groups];
+      const weight = dequantize({
+        ...{ bits: run.config.scheme.wbits, rows, columns, group, scaleType: "F16" },
+        ...{ codes: Uint8Array.from(codes), groupOf: null },
+        ...{ scale: Float32Array.from(scales), zero: Float32Array.from(zeros) },
+      });
+      yield tensor(spec.name, "F32", spec.shape, weight.floats());
+      weight.dispose();
+      yield tensor(`${spec.name}.codes`, "U8", [rows, columns], codes);
+      yield tensor(`${spec.name}.scale`, "F32", grid, scales);
+      yield tensor(`${spec.name}.zero`, "F32", grid, zeros);
+    }
+  } finally {
+    run.close();
+  }
+}
+
+async function prepare(dir: string, { model, options, formats }: Case): Promise<void> {
+  const run = path.join(dir, "run");
+  const ours = path.join(dir, "ours");
+  fs.rmSync(dir, { recursive: true, force: true });
+  fs.mkdirSync(ours, { recursive: true });
+  const settings = { calib: TEXT, nsamples: 1, seqlen: 128, ...options };
+  await quantize({ model: path.join(FIXTURES, model), out: run, ...settings });
+  for (const format of formats) await exportRun({ run, format, out: path.join(dir, format) });
+
+  const source = openLanguageModel(run, "cpu");
+  const text = fs.readFileSync(TEXT, "utf8").slice(0, CHARACTERS);
+  const tokens = [...source.tokenizer.encode(text)];
+  const vocabulary = source.model.shape.vocabulary;
+  source.close();
+  const ids = Int32Array.from(tokens.slice(0, TOKENS));
+  const logits = formats.flatMap((format) =>
+    [false, true].map((quantized) =>
+      tensor(
+        `logits.${format}.${quantized ? "tokens" : "weights"}`,
+        "F32",
+        [TOKENS, vocabulary],
+        logitsOf(path.join(dir, format), ids, quantized),
+      ),
+    ),
+  );
+  const all = [tensor("ids", "I32", [TOKENS], ids), ...logits, ...plainLinears(run)];
+  await writeShards(ours, all, async () => {});
+  const expected = { model, options: settings, formats, text, tokens };
+  fs.writeFileSync(path.join(ours, "expect.json"), `${JSON.stringify(expected)}\n`);
+}
+
+const { positionals } = parseArgs({ allowPositionals: true });
+const [out, ...wanted] = positionals;
+const unknown = wanted.find((name) => !(name in CASES));
+if (!out || unknown !== undefined) {
+  console.error(
+    unknown === undefined
+      ? "name the folder to write"
+      : `no case ${unknown}; there are ${Object.keys(CASES).join(", ")}`,
+  );
+  process.exit(2);
+}
+for (const [name, given] of Object.entries(CASES)) {
+  if (wanted.length > 0 && !wanted.includes(name)) continue;
+  await prepare(path.join(out, name), given);
+  console.log(`${name}: ${given.formats.join(", ")}`);
+}

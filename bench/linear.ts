@@ -1,0 +1,154 @@
+// One linear of a training step, whole: quantizers, forward product, both gradient products and the
+// gradients of the quantizers, beside the bare products of the same sizes. On GPUs, with bf16
+// products; row "linear".
+
+import { synchronize } from "../lib/tensor/device.ts";
+import { dtypeCode } from "../lib/tensor/dtype.ts";
+import { invoke, invokeOne } from "../lib/tensor/invoke.ts";
+import type { Tensor } from "../lib/tensor/tensor.ts";
+import { Draw } from "../test/helpers/random.ts";
+import { toTensor } from "../test/helpers/run-op.ts";
+import { type Bench, isWanted, printRow, timeQueue } from "./harness.ts";
+
+export const LINEAR_ROW = "linear";
+
+const [M, O, I] = [2048, 4096, 4096];
+/** Copies of every operand: more than a cache holds. */
+const COPIES = 3;
+const WIDTHS = [-34, 10, 10, 10];
+
+const PLAIN = { a_bits: 0, a_group: 0, b_bits: 0, b_group: 0, accumulate: 0 };
+const QUANTIZER = { group: 0, symmetric: 0, floor: 2 ** -14, rule: 0 };
+
+interface Operands {
+  /** f32 [M, I], and what is left of it in bf16. */
+  readonly x: Tensor;
+  readonly xShort: Tensor;
+  /** [O, I] f16 as calibration keeps it, and bf16 for the bare products. */
+  readonly w: Tensor;
+  readonly wShort: Tensor;
+  /** Gradient of the output, bf16 [M, O]. */
+  readonly g: Tensor;
+  readonly clip: Tensor;
+  readonly tokenClip: Tensor;
+}
+
+function draw(device: string, seed: number): Operands {
+  const numbers = new Draw(seed, "f32", true);
+  const make = (shape: readonly number[], std = 1, mean = 0): Tensor =>
+    toTensor(numbers.normal(shape, std, mean), { device, dtype: "f32" });
+  const as = (x: Tensor, type: "f16" | "bf16"): Tensor =>
+    invokeOne("cast", [x], { dtype: dtypeCode(type) });
+  const [x, w, g] = [make([M, I]), make([O, I], 0.02), make([M, O])];
+  const operands = {
+    x,
+    xShort: as(x, "bf16"),
+    w: as(w, "f16"),
+    wShort: as(w, "bf16"),
+    g: as(g, "bf16"),
+    clip: make([2, O, 1], 0.1, 4),
+    tokenClip: make([1], 0, 4),
+  };
+  w.dispose();
+  g.dispose();
+  return operands;
+}
+
+type Step = (operands: Operands) => readonly Tensor[];
+
+/** An operand of a product: a tensor, and the scales of its rows if it holds whole numbers. */
+type Factor = readonly [Tensor, Tensor | undefined];
+
+function product(a: Factor, b: Factor, transA: boolean, transB: boolean, bf16: boolean): Tensor {
+  const params = { ...PLAIN, trans_a: Number(transA), trans_b: Number(transB), bf16: Number(bf16) };
+  return invokeOne("fake_quant_gemm", [a[0], b[0], a[1], undefined, b[1]], params);
+}
+
+const bareForward: Step = ({ xShort: x, wShort: w }) => [
+  product([x, undefined], [w, undefined], false, true, true),
+];
+const bareAll: Step = (o) => [
+  ...bareForward(o),
+  product([o.g, undefined], [o.wShort, undefined], false, false, true),
+  product([o.g, undefined], [o.xShort, undefined], true, false, true),
+];
+
+interface Quantized {
+  readonly factor: Factor;
+  readonly scale: Tensor;
+  readonly zero: Tensor;
+  readonly made: readonly Tensor[];
+}
+
+function quantize(x: Tensor, clip: Tensor, bits: number, type: "i8" | "bf16"): Quantized {
+  const params = { ...QUANTIZER, bits, dtype: dtypeCode(type) };
+  const [scale, zero, y] = invoke("quant_operand", [x, clip], params) as [Tensor, Tensor, Tensor];
+  return { factor: [y, type === "i8" ? scale : undefined], scale, zero, made: [scale, zero, y] };
+}
+
+/** As a step does it: forward, and with `backward` both gradients down to x and the logits. */
+function fused(abits: 4 | 16, backward: boolean): Step {
+  return ({ x, w, g, clip, tokenClip }) => {
+    const weight = quantize(w, clip, 4, abits === 4 ? "i8" : "bf16");
+    const tokens = abits === 4 ? quantize(x, tokenClip, 4, "i8") : undefined;
+    const rounded = tokens ? undefined : invokeOne("cast", [x], { dtype: dtypeCode("bf16") });
+    const input: Factor = tokens?.factor ?? [rounded as Tensor, undefined];
+    const made = [...weight.made, ...(tokens?.made ?? []), ...(rounded ? [rounded] : [])];
+    made.push(product(input, weight.factor, false, true, false));
+    if (!backward) return made;
+    const gx = product([g, undefined], weight.factor, false, false, false);
+    const gw = product([g, undefined], input, true, false, true);
+    const params = { ...QUANTIZER, bits: 4 };
+    made.push(gx, gw);
+    made.push(
+      ...invoke("fake_quant_grad", [w, weight.scale, weight.zero, gw, clip], {
+        ...params,
+        need_gx: 0,
+      }),
+    );
+    if (tokens) {
+      made.push(
+        ...invoke("fake_quant_grad", [x, tokens.scale, tokens.zero, gx, tokenClip], {
+          ...params,
+          need_gx: 1,
+        }),
+      );
+    }
+    return made;
+  };
+}
+
+/** Prints the rows; nothing on a CPU, whose operands are quantized while they are packed. */
+export async function benchLinear({ device, filters, save }: Bench): Promise<void> {
+  if (device === "cpu" || !isWanted(filters, LINEAR_ROW)) return;
+  const copies = Array.from({ length: COPIES }, (_, i) => draw(device, i));
+  const mark = copies[0]?.tokenClip as Tensor;
+  const microseconds = (step: Step): number => {
+    const bodies = copies.map((operands) => () => {
+      for (const tensor of step(operands)) tensor.dispose();
+    });
+    // Reading a number waits for all that is under way.
+    return timeQueue(bodies, () => void mark.item()).median * 1e6;
+  };
+  process.stdout.write(
+    `\nlinear, ${M} x ${O} x ${I}, W in 16 bits, beside the bare bf16 products\n`,
+  );
+  printRow(["", "us", "bare us", "ratio"], WIDTHS);
+  try {
+    for (const [name, step, bare] of [
+      ["forward W4A4", fused(4, false), bareForward],
+      ["forward W4A16", fused(16, false), bareForward],
+      ["forward, backward W4A4", fused(4, true), bareAll],
+      ["forward, backward W4A16", fused(16, true), bareAll],
+    ] as const) {
+      const [own, limit] = [microseconds(step), microseconds(bare)];
+      printRow([name, own.toFixed(1), limit.toFixed(1), (own / limit).toFixed(2)], WIDTHS);
+      save({ bench: "linear", name, microseconds: own, bare: limit });
+    }
+  } finally {
+    for (const operands of copies) {
+      for (const tensor of Object.values(operands) as Tensor[]) tensor.dispose();
+    }
+    await synchronize(device);
+  }
+}

@@ -1,0 +1,80 @@
+/** The linears of a block that are multiplied as codes. */
+
+import type { Packed } from "../autograd/graph.ts";
+import type { TensorSpec } from "../models/family.ts";
+import { dtypeCode } from "../tensor/dtype.ts";
+import { invoke, invokeOne } from "../tensor/invoke.ts";
+import { keep, scope } from "../tensor/scope.ts";
+import { Tensor } from "../tensor/tensor.ts";
+import type { PackedLinear } from "./linear.ts";
+import type { PackedWeights } from "./open.ts";
+
+/** Largest code and zero point that the packed product knows, and its groups. */
+const MOST_BITS = 4;
+const TOP = 15;
+const GROUPS = [32, 64];
+const GROUP_STEP = 128;
+
+/** A packed weight and its codes. */
+export interface PackedValue extends Packed {
+  readonly tensor: Tensor;
+}
+
+export class PackedBlock {
+  /** By the weight's key; linears that are not here are loaded as numbers. */
+  readonly weights: ReadonlyMap<string, PackedValue>;
+
+  /** Throws: AQ_MODEL, AQ_FORMAT, AQ_FILE, AQ_OOM. */
+  constructor(source: PackedWeights, specs: readonly TensorSpec[], device: string) {
+    const weights = new Map<string, PackedValue>();
+    this.weights = weights;
+    try {
+      for (const spec of specs) {
+        const linear = source.has(spec.name) ? source.read(spec) : undefined;
+        const packed = linear && pack(linear, device);
+        if (packed) weights.set(spec.key, packed);
+      }
+    } catch (error) {
+      this.dispose();
+      throw error;
+    }
+  }
+
+  dispose(): void {
+    for (const { tensor, scale, zero } of this.weights.values()) {
+      for (const held of [tensor, scale, zero]) held.dispose();
+    }
+  }
+}
+
+/** The codes in the order of the product, or undefined where it does not know such a matrix. */
+function pack(linear: PackedLinear, device: string): PackedValue | undefined {
+  const { bits, rows, columns, codes, groupOf } = linear;
+  const group = linear.group < columns ? linear.group : 0;
+  const hasGroups = group === 0 || GROUPS.includes(group) || group % GROUP_STEP === 0;
+  if (bits > MOST_BITS || groupOf || !hasGroups || !holdsZeros(linear)) return undefined;
+  return scope(() => {
+    const grid = [rows, linear.scale.length / rows];
+    const scales = Tensor.from(linear.scale, grid, "f32", device);
+    const zeros = Tensor.from(linear.zero, grid, "f32", device);
+    if (!isHalf(scales)) return { value: undefined };
+    const packed = invoke(
+      "int4_pack",
+      [Tensor.from(codes, [rows, columns], "u8", device), scales, zeros],
+      { group },
+    ).map((tensor) => keep(tensor)) as [Tensor, Tensor, Tensor];
+    const [tensor, scale, zero] = packed;
+    return { value: { tensor, scale, zero, outputs: rows, group } };
+  }).value;
+}
+
+function holdsZeros({ zero }: PackedLinear): boolean {
+  return zero.every((z) => Number.isInteger(z) && z >= 0 && z <= TOP);
+}
+
+/** Whether scales are the same in float16, which the packed form has. */
+function isHalf(scales: Tensor): boolean {
+  const half = invokeOne("cast", [scales], { dtype: dtypeCode("f16") });
+  const back = invokeOne("cast", [half], { dtype: dtypeCode("f32") });
+  return invokeOne("sq_diff", [scales, back]).item() === 0;
+}
