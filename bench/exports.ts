@@ -1,7 +1,7 @@
 /**
  * Runs and their exports, with what we compute from them, for bench/peers/check_exports.py.
  *
- *   npx tsc -p tsconfig.bench.json && node dist-bench/bench/exports.js OUT [CASE...]
+ *   npm run bench:exports -- OUT [CASE...]
  *
  * OUT gets a folder for each case: `run`, the exports in folders of their names, and `ours` with
  *

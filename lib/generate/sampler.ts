@@ -30,6 +30,8 @@ export class Sampler {
   readonly #temperature: number;
   readonly #topP: number;
   readonly #random: Random;
+  #weights = new Float64Array(0);
+  #total = 0;
 
   /** Throws: AQ_ARG. */
   constructor(options: SamplingOptions = {}) {
@@ -43,20 +45,36 @@ export class Sampler {
   next(logits: Float32Array): number {
     const best = argmax(logits);
     if (this.#temperature === 0) return best;
-    const top = logits[best] as number;
-    const weights = Float64Array.from(logits, (x) => Math.exp((x - top) / this.#temperature));
-    const total = weights.reduce((sum, w) => sum + (Number.isNaN(w) ? 0 : w), 0);
+    const weights = this.#weigh(logits, logits[best] as number);
+    const total = this.#total;
     if (this.#topP >= 1) return draw(weights.keys(), weights, this.#random.unit() * total, best);
+    // Those below the mean of what is to be left out are left out: the others alone are enough.
+    const least = ((1 - this.#topP) * total) / weights.length;
+    const order: number[] = [];
+    for (let i = 0; i < weights.length; i++) {
+      if ((weights[i] as number) >= least) order.push(i);
+    }
     // Ties in order of their numbers, so that a seed gives the same text everywhere.
-    const order = Array.from(weights.keys()).sort(
-      (a, b) => (weights[b] as number) - (weights[a] as number) || a - b,
-    );
+    order.sort((x, y) => (weights[y] as number) - (weights[x] as number) || x - y);
     let kept = 0;
     let sum = 0;
     while (kept < order.length && sum < this.#topP * total) {
       sum += weights[order[kept++] as number] as number;
     }
     return draw(order.slice(0, kept), weights, this.#random.unit() * sum, best);
+  }
+
+  /** Probabilities up to a factor; what is no number has none. */
+  #weigh(logits: Float32Array, top: number): Float64Array {
+    if (this.#weights.length !== logits.length) this.#weights = new Float64Array(logits.length);
+    let total = 0;
+    for (let i = 0; i < logits.length; i++) {
+      const w = Math.exp(((logits[i] as number) - top) / this.#temperature);
+      this.#weights[i] = w > 0 ? w : 0;
+      total += this.#weights[i] as number;
+    }
+    this.#total = total;
+    return this.#weights;
   }
 }
 
