@@ -191,7 +191,7 @@ void checkInverse(const Level& level, int64_t batch, int64_t n, int kind, int pi
       a[size_t((batch - 1) * n * n + (n - 1) * n + j)] =
           n > 1 ? a[size_t((batch - 1) * n * n + j)] : T(0);
   vector<T> x(a.size(), T(0));
-  const aq_inverse_params p{pivot, 0};
+  const aq_lu_inverse_params p{pivot, 0};
   if (kind == 3) {
     for (int64_t j = 0; j < n; j++) a[size_t((batch - 1) * n * n + j * n)] = T(0);
     aq_error error{};

@@ -123,7 +123,7 @@ void timeInverse(const Level& level) {
     vector<float> x(a.size());
     const aq_view in = view(a, {batch, n, n}), out = view(x, {batch, n, n});
     for (int pivot = 0; pivot < 2; pivot++) {
-      const aq_inverse_params p{pivot, 0};
+      const aq_lu_inverse_params p{pivot, 0};
       aq_error error{};
       const double took =
           bestTime([&] { level.inverse(nullptr, &in, 1, &out, 1, &p, &error); }) / double(batch);

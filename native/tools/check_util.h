@@ -7,8 +7,15 @@ struct Level {
   aq_kernel fakeQuantGemm, matmul, attention, attentionGrad, inverse;
 };
 
-#define AQ_LEVEL_ROW(NS, USABLE) \
-  { #NS, USABLE, NS::fake_quant_gemm, NS::matmul, NS::attention, NS::attention_grad, NS::inverse }
+// The product without the wrappers that scale or widen its operands first.
+#define AQ_PLAIN_PRODUCT(NS)                                                                 \
+  [](aq_queue*, const aq_view* in, int32_t, const aq_view* out, int32_t, const void* params, \
+     aq_error* err) { return NS::fakeQuantGemm(in, out, params, err); }
+#define AQ_LEVEL_ROW(NS, USABLE)                                                      \
+  {                                                                                   \
+#NS, USABLE, AQ_PLAIN_PRODUCT(NS), NS::matmul, NS::attention, NS::attention_grad, \
+        NS::lu_inverse                                                                \
+  }
 const Level kLevels[] = {
     AQ_LEVEL_ROW(plain, true),
 #if defined(__x86_64__)
