@@ -7,9 +7,9 @@ import * as fs from "node:fs";
 import * as path from "node:path";
 import { hasFile } from "../checkpoint/source-files.ts";
 import { loadTokenizer } from "../data/tokenizer.ts";
-import { writeFileAtomic } from "../util/fs.ts";
 import { sha256 } from "../util/hash.ts";
 import { packageVersion } from "../util/package.ts";
+import { writeFileAtomic } from "../util/unfinished-file.ts";
 
 const HASH_BYTES = 32;
 

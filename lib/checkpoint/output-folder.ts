@@ -10,14 +10,9 @@
 import * as fs from "node:fs";
 import * as path from "node:path";
 import { AqError } from "../errors.ts";
-import {
-  createFileAtomic,
-  fileError,
-  makeFolder,
-  syncFolder,
-  writeFileAtomic,
-} from "../util/fs.ts";
+import { fileError, makeFolder, syncFolder } from "../util/fs.ts";
 import { formatLike, isJsonObject, type JsonObject } from "../util/json.ts";
+import { writeFileAtomic } from "../util/unfinished-file.ts";
 import { type Checkpoint, type CheckpointTensor, INDEX_NAME, type Shard } from "./folder.ts";
 import { SafetensorsWriter } from "./safetensors.ts";
 import { type TensorSpec, tensorBytes } from "./safetensors-header.ts";
@@ -236,9 +231,7 @@ export function companions(dir: string): string[] {
 /** Copies a small file; it appears when it is on disk. Throws: AQ_FILE. */
 export function copyFile(from: string, to: string): void {
   const bytes = fs.readFileSync(from);
-  createFileAtomic(to, (fd) => {
-    fs.writeFileSync(fd, bytes);
-  });
+  writeFileAtomic(to, bytes);
 }
 
 function throwIfStopped(signal: AbortSignal | undefined): void {

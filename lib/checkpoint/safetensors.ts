@@ -1,9 +1,9 @@
 /** Safetensors files on disk: reading the header, and writing a file as a stream. */
 
 import * as fs from "node:fs";
-import * as path from "node:path";
 import { AqError } from "../errors.ts";
-import { fileError, readFully, syncFolder, temporaryName, writeFully } from "../util/fs.ts";
+import { fileError, readFully } from "../util/fs.ts";
+import { UnfinishedFile } from "../util/unfinished-file.ts";
 import {
   encodeHeader,
   MAX_HEADER_BYTES,
@@ -70,9 +70,8 @@ export function readSafetensorsHeader(fd: number, file: string): SafetensorsHead
  */
 export class SafetensorsWriter {
   readonly file: string;
-  readonly #temporary: string;
   readonly #entries: readonly TensorEntry[];
-  #fd: number | null;
+  readonly #out: UnfinishedFile;
   #current = 0;
   #filled = 0;
 
@@ -85,13 +84,8 @@ export class SafetensorsWriter {
     const { bytes, entries } = encodeHeader(specs, metadata, file);
     this.file = file;
     this.#entries = entries;
-    this.#temporary = temporaryName(file);
-    try {
-      this.#fd = fs.openSync(this.#temporary, "w");
-    } catch (error) {
-      throw fileError("create", this.#temporary, error);
-    }
-    this.#put(bytes);
+    this.#out = new UnfinishedFile(file);
+    this.#out.append(bytes);
   }
 
   /**
@@ -110,7 +104,7 @@ export class SafetensorsWriter {
       const got = `${this.#filled + bytes.byteLength} bytes, expected ${expected.bytes}`;
       throw this.#fail(new AqError("AQ_INTERNAL", `${this.file}: tensor "${name}" got ${got}.`));
     }
-    this.#put(bytes);
+    this.#out.append(bytes);
     this.#filled += bytes.byteLength;
   }
 
@@ -121,25 +115,12 @@ export class SafetensorsWriter {
       const what = `tensor "${missing.name}" is incomplete`;
       throw this.#fail(new AqError("AQ_INTERNAL", `Cannot finish ${this.file}: ${what}.`));
     }
-    const fd = this.#open();
-    try {
-      fs.fsyncSync(fd);
-      this.#fd = null;
-      fs.closeSync(fd);
-      fs.renameSync(this.#temporary, this.file);
-    } catch (error) {
-      throw this.#fail(fileError("write", this.file, error));
-    }
-    syncFolder(path.dirname(this.file));
+    this.#out.finish();
   }
 
   /** Gives up and removes what was written; does nothing after `finish`. */
   abort(): void {
-    if (this.#fd !== null) {
-      fs.closeSync(this.#fd);
-      this.#fd = null;
-      fs.rmSync(this.#temporary, { force: true });
-    }
+    this.#out.abort();
   }
 
   /** The first tensor that is not complete; complete and empty ones are passed over. */
@@ -152,25 +133,8 @@ export class SafetensorsWriter {
     return entry;
   }
 
-  #put(bytes: Uint8Array): void {
-    const fd = this.#open();
-    try {
-      writeFully(fd, bytes, this.file);
-    } catch (error) {
-      throw this.#fail(error);
-    }
-  }
-
-  #open(): number {
-    if (this.#fd === null) {
-      throw new AqError("AQ_INTERNAL", `${this.file} was already finished or given up.`);
-    }
-    return this.#fd;
-  }
-
-  #fail(error: unknown): unknown {
-    if (this.#fd !== null) this.abort();
-    else fs.rmSync(this.#temporary, { force: true });
+  #fail(error: AqError): AqError {
+    this.#out.abort();
     return error;
   }
 }

@@ -8,8 +8,8 @@
 
 import * as path from "node:path";
 import { AQ_CONFIG_NAME, aqConfigJson } from "../export/aq-config.ts";
-import { writeFileAtomic } from "../util/fs.ts";
 import { packageVersion } from "../util/package.ts";
+import { writeFileAtomic } from "../util/unfinished-file.ts";
 import { type Format, UNCHANGED } from "./format.ts";
 import { bytesOf, packRowBytes } from "./pack.ts";
 import { copiedOuter, copyCompanions, outerTensors, writeConfig } from "./packed-folder.ts";

@@ -8,10 +8,8 @@
  * and each tensor in it begin at a multiple of the alignment. Source: ggml/docs/gguf.md.
  */
 
-import * as fs from "node:fs";
-import * as path from "node:path";
 import { AqError } from "../errors.ts";
-import { fileError, syncFolder, temporaryName, writeFully } from "../util/fs.ts";
+import { UnfinishedFile } from "../util/unfinished-file.ts";
 
 /** Numbers of ggml_type, and bytes of a block of elements. */
 export const GGML_TYPES = {
@@ -60,46 +58,34 @@ export async function writeGguf(
   tensors: readonly GgufTensor[],
   onTensor: (name: string) => Promise<void>,
 ): Promise<void> {
-  const temporary = temporaryName(file);
-  let fd: number;
+  const out = new UnfinishedFile(file);
   try {
-    fd = fs.openSync(temporary, "w");
-  } catch (error) {
-    throw fileError("create", temporary, error);
-  }
-  try {
-    try {
-      writeFully(fd, header(keys, tensors), file);
-      for (const tensor of tensors) {
-        await onTensor(tensor.name);
-        writeTensor(fd, file, tensor);
-      }
-      fs.fsyncSync(fd);
-    } finally {
-      fs.closeSync(fd);
+    out.append(header(keys, tensors));
+    for (const tensor of tensors) {
+      await onTensor(tensor.name);
+      writeTensor(out, tensor);
     }
-    fs.renameSync(temporary, file);
+    out.finish();
   } catch (error) {
-    fs.rmSync(temporary, { force: true });
-    throw fileError("write", file, error);
+    out.abort();
+    throw error;
   }
-  syncFolder(path.dirname(file));
 }
 
-function writeTensor(fd: number, file: string, tensor: GgufTensor): void {
+function writeTensor(out: UnfinishedFile, tensor: GgufTensor): void {
   let written = 0;
   for (const piece of tensor.pieces()) {
-    writeFully(fd, piece, file);
+    out.append(piece);
     written += piece.byteLength;
   }
   const expected = ggufBytes(tensor);
   if (written !== expected) {
     throw new AqError(
       "AQ_INTERNAL",
-      `${file}: tensor "${tensor.name}" got ${written} bytes, expected ${expected}.`,
+      `${out.file}: tensor "${tensor.name}" got ${written} bytes, expected ${expected}.`,
     );
   }
-  writeFully(fd, new Uint8Array(paddingOf(written)), file);
+  out.append(new Uint8Array(paddingOf(written)));
 }
 
 function paddingOf(bytes: number): number {

@@ -2,9 +2,9 @@
 
 import * as path from "node:path";
 import type { FormatName } from "../export-types.ts";
-import { writeFileAtomic } from "../util/fs.ts";
 import type { JsonObject } from "../util/json.ts";
 import { packageVersion } from "../util/package.ts";
+import { writeFileAtomic } from "../util/unfinished-file.ts";
 import type { Written } from "./format.ts";
 import type { FinishedRun } from "./run.ts";
 

@@ -11,8 +11,8 @@ import {
   type TensorSpec,
   tensorBytes,
 } from "../checkpoint/safetensors-header.ts";
-import { writeFileAtomic } from "../util/fs.ts";
 import type { JsonObject } from "../util/json.ts";
+import { writeFileAtomic } from "../util/unfinished-file.ts";
 
 /** A tensor that will be written. */
 export interface PlannedTensor extends TensorSpec {

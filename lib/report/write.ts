@@ -1,8 +1,8 @@
 /** Puts a run's report on disk: report.json for programs, report.html for people. */
 
 import * as path from "node:path";
-import { writeFileAtomic } from "../util/fs.ts";
 import { REPORT_FILES } from "../util/layout.ts";
+import { writeFileAtomic } from "../util/unfinished-file.ts";
 import { renderHtml } from "./html.ts";
 import type { RunReport } from "./types.ts";
 

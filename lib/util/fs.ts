@@ -1,5 +1,5 @@
 /**
- * Files without surprises: whole reads and writes, atomic replacement, and system errors turned into
+ * Files without surprises: whole reads and writes, and system errors turned into
  * one sentence. Everything but reading ahead is synchronous: callers sit between two native calls
  * anyway, and a synchronous write cannot be left half awaited.
  */
@@ -154,52 +154,4 @@ export function syncFolder(dir: string): void {
   } finally {
     fs.closeSync(fd);
   }
-}
-
-/**
- * Creates a file that appears under its name only when it is complete and on disk.
- *
- * `fill` gets the open descriptor and the temporary path; when it throws, nothing is left behind.
- * Throws: what `fill` throws, or AQ_FILE.
- */
-export function createFileAtomic(
-  file: string,
-  fill: (fd: number, temporary: string) => void,
-): void {
-  const temporary = temporaryName(file);
-  let fd: number;
-  try {
-    fd = fs.openSync(temporary, "w");
-  } catch (error) {
-    throw fileError("create", temporary, error);
-  }
-  try {
-    try {
-      fill(fd, temporary);
-      fs.fsyncSync(fd);
-    } finally {
-      fs.closeSync(fd);
-    }
-    fs.renameSync(temporary, file);
-  } catch (error) {
-    fs.rmSync(temporary, { force: true });
-    throw fileError("write", file, error);
-  }
-  syncFolder(path.dirname(file));
-}
-
-/** Writes a small file atomically. Throws: AQ_FILE. */
-export function writeFileAtomic(file: string, content: string | Uint8Array): void {
-  const bytes = typeof content === "string" ? Buffer.from(content, "utf8") : content;
-  createFileAtomic(file, (fd) => writeFully(fd, bytes, file));
-}
-
-/** Name of the unfinished twin of a file: beside it, so that the rename stays on one file system. */
-export function temporaryName(file: string): string {
-  return `${file}.tmp-${process.pid}`;
-}
-
-/** Is this the name of an unfinished twin, of any process? */
-export function isTemporaryName(name: string): boolean {
-  return /\.tmp-\d+$/.test(name);
 }

@@ -18,15 +18,14 @@ export function compareNumbers(
   got: ArrayLike<number>,
   expected: ArrayLike<number>,
   columns: number,
+  say = (x: number): string => (Object.is(x, -0) ? "-0" : String(x)),
 ): void {
   if (got.length !== expected.length) {
     throw differs(place, "", `${expected.length} numbers`, String(got.length));
   }
   for (let i = 0; i < expected.length; i++) {
     const [a, b] = [got[i] as number, expected[i] as number];
-    if (Object.is(a, b)) continue;
-    const say = (x: number): string => (Object.is(x, -0) ? "-0" : String(x));
-    throw differs(place, indexOf(i, columns), say(b), say(a));
+    if (!Object.is(a, b)) throw differs(place, indexOf(i, columns), say(b), say(a));
   }
 }
 
@@ -38,28 +37,8 @@ export function compareBits(
   dtype: FloatName,
   columns: number,
 ): void {
-  if (got.length !== expected.length) {
-    throw differs(place, "", `${expected.length} numbers`, String(got.length));
-  }
-  for (let i = 0; i < expected.length; i++) {
-    const [a, b] = [got[i] as number, expected[i] as number];
-    if (a === b) continue;
-    const say = (bits: number): string => `${valueOfBits(bits, dtype)} (0x${bits.toString(16)})`;
-    throw differs(place, indexOf(i, columns), say(b), say(a));
-  }
-}
-
-/** The same for double precision, in which a checkpoint is stored now and then. */
-export function compareDoubles(
-  place: Place,
-  got: Float64Array,
-  expected: ArrayLike<number>,
-  columns: number,
-): void {
-  for (let i = 0; i < expected.length; i++) {
-    if (Object.is(got[i], expected[i])) continue;
-    throw differs(place, indexOf(i, columns), String(expected[i]), String(got[i]));
-  }
+  const say = (bits: number): string => `${valueOfBits(bits, dtype)} (0x${bits.toString(16)})`;
+  compareNumbers(place, got, expected, columns, say);
 }
 
 export function indexOf(at: number, columns: number): string {

@@ -10,7 +10,7 @@ import type { TensorSpec } from "../models/family.ts";
 import { encodeFloats, storedBits } from "../packed/half.ts";
 import type { PackedLinear } from "../packed/linear.ts";
 import { type PackedWeights, packedWeights } from "../packed/open.ts";
-import { compareBits, compareDoubles, compareNumbers, differs } from "./compare.ts";
+import { compareBits, compareNumbers, differs } from "./compare.ts";
 import {
   numbersOf,
   type PlainTensor,
@@ -181,7 +181,7 @@ function comparePlain(
   const columns = spec.shape.length === 2 ? (spec.shape[1] as number) : 0;
   const place = { tensor: spec.name, path: fileOf(folder, spec.name), what: "value" };
   if (dtype === "F64") {
-    compareDoubles(place, new Float64Array(bytes.buffer), values, columns);
+    compareNumbers(place, new Float64Array(bytes.buffer), values, columns);
   } else {
     const expected = encodeFloats(Float32Array.from(values), dtype);
     compareBits(place, storedBits(bytes, dtype), expected, dtype, columns);
