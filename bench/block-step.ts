@@ -63,6 +63,8 @@ const SETTINGS: readonly Setting[] = [
   },
   { name: "W4A4 round", options: { wbits: 4, abits: 4 }, phase: "round" },
   { name: "W3A16 round", options: { wbits: 3 }, phase: "round" },
+  { name: "NVFP4", options: { scheme: "NVFP4", recipe: "affine" }, phase: "affine" },
+  { name: "NVFP4 round", options: { scheme: "NVFP4" }, phase: "round" },
 ];
 
 /** Windows, and so steps, of an epoch; at its end everything is waited for. */
@@ -142,6 +144,7 @@ async function makeProblem(weights: LoadedWeights, { options }: Setting): Promis
     targets,
     augTargets: train.augLoss ? aug : undefined,
     scheme,
+    kept: new Set(),
     recipe,
     settings: train,
     rotated: false,

@@ -8,25 +8,28 @@
  *   expect.json         model, options, formats, text and its tokens, and the formats' activations
  *   model.safetensors   `ids`, the logits of `ids` by folder, and for each linear N of the run
  *                       `N.codes`, `N.scale`, `N.zero` and the weight N, as plain arrays
+ *
+ * Of 4-bit floats there is what export-floats.ts says instead.
+ *
+ * Models that are no fixtures are looked for in $AQ_SHARED/models, and left out where they are missing.
  */
 
 import * as fs from "node:fs";
 import * as path from "node:path";
 import { parseArgs } from "node:util";
-import type { SafetensorsDType } from "../lib/checkpoint/safetensors-header.ts";
 import { forwardLogits } from "../lib/eval/perplexity.ts";
 import { exportRun } from "../lib/export-run.ts";
-import { bytesOf } from "../lib/formats/pack.ts";
 import { type PlannedTensor, writeShards } from "../lib/formats/shards.ts";
 import { openLanguageModel } from "../lib/generate/open.ts";
 import { type FormatName, type QuantizeOptions, quantize } from "../lib/index.ts";
 import { dequantize } from "../lib/packed/linear.ts";
 import { SavedRun } from "../lib/verify/state.ts";
+import { floatExpectations, tensor } from "./export-floats.ts";
 
 type Options = Omit<QuantizeOptions, "model" | "out">;
 
 interface Case {
-  readonly model: "llama-gqa-4m" | "opt-5m";
+  readonly model: "llama-gqa-4m" | "opt-5m" | "llama-23m";
   readonly options: Options;
   readonly formats: readonly FormatName[];
 }
@@ -42,6 +45,12 @@ const llama = (options: Options, ...formats: FormatName[]): Case => ({
   model: "llama-gqa-4m",
   options: { recipe: "rtn", ...options },
   formats,
+});
+/** 4-bit floats, which real readers dequantize to bfloat16. */
+const floats = (model: Case["model"], scheme: string, more: Options = {}): Case => ({
+  ...llama({ scheme, ...more }, "compressed-tensors"),
+  model,
+  formats: scheme.startsWith("NVFP4") ? ["compressed-tensors", "modelopt"] : ["compressed-tensors"],
 });
 const opt = (options: Options, ...formats: FormatName[]): Case => ({
   ...llama(options, ...formats),
@@ -72,6 +81,13 @@ const CASES: Readonly<Record<string, Case>> = {
     { wbits: 4, groupSize: 32, recipe: "affine", normFull: true, nsamples: 4, epochs: 2 },
     "compressed-tensors",
   ),
+  nvfp4a16: floats("llama-gqa-4m", "NVFP4A16"),
+  nvfp4: floats("llama-gqa-4m", "NVFP4"),
+  "nvfp4-kept": floats("llama-gqa-4m", "NVFP4", { keep: ["layers.1.mlp.*", "o_proj"] }),
+  mxfp4a16: floats("llama-gqa-4m", "MXFP4A16"),
+  mxfp4: floats("llama-gqa-4m", "MXFP4"),
+  "nvfp4a16-23m": floats("llama-23m", "NVFP4A16"),
+  "nvfp4-23m": floats("llama-23m", "NVFP4"),
   opt: opt({ wbits: 4, groupSize: 32 }, "hf", "gptq_v2", "awq", "compressed-tensors"),
   "opt-w3": opt({ wbits: 3 }, "hf", "gptq_v2", "compressed-tensors"),
 };
@@ -86,24 +102,18 @@ function logitsOf(dir: string, ids: Int32Array, quantized: boolean): Float32Arra
   }
 }
 
-function tensor(
-  name: string,
-  dtype: SafetensorsDType,
-  shape: readonly number[],
-  values: Parameters<typeof bytesOf>[0],
-): PlannedTensor {
-  return { name, dtype, shape, pieces: () => [bytesOf(values)] };
-}
-
 /** The run's linears as plain arrays, read from its state. */
 function* plainLinears(dir: string): Generator<PlannedTensor> {
   const run = new SavedRun(dir);
   try {
     for (const spec of run.blockSpecs()) {
       if (!run.isLinear(spec.name)) continue;
-      const { rows, columns, groups, group, codes, scales, zeros } = run.linear(spec);
+      const linear = run.linear(spec);
+      if (linear.kind !== "integers") continue;
+      const { rows, columns, groups, group, codes, scales, zeros } = linear;
       const grid = [rows, groups];
       const weight = dequantize({
+        kind: "integers",
         ...{ bits: run.config.scheme.wbits, rows, columns, group, scaleType: "F16" },
         ...{ codes: Uint8Array.from(codes), groupOf: null },
         ...{ scale: Float32Array.from(scales), zero: Float32Array.from(zeros) },
@@ -119,20 +129,36 @@ function* plainLinears(dir: string): Generator<PlannedTensor> {
   }
 }
 
-async function prepare(dir: string, { model, options, formats }: Case): Promise<void> {
+/** Folder of a model, or nothing. */
+function folderOf(model: Case["model"]): string | undefined {
+  const { AQ_SHARED: shared } = process.env;
+  const places = [FIXTURES, ...(shared ? [path.join(shared, "models")] : [])];
+  return places.map((place) => path.join(place, model)).find((dir) => fs.existsSync(dir));
+}
+
+async function prepare(dir: string, source: string, given: Case): Promise<void> {
+  const { model, options, formats } = given;
   const run = path.join(dir, "run");
   const ours = path.join(dir, "ours");
   fs.rmSync(dir, { recursive: true, force: true });
   fs.mkdirSync(ours, { recursive: true });
   const settings = { calib: TEXT, nsamples: 1, seqlen: 128, ...options };
-  await quantize({ model: path.join(FIXTURES, model), out: run, ...settings });
+  await quantize({ model: source, out: run, ...settings });
   for (const format of formats) await exportRun({ run, format, out: path.join(dir, format) });
 
-  const source = openLanguageModel(run, "cpu");
+  const output = openLanguageModel(run, "cpu");
   const text = fs.readFileSync(TEXT, "utf8").slice(0, CHARACTERS);
-  const tokens = [...source.tokenizer.encode(text)];
-  const vocabulary = source.model.shape.vocabulary;
-  source.close();
+  const tokens = [...output.tokenizer.encode(text)];
+  const vocabulary = output.model.shape.vocabulary;
+  output.close();
+  const floats = await floatExpectations(dir, tokens);
+  if (floats) {
+    await writeShards(ours, floats.tensors, async () => {});
+    const { weights } = floats;
+    const expected = { model, options: settings, formats, text, tokens, weights };
+    fs.writeFileSync(path.join(ours, "expect.json"), `${JSON.stringify(expected)}\n`);
+    return;
+  }
   const ids = Int32Array.from(tokens.slice(0, TOKENS));
   const logits = formats.flatMap((format) =>
     [false, true].map((quantized) =>
@@ -163,6 +189,11 @@ if (!out || unknown !== undefined) {
 }
 for (const [name, given] of Object.entries(CASES)) {
   if (wanted.length > 0 && !wanted.includes(name)) continue;
-  await prepare(path.join(out, name), given);
+  const source = folderOf(given.model);
+  if (source === undefined) {
+    console.log(`${name}: left out, there is no ${given.model}`);
+    continue;
+  }
+  await prepare(path.join(out, name), source, given);
   console.log(`${name}: ${given.formats.join(", ")}`);
 }

@@ -2,6 +2,7 @@
 // gradients of the quantizers, beside the bare products of the same sizes. On GPUs, with bf16
 // products; row "linear".
 
+import { FLOAT4_FORMATS } from "../lib/autograd/float4.ts";
 import { synchronize } from "../lib/tensor/device.ts";
 import { dtypeCode } from "../lib/tensor/dtype.ts";
 import { invoke, invokeOne } from "../lib/tensor/invoke.ts";
@@ -18,6 +19,8 @@ const COPIES = 3;
 const WIDTHS = [-34, 10, 10, 10];
 
 const PLAIN = { a_bits: 0, a_group: 0, b_bits: 0, b_group: 0, accumulate: 0 };
+const NVFP4 = { format: FLOAT4_FORMATS.nvfp4 };
+const NVFP4_GROUP = 16;
 const QUANTIZER = { group: 0, symmetric: 0, floor: 2 ** -14, rule: 0 };
 
 interface Operands {
@@ -31,6 +34,10 @@ interface Operands {
   readonly g: Tensor;
   readonly clip: Tensor;
   readonly tokenClip: Tensor;
+  /** Of NVFP4: a logit of each group of 16, and the global scales of w and x. */
+  readonly groupClip: Tensor;
+  readonly wGlobal: Tensor;
+  readonly xGlobal: Tensor;
 }
 
 function draw(device: string, seed: number): Operands {
@@ -48,6 +55,9 @@ function draw(device: string, seed: number): Operands {
     g: as(g, "bf16"),
     clip: make([2, O, 1], 0.1, 4),
     tokenClip: make([1], 0, 4),
+    groupClip: make([O, I / NVFP4_GROUP], 0.1, 4),
+    wGlobal: invokeOne("fp4_global", [w]),
+    xGlobal: invokeOne("fp4_global", [x]),
   };
   w.dispose();
   g.dispose();
@@ -118,6 +128,45 @@ function fused(abits: 4 | 16, backward: boolean): Step {
   };
 }
 
+interface Floats {
+  /** Whole values times scales, and the number that a product of them is times. */
+  readonly factor: Factor;
+  readonly scale: Tensor;
+  readonly made: readonly Tensor[];
+}
+
+function quantizeFloats(x: Tensor, global: Tensor, clip?: Tensor): Floats {
+  const made = invoke("fp4_operand", [x, global, clip], { ...NVFP4, dtype: dtypeCode("bf16") });
+  const [scale, factor, y] = made as [Tensor, Tensor, Tensor];
+  return { factor: [y, factor], scale, made };
+}
+
+/** NVFP4, down to x and a logit of each group of W; x in f32, or in bf16 with gradients in it. */
+function fusedFloats(abits: 4 | 16, isShort: boolean): Step {
+  return ({ x: wide, xShort, w, g, groupClip, wGlobal, xGlobal }) => {
+    const weight = quantizeFloats(w, wGlobal, groupClip);
+    const x = isShort ? xShort : wide;
+    const tokens = abits === 4 ? quantizeFloats(x, xGlobal) : undefined;
+    const made = [...weight.made, ...(tokens?.made ?? [])];
+    let input = tokens?.factor ?? ([xShort, undefined] as const);
+    if (!tokens && !isShort) {
+      const rounded = invokeOne("cast", [x], { dtype: dtypeCode("bf16") });
+      made.push(rounded);
+      input = [rounded, undefined];
+    }
+    made.push(product(input, weight.factor, false, true, isShort));
+    const gx = product([g, undefined], weight.factor, false, false, isShort);
+    const gw = product([g, undefined], input, true, false, true);
+    const ofWeight = [w, weight.scale, wGlobal, gw, groupClip];
+    made.push(gx, gw, ...invoke("fp4_grad", ofWeight, { ...NVFP4, need_gx: 0 }));
+    if (!tokens) return made;
+    return [
+      ...made,
+      ...invoke("fp4_grad", [x, tokens.scale, xGlobal, gx], { ...NVFP4, need_gx: 1 }),
+    ];
+  };
+}
+
 /** Prints the rows; nothing on a CPU, whose operands are quantized while they are packed. */
 export async function benchLinear({ device, filters, save }: Bench): Promise<void> {
   if (device === "cpu" || !isWanted(filters, LINEAR_ROW)) return;
@@ -140,6 +189,10 @@ export async function benchLinear({ device, filters, save }: Bench): Promise<voi
       ["forward W4A16", fused(16, false), bareForward],
       ["forward, backward W4A4", fused(4, true), bareAll],
       ["forward, backward W4A16", fused(16, true), bareAll],
+      ["forward, backward NVFP4", fusedFloats(4, false), bareAll],
+      ["forward, backward NVFP4, bf16 x", fusedFloats(4, true), bareAll],
+      ["forward, backward NVFP4A16", fusedFloats(16, false), bareAll],
+      ["forward, backward NVFP4A16, bf16 x", fusedFloats(16, true), bareAll],
     ] as const) {
       const [own, limit] = [microseconds(step), microseconds(bare)];
       printRow([name, own.toFixed(1), limit.toFixed(1), (own / limit).toFixed(2)], WIDTHS);

@@ -23,6 +23,13 @@ const W3: Options = { wbits: 3 };
 const W4: Options = { wbits: 4 };
 const W2: Options = { wbits: 2, groupSize: 32 };
 
+/** Of 4-bit floats each phase by itself; the default is one of the last two. */
+const FLOAT_RECIPES: readonly (readonly [string, Options])[] = [
+  ["rtn", { recipe: "rtn" }],
+  ["round", { recipe: "round" }],
+  ["affine + round", { recipe: "affine", rounding: "learned" }],
+];
+
 /** What is measured: model, bits, what is said of the recipe, options. */
 const ROWS: readonly (readonly [string, string, string, Options])[] = [
   ...["llama-gqa-4m", "opt-5m", "llama-23m"].flatMap((model) => {
@@ -50,6 +57,14 @@ const ROWS: readonly (readonly [string, string, string, Options])[] = [
         { ...W2, recipe: "paper-weight-only" },
       ],
       [model, "W2A16 g32", "default", W2],
+      ...["NVFP4", "NVFP4A16", "MXFP4", "MXFP4A16"].flatMap((scheme) =>
+        FLOAT_RECIPES.map(([name, options]): readonly [string, string, string, Options] => [
+          model,
+          scheme,
+          name,
+          { scheme, ...options },
+        ]),
+      ),
     ];
     return rows.filter((row) => row !== false);
   }),

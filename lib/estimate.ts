@@ -2,6 +2,7 @@
 
 import * as fs from "node:fs";
 import * as path from "node:path";
+import { keepNotes, keptByBlock } from "./calibration/keep.ts";
 import { openSource } from "./calibration/open-source.ts";
 import { checkPolish, memoryOf } from "./calibration/polish-memory.ts";
 import { resolveSettings, settingsFor, windowLength } from "./calibration/settings.ts";
@@ -16,6 +17,8 @@ import {
   type UnitSeconds,
   type Workload,
 } from "./estimate/time.ts";
+import { schemeName } from "./quant/scheme.ts";
+import { countBits } from "./report/bits.ts";
 import { formatsFor } from "./run-formats.ts";
 import { type ComputeDevice, openDevice } from "./tensor/compute-device.ts";
 import { setThreads, threads } from "./tensor/device.ts";
@@ -31,6 +34,10 @@ export interface EstimateResult {
   readonly blocks: number;
   readonly windows: number;
   readonly seqlen: number;
+  /** "W4A16 g128", "NVFP4". */
+  readonly scheme: string;
+  /** Codes, scales and zeros of the linears, and those that are kept, by weight. */
+  readonly bitsPerWeight: number;
   readonly threads: number;
   /** What was measured, and how it computes. */
   readonly device: string;
@@ -85,6 +92,8 @@ export function estimate(options: EstimateOptions): EstimateResult {
       bytes: [...checkpoint.tensors.values()].reduce((sum, { bytes }) => sum + bytes, 0),
     };
     const measured = measureUnits(work);
+    const kept = keptByBlock(model, settings);
+    const { bitsPerWeight } = countBits(checkpoint, model, settings.scheme, { kept });
     const phases = phaseSeconds(work, measured);
     const memory = memoryParts(work, checkpoint, streamMemory);
     const disk = diskParts(work, streamMemory);
@@ -102,6 +111,8 @@ export function estimate(options: EstimateOptions): EstimateResult {
       blocks: model.shape.blocks,
       windows: work.windows,
       seqlen,
+      scheme: schemeName(settings.scheme),
+      bitsPerWeight,
       threads: threads(),
       device: device.description,
       steps: model.shape.blocks * stepsPerEpoch(work) * epochs,
@@ -111,7 +122,11 @@ export function estimate(options: EstimateOptions): EstimateResult {
       memoryParts: memory,
       diskParts: disk,
       ...sizes,
-      notes: [...text.notes, ...warnings(sizes, options.streamMemory)],
+      notes: [
+        ...text.notes,
+        ...keepNotes(model, settings),
+        ...warnings(sizes, options.streamMemory),
+      ],
     };
   } finally {
     device?.release();

@@ -6,13 +6,13 @@ import { readTextFile } from "./data/text.ts";
 import { loadTokenizer } from "./data/tokenizer.ts";
 import { sequentialWindows } from "./data/windows.ts";
 import { AqError } from "./errors.ts";
+import { folderActivations } from "./eval/folder-activations.ts";
 import { perplexity } from "./eval/perplexity.ts";
 import { extrasOf, readAqConfig } from "./export/aq-config.ts";
 import { checkOwnType } from "./export/own-type.ts";
 import { checkWeights } from "./models/load.ts";
 import { openFolderModel } from "./packed/model.ts";
 import { packedWeights } from "./packed/open.ts";
-import { serverTokens } from "./packed/tokens.ts";
 import { type ComputeDevice, checkChoice, openDevice } from "./tensor/compute-device.ts";
 import { setThreads } from "./tensor/device.ts";
 import type { EvaluateEvent, EvaluateOptions, EvaluateResult, RunHooks } from "./types.ts";
@@ -56,13 +56,7 @@ export async function evaluate(
       seqlen,
       Math.min(limit, Math.max(1, Math.floor(ids.length / seqlen))),
     );
-    const tokens = packed?.tokens ?? null;
-    const bits = abits ?? config?.scheme.abits ?? tokens?.bits ?? 16;
-    const hook = tokens && !config ? serverTokens(model, { ...tokens, bits }) : undefined;
-    const activations =
-      bits < 16
-        ? { bits, clips: config?.tokenClips ?? [], style: config?.scheme ?? {}, hook }
-        : null;
+    const activations = folderActivations(model, config, packed, abits);
     device = openDevice(options);
     const source = { checkpoint, model, activations, device: device.name };
     return await perplexity(source, windows, {

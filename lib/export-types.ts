@@ -7,12 +7,13 @@ export type FormatName =
   | "gptq_v2"
   | "awq"
   | "compressed-tensors"
+  | "modelopt"
   | "gguf"
   | "gguf-f16"
   | "aq";
 
 /** Programs that load what is written. */
-export type TargetName = "vllm" | "sglang" | "transformers" | "llama.cpp";
+export type TargetName = "vllm" | "sglang" | "tensorrt-llm" | "transformers" | "llama.cpp";
 
 /**
  * How far the weights of a file are from those of the run: the largest difference in parts of the

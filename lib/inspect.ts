@@ -9,10 +9,11 @@ import { type AqConfig, extrasOf, readAqConfig } from "./export/aq-config.ts";
 import type { Job } from "./export/job.ts";
 import { checkOwnType } from "./export/own-type.ts";
 import { RunState } from "./export/run-state.ts";
-import type { Model } from "./models/family.ts";
+import type { Model, TensorSpec } from "./models/family.ts";
 import { checkWeights } from "./models/load.ts";
 import { openFolderModel } from "./packed/model.ts";
 import { type PackedWeights, packedWeights } from "./packed/open.ts";
+import { float4Scheme, schemeName } from "./quant/scheme.ts";
 import type { InspectOptions, InspectResult, RunProgress } from "./types.ts";
 import { isJsonObject } from "./util/json.ts";
 
@@ -74,7 +75,7 @@ function inspectCheckpoint(dir: string): InspectResult {
       shards: checkpoint.shards.length,
       parameters,
       bytes,
-      quantized: quantization(config, packed),
+      quantized: quantization(config, packed, model),
       // Of an output of ours: those that were learned.
       sites: (config || packed
         ? sitesInAnyStyle(model.sites).filter((spec) => config?.sites.includes(siteName(spec)))
@@ -104,16 +105,37 @@ function described(model: Model): number {
 function quantization(
   config: AqConfig | null,
   packed: PackedWeights | null,
+  model: Model,
 ): InspectResult["quantized"] {
   const format = packed && { format: packed.format };
   if (config) {
-    const { wbits, abits, groupSize } = config.scheme;
+    const { wbits, abits, groupSize, numbers } = config.scheme;
+    const scheme = numbers && { scheme: schemeName(config.scheme) };
     const transform = config.hadamardDown && { hadamardDown: true as const };
-    return { wbits, abits, groupSize, ...transform, ...format };
+    const left = (config.kept ?? []).reduce((sum, keys) => sum + keys.length, 0);
+    const kept = left > 0 && { kept: left };
+    return { wbits, abits, groupSize, ...scheme, ...kept, ...transform, ...format };
   }
   if (!packed) return null;
-  const { bits, group, tokens } = packed;
-  return { wbits: bits, abits: tokens?.bits ?? 16, groupSize: group, ...format };
+  const { bits, group, tokens, numbers } = packed;
+  const scheme = numbers && { scheme: schemeName(float4Scheme(numbers, tokens ? 4 : 16)) };
+  const left = linearTensors(model).filter(({ name }) => !packed.has(name)).length;
+  const kept = left > 0 && { kept: left };
+  return {
+    wbits: bits,
+    abits: tokens?.bits ?? 16,
+    groupSize: group,
+    ...scheme,
+    ...kept,
+    ...format,
+  };
+}
+
+/** The weights of all linears of all blocks. */
+function linearTensors(model: Model): TensorSpec[] {
+  const linears = new Set(model.linears.map(({ key }) => key));
+  const blocks = Array.from({ length: model.shape.blocks }, (_, i) => model.blockTensors(i));
+  return blocks.flat().filter(({ key }) => linears.has(key));
 }
 
 /** Is a polish asked for that is not done yet? */

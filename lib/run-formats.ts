@@ -2,6 +2,7 @@
 
 import * as fs from "node:fs";
 import * as path from "node:path";
+import { keptKeys } from "./calibration/keep.ts";
 import { modelFor, openSource } from "./calibration/open-source.ts";
 import { planOf } from "./calibration/plan.ts";
 import { runQuantize } from "./calibration/run.ts";
@@ -16,7 +17,7 @@ import { FinishedRun } from "./formats/run.ts";
 import type { Setting } from "./formats/setting.ts";
 import { formatFor } from "./formats/targets.ts";
 import { openModel } from "./models/registry.ts";
-import { quantizesTokens } from "./quant/scheme.ts";
+import { clipsTokens } from "./quant/scheme.ts";
 import type { QuantizeEvent, QuantizeOptions, QuantizeResult, RunHooks } from "./types.ts";
 
 /** Quantizes, then writes the formats that were asked for. Throws: as `quantize`. */
@@ -72,7 +73,10 @@ function settingOf(options: Omit<QuantizeOptions, "out">): Setting {
       config: checkpoint.config,
       scheme,
       added,
-      tokenClips: quantizesTokens(scheme) && recipe.tokenClip,
+      tokenClips: clipsTokens(scheme) && recipe.tokenClip,
+      kept: Array.from({ length: model.shape.blocks }, (_, block) => [
+        ...keptKeys(model, block, { keep: asked.keep, scheme }),
+      ]),
     };
   } finally {
     checkpoint.close();

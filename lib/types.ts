@@ -2,6 +2,8 @@
 
 import type { ExportResult, FormatName, TargetName } from "./export-types.ts";
 
+export type { InspectOptions, InspectResult, RunProgress, SiteReport } from "./inspect-types.ts";
+
 /**
  * Recipes: `default` (what we recommend), `affine` alone, `lwc-only` (learned clipping), `rtn`;
  * `paper-w4a4` and `paper-weight-only` do what the published code of AffineQuant does.
@@ -10,6 +12,7 @@ export type RecipeName =
   | "default"
   | "affine"
   | "lwc-only"
+  | "round"
   | "rtn"
   | "paper-w4a4"
   | "paper-weight-only";
@@ -20,11 +23,18 @@ export interface QuantizeOptions {
   readonly model: string;
   /** Folder to write. */
   readonly out: string;
+  /**
+   * Weights and activations by a name that servers know: NVFP4, NVFP4A16, MXFP4, MXFP4A16 (4-bit floats),
+   * W4A16, W3A16, W2A16, W4A4, W8A8; instead of wbits and abits, or beside equal ones.
+   */
+  readonly scheme?: string;
+  /** Linears that are not quantized: names of the checkpoint, or ends of such, with `*` for any characters. */
+  readonly keep?: readonly string[];
   /** Bits of a weight, 2..8. Default 4. */
   readonly wbits?: number;
   /** Bits of an activation, 2..8, or 16 for none. Default 16. */
   readonly abits?: number;
-  /** Weights that share a scale, along the input; 0 or absent: a whole output channel. */
+  /** Weights that share a scale, along the input; 0 or absent: a whole output channel, or the scheme's. */
   readonly groupSize?: number;
   readonly recipe?: RecipeName;
   /** Plain-text file to calibrate on; absent: the text shipped with the package. */
@@ -106,6 +116,18 @@ export type ResumeMode = "auto" | "required" | "never";
 /** `rotate` changes the basis, `polish` trains all blocks, `export` writes the checkpoint. */
 export type RunStage = "rotate" | "polish" | "export";
 
+/**
+ * What quantizing costs one linear, on some calibration windows: the relative change of its output,
+ * |changed - full precision| / |full precision|, by its weights alone and by its input alone.
+ */
+export interface LayerError {
+  /** As the checkpoint calls it. */
+  readonly name: string;
+  readonly weight: number;
+  /** Null where its input is not quantized. */
+  readonly activation: number | null;
+}
+
 /** What happened to one block. */
 export interface BlockReport {
   readonly block: number;
@@ -124,6 +146,8 @@ export interface BlockReport {
   readonly dominanceMargin: number | null;
   /** |quantized - full precision| / |full precision| of the block's output stream (Frobenius). */
   readonly streamError: number;
+  /** By linear; what is kept as it was is absent. Runs of earlier versions have none. */
+  readonly layers?: Readonly<Record<string, LayerError>>;
   readonly skippedSteps: number;
   /** null, or what was done because training failed. */
   readonly fallback: null | "half-rate" | "quarter-rate" | "nearest" | "rtn";
@@ -172,6 +196,8 @@ export type QuantizeEvent =
       readonly seqlen: number;
       readonly wbits: number;
       readonly abits: number;
+      /** "W4A16 g128", "NVFP4". */
+      readonly scheme: string;
       readonly recipe: RecipeName;
       readonly threads: number;
       /** What it is and how it computes, in words. */
@@ -282,69 +308,4 @@ export interface EvaluateEvent {
 export interface RunHooks<E> {
   readonly onEvent?: (event: E) => void;
   readonly signal?: AbortSignal;
-}
-
-export interface InspectOptions {
-  readonly model: string;
-}
-
-export interface SiteReport {
-  /** "norm", "vo", "qk", "updown" and where it sits. */
-  readonly site: string;
-  readonly map: string;
-  readonly parameters: number;
-  readonly foldsInto: readonly string[];
-}
-
-export interface InspectResult {
-  readonly model: string;
-  readonly family: string;
-  readonly blocks: number;
-  readonly hidden: number;
-  readonly heads: number;
-  readonly kvHeads: number;
-  readonly headDim: number;
-  readonly mlp: number;
-  readonly vocabulary: number;
-  readonly maxTokens: number;
-  readonly tiedHead: boolean;
-  readonly attentionBias: boolean;
-  readonly mlpBias: boolean;
-  readonly rope: string;
-  readonly dtype: string;
-  readonly shards: number;
-  readonly parameters: number;
-  readonly bytes: number;
-  /** Present when the weights are quantized: by aq-native, or packed by whoever wrote the folder. */
-  readonly quantized: null | {
-    /** How the codes are packed; absent where weights are stored dequantized. */
-    readonly format?: string;
-    readonly wbits: number;
-    readonly abits: number;
-    readonly groupSize: number;
-    /** A transform runs before the down projection. */
-    readonly hadamardDown?: true;
-  };
-  readonly sites: readonly SiteReport[];
-  /** Present for the output folder of a run; of an unfinished one, the rest describes its source. */
-  readonly run?: RunProgress;
-}
-
-/** How far a run has come. */
-export interface RunProgress {
-  readonly out: string;
-  readonly status: "running" | "done";
-  readonly writtenBy: string;
-  /** The source's folder. */
-  readonly source: string;
-  readonly blocks: number;
-  readonly blocksDone: number;
-  readonly pplBefore: number | null;
-  readonly pplAfter: number | null;
-  /** Of all sessions so far. */
-  readonly seconds: number;
-  /** For the blocks that are left, from those that are done; null while there are none. */
-  readonly secondsLeft: number | null;
-  /** What is still to be done, in order. */
-  readonly left: readonly string[];
 }

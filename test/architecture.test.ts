@@ -32,6 +32,7 @@ const ROWS: Readonly<Record<string, number>> = {
   errors: 0,
   types: 0,
   "export-types": 0,
+  "inspect-types": 0,
   util: 0,
   native: 1,
   tensor: 1,

@@ -10,7 +10,7 @@ import type { Mask } from "../lib/autograd/ops/gradual-mask.ts";
 import { mse } from "../lib/autograd/ops/mse.ts";
 import { Tape } from "../lib/autograd/tape.ts";
 import type { SiteSpec } from "../lib/models/family.ts";
-import { passThrough } from "../lib/quant/tokens.ts";
+import { passThrough } from "../lib/quant/activations.ts";
 import { invokeOne } from "../lib/tensor/invoke.ts";
 import { scope } from "../lib/tensor/scope.ts";
 import { liveTensors, Tensor } from "../lib/tensor/tensor.ts";

@@ -5,7 +5,7 @@ import { Eager, type Graph, type Var } from "../lib/autograd/graph.ts";
 import { InverseVar } from "../lib/autograd/inverse.ts";
 import { headMatmul } from "../lib/autograd/ops/head-matmul.ts";
 import { linear } from "../lib/autograd/ops/linear.ts";
-import { inverse, residueOf } from "../lib/autograd/ops/lu-inverse.ts";
+import { inverse, LastInverses, residueOf } from "../lib/autograd/ops/lu-inverse.ts";
 import { mse } from "../lib/autograd/ops/mse.ts";
 import { reshape } from "../lib/autograd/ops/reshape.ts";
 import { scaleWeight } from "../lib/autograd/ops/scale-weight.ts";
@@ -14,6 +14,7 @@ import { ScaledVar } from "../lib/autograd/scaled.ts";
 import { Tape } from "../lib/autograd/tape.ts";
 import { scope } from "../lib/tensor/scope.ts";
 import { liveTensors } from "../lib/tensor/tensor.ts";
+import { devices } from "./helpers/device.ts";
 import { Draw } from "./helpers/random.ts";
 import { toTensor } from "./helpers/run-op.ts";
 
@@ -119,5 +120,34 @@ describe("a product with an inverse", () => {
         expect(value).toBeCloseTo(expected[i] as number, 12);
       }
     });
+  });
+});
+
+describe("the last inverses", () => {
+  const gpu = devices().find((name) => name.startsWith("cuda"));
+  const invert = (device: string, last: LastInverses, x: number): void =>
+    scope(() => {
+      const graph = new Eager();
+      const a = toTensor(draw.value([x], [1, 1, 1]), { device, dtype: "f32" });
+      inverse(graph, graph.constant(a), { last, name: "norm" });
+    });
+
+  it("are not kept on the CPU, which has no use for them", () => {
+    const last = new LastInverses();
+    invert("cpu", last, 2);
+    expect(last.get("norm")).toBeUndefined();
+  });
+
+  it.skipIf(gpu === undefined)("stay in one tensor, where a recorded step looks for them", () => {
+    const before = liveTensors();
+    const last = new LastInverses();
+    invert(gpu as string, last, 2);
+    const kept = last.get("norm");
+    expect([...(kept?.floats() ?? [])]).toEqual([0.5]);
+    invert(gpu as string, last, 4);
+    expect(last.get("norm")).toBe(kept);
+    expect([...(kept?.floats() ?? [])]).toEqual([0.25]);
+    last.dispose();
+    expect(liveTensors()).toBe(before);
   });
 });

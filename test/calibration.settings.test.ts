@@ -70,8 +70,13 @@ describe("settings", () => {
     { options: { seed: 2 ** 32 }, name: "seed", range: "4294967295" },
     { options: { sampling: "first" }, name: "sampling", range: "sequential or random" },
     { options: { device: "tpu" }, name: "device", range: "tpu" },
-    { options: { recipe: "magic" }, name: "magic", range: "default, affine, lwc-only, rtn" },
+    { options: { recipe: "magic" }, name: "magic", range: "default, affine, round, lwc-only, rtn" },
     { options: { recipe: "toString" }, name: "toString", range: "recipes:" },
+    { options: { scheme: "NVFP5" }, name: "NVFP5", range: "did you mean NVFP4?" },
+    { options: { scheme: "NVFP4", wbits: 3 }, name: "--wbits 3", range: "4-bit weights" },
+    { options: { scheme: "NVFP4", rounding: "gptq" }, name: "gptq", range: "NVFP4" },
+    { options: { scheme: "MXFP4A16", recipe: "paper-w4a4" }, name: "MXFP4A16", range: "integers" },
+    { options: { keep: "down_proj" }, name: "keep", range: "list" },
   ])("refuse $options", ({ options, name, range }) => {
     expectAqError(() => resolve(options), "AQ_ARG", name, range);
   });
@@ -97,6 +102,32 @@ describe("settings", () => {
       false,
       true,
     ]);
+  });
+
+  it("of 4-bit floats neither rotate unless told nor learn what servers have no place for", () => {
+    const { scheme, rotate, recipe, train } = resolve({ scheme: "NVFP4" });
+    expect(scheme).toEqual({
+      wbits: 4,
+      abits: 4,
+      groupSize: 16,
+      symmetric: true,
+      numbers: "nvfp4",
+    });
+    expect([rotate, recipe.tokenClip, recipe.weightClip, recipe.sites]).toEqual([
+      false,
+      false,
+      true,
+      true,
+    ]);
+    expect([recipe.rounding, train.augLoss]).toEqual(["learned", true]);
+    expect(resolve({ scheme: "NVFP4", rotate: "on" }).rotate).toBe(true);
+    expect(resolve({ scheme: "W4A4" })).toEqual(resolve({ wbits: 4, abits: 4 }));
+    expect(resolve({ scheme: "W4A4" }).rotate).toBe(true);
+  });
+
+  it("have what is kept once, in one order", () => {
+    expect(resolve({}).keep).toEqual([]);
+    expect(resolve({ keep: ["o_proj", "fc*", "o_proj"] }).keep).toEqual(["fc*", "o_proj"]);
   });
 
   it("know their recipes", () => {
@@ -125,6 +156,7 @@ describe("a run", () => {
     ["a model that is not there", { model: "/no/such/model" }, "AQ_FILE", "/no/such/model"],
     ["a text that is not there", { calib: "/no/such.txt" }, "AQ_FILE", "/no/such.txt"],
     ["windows above the model's maximum", { seqlen: 1024 }, "AQ_ARG", "512"],
+    ["linears that are not there", { keep: ["dwn_proj"] }, "AQ_ARG", "did you mean down_proj?"],
   ] as const)("refuses %s before it makes a folder", async (_, options, code, part) => {
     const out = path.join(tempFolder(), "out");
     await expectAqRejection(smallRun({ out, ...options }), code, part);

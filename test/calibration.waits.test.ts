@@ -73,7 +73,8 @@ describe("passes", () => {
       // Three statistics of each activation that has one.
       expect(reads.all()).toBe(3 * seen.max.size);
       const before = reads.all();
-      expect(await passQuantized(problem, weights, {}, all, undefined)).toBeGreaterThan(0);
+      const numbers = { tokenClips: {}, inputGlobals: {} };
+      expect(await passQuantized(problem, weights, numbers, all, undefined)).toBeGreaterThan(0);
       expect(reads.all() - before).toBe(1);
       expect(reads.blocking()).toBe(0);
       const stop = new AbortController();

@@ -81,7 +81,11 @@ describe("wrong use exits with 2 and one sentence", () => {
     ["bits that are no number", ["quantize", ...io, "--abits", "x"], "argument 'x' is invalid"],
     ["groups of nothing", ["quantize", ...io, "--group-size", "0"], "Leave the option out"],
     ["a rate that is no number", ["quantize", ...io, "--let-lr", "fast"], "from 0 to 1"],
-    ["an unknown recipe", ["quantize", ...io, "--recipe", "foo"], "default, affine, lwc-only, rtn"],
+    [
+      "an unknown recipe",
+      ["quantize", ...io, "--recipe", "foo"],
+      "default, affine, round, lwc-only, rtn",
+    ],
     ["a misspelt recipe", ["quantize", ...io, "--recipe", "defualt"], "Did you mean default?"],
     ["an unknown sampling", ["quantize", ...io, "--sampling", "all"], "sequential, random"],
     ["an unknown device", ["eval", "--model", "x", "--text", "y", "--device", "tpu"], "auto, cpu"],

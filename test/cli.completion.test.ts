@@ -49,6 +49,9 @@ describe("a completion script", () => {
     expect(bashOffers(text, "qu")).toEqual(["quantize"]);
     expect(bashOffers(text, "quantize", "--wb")).toEqual(["--wbits"]);
     expect(bashOffers(text, "quantize", "--recipe", "lw")).toEqual(["lwc-only"]);
+    expect(bashOffers(text, "quantize", "--scheme", "NV")).toEqual(["NVFP4", "NVFP4A16"]);
+    expect(bashOffers(text, "estimate", "--scheme", "W8")).toEqual(["W8A8"]);
+    expect(bashOffers(text, "quantize", "--keep", "")).toEqual([]);
     expect(bashOffers(text, "quantize", "--wbits", "")).toEqual([]);
     expect(bashOffers(text, "completion", "f")).toEqual(["fish"]);
     expect(bashOffers(text, "help", "insp")).toEqual(["inspect"]);
@@ -65,6 +68,10 @@ describe("a completion script", () => {
     expect(offers("aq-native qu")).toEqual(["quantize"]);
     expect(offers("aq-native quantize --group")).toEqual(["--group-size"]);
     expect(offers("aq-native quantize --sampling r")).toEqual(["random"]);
+  });
+
+  it("lets zsh offer what may be given again", async () => {
+    expect(await script("zsh")).toContain("'*--keep[");
   });
 
   it.runIf(has("zsh"))("is one that zsh can read", async () => {

@@ -11,7 +11,7 @@ import {
   significant,
   table,
 } from "../lib/cli/format.ts";
-import { editDistance, nearest } from "../lib/cli/suggest.ts";
+import { editDistance, nearest } from "../lib/util/nearest.ts";
 
 test.each([
   [0.04, "0.0 s"],

@@ -6,6 +6,7 @@ import { AqError } from "../lib/errors.ts";
 import type { QuantizeResult } from "../lib/types.ts";
 import { BLOCK, INSPECTED, RESULT, run } from "./helpers/fake-api.ts";
 import { fakeIo } from "./helpers/fake-io.ts";
+import { sampleLayers } from "./helpers/sample-report.ts";
 
 const QUANTIZE = ["quantize", "--model", "m", "--out", "o"];
 
@@ -51,6 +52,26 @@ describe("options", () => {
         overwrite: true,
       },
     ]);
+  });
+
+  test("--scheme is one of the names, in whichever case", async () => {
+    const { options } = await run([...QUANTIZE, "--scheme", "nvfp4a16"]);
+    expect(options).toEqual([{ model: "m", out: "o", scheme: "NVFP4A16" }]);
+    const { code, stderr } = await run([...QUANTIZE, "--scheme", "nvpf4"]);
+    expect(code).toBe(2);
+    expect(stderr).toContain("Did you mean NVFP4?");
+  });
+
+  test("--keep takes several names, and more when it is given again", async () => {
+    const line = "--keep *.down_proj layers.0.* --wbits 3 --keep model.layers.3.mlp.up_proj";
+    const { options } = await run(["quantize", ...line.split(" "), "--model", "m", "--out", "o"]);
+    const keep = ["*.down_proj", "layers.0.*", "model.layers.3.mlp.up_proj"];
+    expect(options).toEqual([{ model: "m", out: "o", wbits: 3, keep }]);
+    for (const name of ["", "a b", "re:.*"]) {
+      const { code, stderr } = await run([...QUANTIZE, "--keep", name]);
+      expect([code, stderr.includes("as the checkpoint has it")], name).toEqual([2, true]);
+    }
+    expect((await run([...QUANTIZE, "--keep"])).code).toBe(2);
   });
 
   test("--aug-loss switches it on", async () => {
@@ -114,6 +135,14 @@ describe("quantize", () => {
     ]);
   });
 
+  test("names the layer that loses most", async () => {
+    const blocks = [{ ...BLOCK, layers: sampleLayers(0, 0.031, 0.124) }];
+    const { stdout } = await run(QUANTIZE, { quantize: async () => ({ ...RESULT, blocks }) });
+    expect(stdout).toContain(
+      "worst layer model.layers.0.mlp.down_proj  (weights 12.4 %, activations 12.4 %; --keep leaves it as it is)\n",
+    );
+  });
+
   test("--json writes nothing but JSON lines, `done` once and last", async () => {
     const { stdout, stderr } = await run([...QUANTIZE, "--json"]);
     expect(stderr).toBe("");
@@ -150,6 +179,22 @@ describe("eval and inspect", () => {
     expect(stdout).toContain("attention   8 heads of 32, 4 key/value heads\n");
     expect(stdout).toContain("stored as   f16, 8.0 MiB in 1 file\n");
     expect(stdout).toContain("vo    4 matrices 32 x 32       4,096  v, o\n");
+  });
+
+  test("inspect calls 4-bit floats by their name, and counts what is kept", async () => {
+    const base = { wbits: 4, abits: 4, groupSize: 16 };
+    const line = async (quantized: object) => {
+      const inspect = () => ({ ...INSPECTED, quantized: { ...base, ...quantized } });
+      const { stdout } = await run(["inspect", "--model", "m"], { inspect });
+      return /^quantized +(.*)$/m.exec(stdout)?.[1];
+    };
+    expect(await line({ scheme: "NVFP4", kept: 4 })).toBe(
+      "by aq-native: NVFP4, 4 linears left as stored",
+    );
+    expect(await line({ scheme: "MXFP4A16", format: "compressed-tensors" })).toBe(
+      "packed as compressed-tensors: MXFP4A16",
+    );
+    expect(await line({ kept: 1 })).toContain("4-bit activations, 1 linear left as stored");
   });
 
   test("inspect --json is the result as it is", async () => {

@@ -14,6 +14,7 @@ const START: QuantizeEvent = {
   seqlen: 64,
   wbits: 4,
   abits: 4,
+  scheme: "W4A4",
   recipe: "affine",
   threads: 2,
   device: "cpu",

@@ -79,6 +79,18 @@ describe("estimate", () => {
     expect(whole.diskParts["spilled streams"]).toBe(0);
   });
 
+  it("knows the bits of every scheme, and what is kept", () => {
+    const of = (options: Partial<EstimateOptions>) => estimate({ ...SMALL, epochs: 1, ...options });
+    const nvfp4 = of({ scheme: "nvfp4" });
+    expect(nvfp4.scheme).toBe("NVFP4");
+    expect(nvfp4.bitsPerWeight).toBeCloseTo(4.5, 3);
+    expect(of({ scheme: "MXFP4A16" })).toMatchObject({ scheme: "MXFP4A16", bitsPerWeight: 4.25 });
+    const some = of({ scheme: "NVFP4", keep: ["layers.0.*", "*.o_proj"] });
+    expect(some.bitsPerWeight).toBeGreaterThan(7);
+    expect(some.diskBytes).toBeGreaterThan(nvfp4.diskBytes);
+    expect(some.notes.join()).toContain("10 of 28 linears stay as stored");
+  });
+
   it("warns of a run that does not fit, and writes nothing", () => {
     const out = path.join(tempFolder(), "not", "there");
     const result = estimate({ ...SMALL, out, epochs: 1 });
@@ -89,6 +101,7 @@ describe("estimate", () => {
 
   it("refuses what the run would refuse", () => {
     expectAqError(() => estimate({ ...SMALL, wbits: 1 }), "AQ_ARG", "wbits");
+    expectAqError(() => estimate({ ...SMALL, keep: ["up"] }), "AQ_ARG", "--keep up");
     expectAqError(() => estimate({ ...SMALL, seqlen: 4096 }), "AQ_ARG", "seqlen 4096");
     expectAqError(() => estimate({ ...SMALL, model: "/no/such" }), "AQ_FILE", "/no/such");
   });
@@ -105,7 +118,7 @@ describe("the commands", () => {
     expect(await main(["quantize", ...line, "--out", out, "--dry-run"], second, load)).toBe(0);
     const names = (text: string): string[] =>
       [...text.matchAll(/^(\w+) /gm)].map(([, n = ""]) => n);
-    expect(names(first.stdout.text)).toEqual(["run", "time", "memory", "disk", "step"]);
+    expect(names(first.stdout.text)).toEqual(["run", "weights", "time", "memory", "disk", "step"]);
     expect(names(second.stdout.text)).toEqual(names(first.stdout.text));
     expect(fs.existsSync(out)).toBe(false);
   });

@@ -8,7 +8,7 @@ import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { exportRun } from "../lib/export-run.ts";
 import type { FormatName } from "../lib/export-types.ts";
 import { ChangeMeter } from "../lib/formats/change.ts";
-import { halvesOf } from "../lib/formats/plain.ts";
+import { shortsOf } from "../lib/formats/plain.ts";
 import { expectAqError, expectAqRejection } from "./helpers/expect-error.ts";
 import { F16, halfToBits } from "./helpers/half.ts";
 import {
@@ -245,10 +245,10 @@ describe("what is not quantized", () => {
   it("is refused where float16 cannot hold it", () => {
     const meter = new ChangeMeter();
     for (const x of [70000, -65520, Number.NaN]) {
-      const act = (): unknown => halvesOf(Float32Array.of(1, x), "w", meter);
+      const act = (): unknown => shortsOf(Float32Array.of(1, x), "w", meter);
       expectAqError(act, "AQ_MODEL", '"w"', "65504", "write hf or aq");
     }
-    expect([...halvesOf(Float32Array.of(65519, 1), "w", meter)]).toEqual([0xff, 0x7b, 0, 0x3c]);
+    expect([...shortsOf(Float32Array.of(65519, 1), "w", meter)]).toEqual([0xff, 0x7b, 0, 0x3c]);
   });
 
   it("is rounded where the model was bfloat16, and it says by how much", async () => {

@@ -12,7 +12,9 @@ import { filesBelow, SMALL } from "./helpers/small-run.ts";
 let temp = "";
 let source = "";
 
-const RTN = { ...SMALL, recipe: "rtn", groupSize: 64 } as const;
+/** Without a group size: schemes by name bring their own. */
+const NAMED = { ...SMALL, recipe: "rtn" } as const;
+const RTN = { ...NAMED, groupSize: 64 } as const;
 
 function quantized(options: Partial<QuantizeOptions> & { out: string }): Promise<unknown> {
   return quantizeToFormats({ ...RTN, model: source, ...options }, {});
@@ -72,6 +74,13 @@ describe("quantize with formats", () => {
 
   it.each<[string, Partial<QuantizeOptions>, string[]]>([
     ["awq of 3 bits", { wbits: 3, format: ["awq"] }, ["4-bit weights"]],
+    ["awq of NVFP4", { scheme: "NVFP4", format: ["awq"] }, ["NVFP4; write compressed-tensors"]],
+    ["modelopt of MXFP4", { scheme: "MXFP4", format: ["modelopt"] }, ["NVFP4 alone"]],
+    [
+      "a server for a torn q, k, v",
+      { target: "vllm", keep: ["layers.0.self_attn.k_proj"] },
+      ["q, k, v as one linear"],
+    ],
     ["gguf of OPT", { model: OPT, format: ["aq", "gguf"] }, ["no OPT"]],
     [
       "a server for learned W4A4",
@@ -80,8 +89,27 @@ describe("quantize with formats", () => {
     ],
   ])("refuses %s before it begins", async (_, options, parts) => {
     const place = path.join(temp, "never");
-    await expectAqRejection(quantized({ out: place, ...options }), "AQ_MODEL", ...parts);
+    const own = options.scheme === undefined ? RTN : NAMED;
+    const refused = quantizeToFormats({ ...own, model: source, out: place, ...options }, {});
+    await expectAqRejection(refused, "AQ_MODEL", ...parts);
     expect(fs.existsSync(place)).toBe(false);
+  });
+
+  it("writes 4-bit floats for the program that is named, and what it keeps as it is", async () => {
+    const place = path.join(temp, "floats");
+    const result = await quantizeToFormats(
+      {
+        ...{ ...NAMED, model: source, out: place, scheme: "NVFP4", target: "tensorrt-llm" },
+        keep: ["layers.1.mlp.down_proj"],
+        format: ["gguf-f16"],
+      },
+      {},
+    );
+    const formats = result.formats?.map(({ format, verified }) => [format, verified.linears]);
+    expect(formats).toEqual([
+      ["gguf-f16", 13],
+      ["modelopt", 13],
+    ]);
   });
 
   it("keeps the run when a format's place is taken by something else", async () => {

@@ -7,7 +7,7 @@ import type { Setting } from "../lib/formats/setting.ts";
 import { formatFor, TARGET_NAMES } from "../lib/formats/targets.ts";
 import { randomHadamard } from "../lib/models/hadamard-down.ts";
 import { openModel } from "../lib/models/registry.ts";
-import type { QuantScheme } from "../lib/quant/scheme.ts";
+import { float4Scheme, type QuantScheme } from "../lib/quant/scheme.ts";
 import { expectAqError } from "./helpers/expect-error.ts";
 import { OPT, TRAINED } from "./helpers/fixture.ts";
 import { readJson } from "./helpers/small-run.ts";
@@ -18,18 +18,28 @@ interface Wish extends Partial<QuantScheme> {
   readonly added?: readonly string[];
   readonly hadamard?: boolean;
   readonly tokenClips?: boolean;
+  /** Keys of linears that are not quantized in any block. */
+  readonly kept?: readonly string[];
+  /** The same of the first block. */
+  readonly keptFirst?: readonly string[];
 }
 
 function setting({ folder = TRAINED, config = {}, added = [], ...wish }: Wish): Setting {
   const json = { ...readJson(folder, "config.json"), ...config };
   const plain = openModel(json, () => true);
   const hadamardDown = wish.hadamard ? randomHadamard(plain.shape.mlp, 1) : undefined;
-  const { wbits = 4, abits = 16, groupSize = 64, symmetric = false, grids } = wish;
+  const { wbits = 4, abits = 16, groupSize = 64, symmetric = false, grids, numbers } = wish;
+  const { kept = [], keptFirst = [] } = wish;
+  const own = { wbits, abits, groupSize, symmetric, ...(grids ? { grids } : {}) };
+  const isQuantized = kept.length === 0 && keptFirst.length === 0;
   return {
     model: openModel(json, () => true, { added, hadamardDown }),
     folder,
     config: json,
-    scheme: { wbits, abits, groupSize, symmetric, ...(grids ? { grids } : {}) },
+    scheme: numbers ? float4Scheme(numbers, abits === 16 ? 16 : 4) : own,
+    kept: isQuantized
+      ? []
+      : Array.from({ length: plain.shape.blocks }, (_, i) => [...kept, ...(i ? [] : keptFirst)]),
     added,
     tokenClips: wish.tokenClips ?? false,
   };
@@ -67,6 +77,19 @@ describe("a format refuses", () => {
     ],
     ["compressed-tensors", { added: ["norm1.residue", "norm1.beta"] }, "linears with biases"],
     ["compressed-tensors", { added: ["norm1.residue"], folder: OPT }, "linears with biases"],
+    ["gptq", { numbers: "nvfp4" }, "whole numbers alone, and this run is NVFP4A16; write"],
+    ["gptq_v2", { numbers: "mxfp4", abits: 4 }, "this run is MXFP4; write compressed-tensors, hf"],
+    [
+      "awq",
+      { numbers: "nvfp4", abits: 4 },
+      "this run is NVFP4; write compressed-tensors, modelopt",
+    ],
+    ["gguf", { numbers: "mxfp4" }, "this run is MXFP4A16"],
+    ["modelopt", {}, "quantize with --scheme NVFP4 or NVFP4A16, or write compressed-tensors"],
+    ["modelopt", { numbers: "mxfp4" }, "NVFP4 alone, and this run is MXFP4A16"],
+    ["modelopt", { numbers: "nvfp4", hadamard: true }, "--hadamard none"],
+    ["compressed-tensors", { numbers: "nvfp4", added: ["norm1.residue"] }, "--norm-full"],
+    ["awq", { config: { intermediate_size: 700 }, groupSize: 4, kept: ["up"] }, "and gate has"],
   ])("%s: %j", (name, wish, part) => {
     const reason = formatOf(name).refuses(setting(wish));
     expect(reason).toContain(part);
@@ -78,7 +101,8 @@ describe("a format refuses", () => {
   it("nothing that it can carry", () => {
     for (const name of FORMAT_NAMES) {
       const symmetric = name === "gptq";
-      expect(formatOf(name).refuses(setting({ symmetric })), name).toBeUndefined();
+      const wish = name === "modelopt" ? { numbers: "nvfp4" as const } : { symmetric };
+      expect(formatOf(name).refuses(setting(wish)), name).toBeUndefined();
     }
     const fits: [FormatName, Wish][] = [
       ["awq", { folder: OPT }],
@@ -95,6 +119,17 @@ describe("a format refuses", () => {
       ["compressed-tensors", { added: ["norm1.residue", "norm2.residue"] }],
       ["aq", { abits: 4, tokenClips: true, hadamard: true, added: ["norm1.residue"], wbits: 2 }],
       ["hf", { abits: 4, tokenClips: true, hadamard: true }],
+      ...(["nvfp4", "mxfp4"] as const).flatMap((numbers): [FormatName, Wish][] =>
+        [4, 16].flatMap((abits): [FormatName, Wish][] =>
+          (["compressed-tensors", "aq", "hf", "gguf-f16"] as const).map((name) => [
+            name,
+            { numbers, abits },
+          ]),
+        ),
+      ),
+      ["modelopt", { numbers: "nvfp4", abits: 4, kept: ["down"] }],
+      // What is not quantized need not fit.
+      ["awq", { config: { intermediate_size: 700 }, groupSize: 4, kept: ["gate", "up", "down"] }],
     ];
     for (const [name, wish] of fits) {
       expect(formatOf(name).refuses(setting(wish)), `${name} ${JSON.stringify(wish)}`).toBe(
@@ -114,6 +149,9 @@ describe("a format refuses", () => {
     expect(notes("gguf", { config: { intermediate_size: 700 } })).toContain("down (700)");
     expect(notes("hf", { hadamard: true })).toContain("refuse");
     expect(notes("awq", {})).toBe("");
+    expect(notes("modelopt", { numbers: "nvfp4" })).toContain("1 / g");
+    expect(notes("compressed-tensors", { numbers: "nvfp4", abits: 4 })).toContain("Blackwell");
+    expect(notes("gguf-f16", { numbers: "nvfp4", abits: 4 })).toContain("4-bit activations out");
   });
 });
 
@@ -138,6 +176,16 @@ describe("a target", () => {
     ["transformers", { abits: 4, tokenClips: true }, "hf"],
     ["llama.cpp", {}, "gguf"],
     ["llama.cpp", { wbits: 2 }, "gguf"],
+    ["vllm", { numbers: "nvfp4", abits: 4 }, "compressed-tensors"],
+    ["vllm", { numbers: "nvfp4" }, "compressed-tensors"],
+    ["vllm", { numbers: "mxfp4", abits: 4 }, "compressed-tensors"],
+    ["vllm", { kept: ["q", "k", "v"], keptFirst: ["down"] }, "awq"],
+    ["sglang", { numbers: "nvfp4", abits: 4 }, "modelopt"],
+    ["tensorrt-llm", { numbers: "nvfp4", abits: 4 }, "modelopt"],
+    ["tensorrt-llm", { numbers: "nvfp4" }, "modelopt"],
+    ["tensorrt-llm", { numbers: "mxfp4" }, "compressed-tensors"],
+    ["transformers", { numbers: "nvfp4", abits: 4, kept: ["q"] }, "compressed-tensors"],
+    ["transformers", { numbers: "mxfp4" }, "compressed-tensors"],
   ])("%s with %j gets %s", (target, wish, format) => {
     expect(formatFor(target, setting(wish)).name).toBe(format);
   });
@@ -153,6 +201,13 @@ describe("a target", () => {
     ["transformers", { abits: 4, hadamard: true }, "at run time"],
     ["transformers", { added: ["norm1.residue"] }, "at run time"],
     ["sglang", { added: ["norm1.residue"] }, "transform_config"],
+    ["vllm", { numbers: "nvfp4", kept: ["q"] }, "q, k, v as one linear"],
+    ["vllm", { keptFirst: ["gate"] }, "gate, up as one linear"],
+    ["sglang", { numbers: "nvfp4" }, "with --scheme NVFP4"],
+    ["sglang", { numbers: "mxfp4", abits: 4 }, "with --scheme NVFP4"],
+    ["tensorrt-llm", {}, "NVFP4 alone, and this run is W4A16"],
+    ["tensorrt-llm", { numbers: "mxfp4", abits: 4 }, "MXFP4A16 or NVFP4"],
+    ["llama.cpp", { numbers: "nvfp4" }, "whole numbers alone"],
   ])("%s with %j is told why there is none", (target, wish, part) => {
     expectAqError(() => formatFor(target, setting(wish)), "AQ_MODEL", target, part);
   });
@@ -160,6 +215,6 @@ describe("a target", () => {
   it("or a format that does not exist is an error with those that do", () => {
     expectAqError(() => formatFor("ollama", setting({})), "AQ_ARG", "ollama", "llama.cpp");
     expectAqError(() => formatOf("exl2"), "AQ_ARG", "exl2", "compressed-tensors");
-    expect(TARGET_NAMES).toEqual(["vllm", "sglang", "transformers", "llama.cpp"]);
+    expect(TARGET_NAMES).toEqual(["vllm", "sglang", "tensorrt-llm", "transformers", "llama.cpp"]);
   });
 });

@@ -20,7 +20,7 @@ import { inspect } from "../lib/inspect.ts";
 import { randomHadamard } from "../lib/models/hadamard-down.ts";
 import { openModel } from "../lib/models/registry.ts";
 import { weightSource } from "../lib/models/source.ts";
-import { passThrough } from "../lib/quant/tokens.ts";
+import { passThrough } from "../lib/quant/activations.ts";
 import { scope } from "../lib/tensor/scope.ts";
 import { liveTensors } from "../lib/tensor/tensor.ts";
 import { expectAqError, expectAqRejection } from "./helpers/expect-error.ts";

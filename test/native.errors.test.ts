@@ -144,7 +144,7 @@ const mistakes: readonly {
   },
   {
     title: "a scale without its zero",
-    code: "AQ_ARG",
+    code: "AQ_SHAPE",
     names: ["fake_quant_gemm", "scale", "zero"],
     body: () =>
       invoke(

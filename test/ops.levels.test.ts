@@ -20,7 +20,10 @@ const FUSED = new Set([
   "matmul",
   "fake_quant_gemm",
   "gptq",
+  "cached_attention",
   "int4_matmul",
+  "int8_matmul",
+  "fp4_matmul",
   "attention",
   "attention_grad",
 ]);

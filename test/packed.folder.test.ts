@@ -208,7 +208,8 @@ describe("what is not read here", () => {
       [{ bits: 4 }, "quant_method"],
       [{ quant_method: "awq", bits: 4, group_size: 64, version: "gemv" }, '"gemv"'],
       [{ quant_method: "gptq", bits: 5, group_size: 64 }, "5 bits"],
-      [{ quant_method: "compressed-tensors", format: "nvfp4-pack-quantized" }, "nvfp4"],
+      [{ quant_method: "compressed-tensors", format: "mxfp8-quantized" }, "mxfp8"],
+      [{ quant_method: "modelopt", quant_algo: "FP8" }, '"FP8"'],
     ];
     for (const [config, word] of unread) {
       const model = describedAs(config);

@@ -7,6 +7,7 @@ import { describe, expect, it } from "vitest";
 import { openCheckpoint } from "../lib/checkpoint/folder.ts";
 import { AqError } from "../lib/errors.ts";
 import { readPackedConfig } from "../lib/packed/config.ts";
+import { scalesOf } from "../lib/packed/float4.ts";
 import { packedWeights } from "../lib/packed/open.ts";
 import { takeApart } from "../lib/verify/gguf/blocks.ts";
 import { GgufFile } from "../lib/verify/gguf/file.ts";
@@ -25,6 +26,7 @@ import {
   packQuantized,
   type Tensors,
 } from "./helpers/pack.ts";
+import { type FloatGrid, floatDescription, floatTensors } from "./helpers/pack-floats.ts";
 import { rawSafetensors, writeFiles } from "./helpers/safetensors-file.ts";
 import { sharedFolders } from "./helpers/temp-folder.ts";
 
@@ -83,7 +85,17 @@ const transforms = {
   },
 };
 
+const floats: FloatGrid = {
+  ...{ numbers: "nvfp4", rows: 8, columns: 16, group: 16, global: 3, input: 7 },
+  codes: Uint8Array.from(grid.codes),
+  scaleBytes: Uint8Array.from({ length: 8 }, (_, i) => 40 + i),
+};
+
 const kinds: readonly [object, Tensors][] = [
+  ...(["compressed-tensors", "modelopt", "aq"] as const).map((layout): [object, Tensors] => [
+    floatDescription("nvfp4", layout, true),
+    floatTensors(floats, layout),
+  ]),
   [gptqConfig(grid, 2, { dynamic: { "-:.*down.*": {} } }), gptq(grid, 2)],
   [awqConfig(grid), awq(grid)],
   [compressedConfig(grid, "pack-quantized", false), packQuantized(grid, false)],
@@ -105,7 +117,7 @@ describe("descriptions", () => {
         if (typeof found !== "object" || found === null) return;
         tally.run(() => {
           const read = readPackedConfig(found as Record<string, unknown>, "config.json");
-          expect(["gptq", "awq", "compressed-tensors", "aq"]).toContain(read.method);
+          expect(["gptq", "awq", "compressed-tensors", "aq", "floats"]).toContain(read.method);
         });
       }),
       { numRuns: 4000 },
@@ -140,11 +152,18 @@ describe("packed folders", () => {
             const spec = { key: "p", name: "p.weight", shape: [8, 16] };
             if (!packed?.has(spec.name)) return;
             packed.check(spec);
-            const { codes, scale, zero, bits, group } = packed.read(spec);
+            const linear = packed.read(spec);
+            const { codes, group } = linear;
+            const groups = 8 * Math.ceil(16 / group);
             expect(codes).toHaveLength(128);
-            expect(scale).toHaveLength(8 * Math.ceil(16 / group));
-            expect(zero).toHaveLength(scale.length);
-            expect(codes.every((q) => q < 2 ** bits)).toBe(true);
+            if (linear.kind === "integers") {
+              expect([linear.scale.length, linear.zero.length]).toEqual([groups, groups]);
+              expect(codes.every((q) => q < 2 ** linear.bits)).toBe(true);
+            } else {
+              expect(linear.scaleBytes).toHaveLength(groups);
+              expect(scalesOf(linear).every((s) => s >= 0 && Number.isFinite(s))).toBe(true);
+              expect(codes.every((q) => q < 16)).toBe(true);
+            }
           } finally {
             checkpoint.close();
           }

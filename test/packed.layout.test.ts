@@ -3,7 +3,7 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { openCheckpoint } from "../lib/checkpoint/folder.ts";
-import { dequantize, type PackedLinear } from "../lib/packed/linear.ts";
+import { dequantize, type PackedIntegers } from "../lib/packed/linear.ts";
 import { packedWeights } from "../lib/packed/open.ts";
 import { scope } from "../lib/tensor/scope.ts";
 import { expectAqError } from "./helpers/expect-error.ts";
@@ -34,7 +34,7 @@ import { writeTensors } from "./helpers/tensor-file.ts";
 const newFolder = tempFolders();
 
 /** Reads a linear called `p` back. */
-function read(tensors: Tensors, config: object, [rows, columns]: [number, number]): PackedLinear {
+function read(tensors: Tensors, config: object, [rows, columns]: [number, number]): PackedIntegers {
   const dir = newFolder();
   const named = Object.entries(tensors).map(([part, tensor]) => [`p.${part}`, tensor] as const);
   writeTensors(`${dir}/model.safetensors`, new Map(named));
@@ -45,13 +45,13 @@ function read(tensors: Tensors, config: object, [rows, columns]: [number, number
     expect(packed?.has("p.weight")).toBe(true);
     const spec = { key: "p", name: "p.weight", shape: [rows, columns] };
     packed?.check(spec);
-    return packed?.read(spec) as PackedLinear;
+    return packed?.read(spec) as PackedIntegers;
   } finally {
     checkpoint.close();
   }
 }
 
-function expectGrid(packed: PackedLinear, grid: PlainGrid): void {
+function expectGrid(packed: PackedIntegers, grid: PlainGrid): void {
   expect([...packed.codes]).toEqual(grid.codes);
   expect([...packed.zero]).toEqual(grid.zeros);
   expect([...packed.scale]).toEqual(grid.scales);

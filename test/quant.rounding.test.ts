@@ -1,12 +1,8 @@
 // Rounding that is not to the nearest: learned offsets, which must mean the same to every op that
 // takes them, and GPTQ, which must pay for the output of the layer.
 import { describe, expect, it } from "vitest";
-import {
-  dequantizeWeight,
-  gptqWeight,
-  type QuantizedWeight,
-  quantizeWeight,
-} from "../lib/quant/weights.ts";
+import { gptqWeight, type QuantizedIntegers, quantizeWeight } from "../lib/quant/integers.ts";
+import { dequantizeWeight } from "../lib/quant/weights.ts";
 import { invoke, invokeOne } from "../lib/tensor/invoke.ts";
 import { scope } from "../lib/tensor/scope.ts";
 import { liveTensors, Tensor } from "../lib/tensor/tensor.ts";
@@ -24,7 +20,7 @@ const weight = (): Tensor => Tensor.from(w, [O, I]);
 /** The result of a body that makes tensors. */
 const within = <R>(body: () => R): R => scope(() => ({ result: body() })).result;
 
-function numbers({ codes, scale, zero }: QuantizedWeight) {
+function numbers({ codes, scale, zero }: QuantizedIntegers) {
   return {
     codes: Array.from(codes.read()),
     scale: Array.from(scale.read()),
@@ -98,7 +94,7 @@ function moments(tokens: number, n: number): Tensor {
 }
 
 /** Mean squared error of the layer's output: tr((W - Q) H (W - Q)t) / O. */
-function outputError(q: QuantizedWeight, h: Float32Array): number {
+function outputError(q: QuantizedIntegers, h: Float32Array): number {
   const values = dequantizeWeight(q, scheme.groupSize).read();
   let sum = 0;
   for (let o = 0; o < O; o++) {

@@ -2,8 +2,9 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { Eager, materialize } from "../lib/autograd/graph.ts";
+import { passThrough } from "../lib/quant/activations.ts";
+import { TokenQuantizers } from "../lib/quant/integers.ts";
 import { checkScheme, quantizesTokens, schemeName, TOKEN_FLOOR } from "../lib/quant/scheme.ts";
-import { passThrough, TokenQuantizers } from "../lib/quant/tokens.ts";
 import { scope } from "../lib/tensor/scope.ts";
 import { Tensor } from "../lib/tensor/tensor.ts";
 import { expectAqError } from "./helpers/expect-error.ts";

@@ -2,14 +2,9 @@
 // codes stand for is what fake quantization on the same grid gives, bit for bit.
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { WEIGHT_FLOOR } from "../lib/quant/scheme.ts";
-import {
-  dequantizeWeight,
-  groupsPerRow,
-  type QuantizedWeight,
-  quantizeWeight,
-  startClip,
-} from "../lib/quant/weights.ts";
+import { type QuantizedIntegers, quantizeWeight } from "../lib/quant/integers.ts";
+import { groupsPerRow, WEIGHT_FLOOR } from "../lib/quant/scheme.ts";
+import { dequantizeWeight, startClip } from "../lib/quant/weights.ts";
 import { invokeOne } from "../lib/tensor/invoke.ts";
 import { scope } from "../lib/tensor/scope.ts";
 import { liveTensors, Tensor } from "../lib/tensor/tensor.ts";
@@ -258,10 +253,10 @@ describe("clipping", () => {
   const settings = { wbits: 3, groupSize, symmetric: false };
 
   it("starts with a logit for both ends of each group", () => {
-    const { data, shape } = startClip(O, I, groupSize);
+    const { data, shape } = startClip(O, I, { groupSize });
     expect(shape).toEqual([2, O, 3]);
     expect(data).toEqual(new Float32Array(18).fill(4));
-    expect(startClip(O, I, 0).shape).toEqual([2, O, 1]);
+    expect(startClip(O, I, { groupSize: 0 }).shape).toEqual([2, O, 1]);
     expect([groupsPerRow(8, 0), groupsPerRow(8, 8), groupsPerRow(9, 8)]).toEqual([1, 1, 2]);
   });
 
@@ -287,7 +282,7 @@ describe("a quantized weight", () => {
   it("is three tensors that the caller owns", () => {
     const live = liveTensors();
     const w = Tensor.from(Float32Array.of(1, 2, 3, 4), [2, 2]);
-    const q: QuantizedWeight = quantizeWeight(w, undefined, { ...plain, abits: 16 });
+    const q: QuantizedIntegers = quantizeWeight(w, undefined, { ...plain, abits: 16 });
     expect(q.codes.dtype).toBe("u8");
     expect(liveTensors()).toBe(live + 4);
     for (const tensor of [w, q.codes, q.scale, q.zero]) tensor.dispose();

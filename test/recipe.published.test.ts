@@ -8,7 +8,7 @@ import { openCheckpoint } from "../lib/checkpoint/folder.ts";
 import { RunState } from "../lib/export/run-state.ts";
 import { evaluate, inspect, quantize } from "../lib/index.ts";
 import { opt } from "../lib/models/opt.ts";
-import { quantizeWeight } from "../lib/quant/weights.ts";
+import { quantizeWeight } from "../lib/quant/integers.ts";
 import { scope } from "../lib/tensor/scope.ts";
 import { Tensor } from "../lib/tensor/tensor.ts";
 import type { QuantizeOptions } from "../lib/types.ts";
@@ -191,7 +191,7 @@ describe("a stored block", () => {
       const back = file.load(0, model, 0);
       file.close();
       for (const { key } of model.linears) {
-        const zeros = back.quantized[key]?.zero.floats() ?? [];
+        const zeros = back.quantized[key]?.zero?.floats() ?? [];
         expect([...zeros].every((z) => z < 0)).toBe(true);
         expect(zeros).toEqual(quantized[key]?.zero.floats());
       }

@@ -1,5 +1,6 @@
 // Bits per weight: counted by hand for a small model, and what is kept apart.
 import { describe, expect, it } from "vitest";
+import { schemeOf } from "../lib/quant/presets.ts";
 import { countBits } from "../lib/report/bits.ts";
 import { TRAINED, tinyFixture, withModel } from "./helpers/fixture.ts";
 
@@ -51,6 +52,46 @@ describe("bits per weight", () => {
         expect(bitsPerParameter).toBeGreaterThan(4);
       });
     }
+  });
+
+  it("of 4-bit floats are a byte a group, and a float32 a matrix in NVFP4", () => {
+    withModel(TRAINED, ({ checkpoint, model }) => {
+      const of = (name: string) => countBits(checkpoint, model, schemeOf({ scheme: name }));
+      const nvfp4 = of("NVFP4");
+      const matrices = model.linears.length * model.shape.blocks;
+      expect(nvfp4.total.scaleBits).toBe((8 * nvfp4.total.weights) / 16 + 32 * matrices);
+      expect(nvfp4.total.zeroBits).toBe(0);
+      expect(nvfp4.bitsPerWeight).toBeCloseTo(4.5, 3);
+      expect(of("MXFP4A16").bitsPerWeight).toBe(4.25);
+    });
+  });
+
+  it("of linears that are kept are those that they are stored in", () => {
+    withModel(TRAINED, ({ checkpoint, model }) => {
+      const plain = countBits(checkpoint, model, scheme);
+      const down = plain.linears.find(({ linear }) => linear === "down");
+      const kept = [
+        new Set(["down", "q"]),
+        new Set(["down"]),
+        new Set(["down"]),
+        new Set(["down"]),
+      ];
+      const some = countBits(checkpoint, model, scheme, { kept });
+      const { hidden, mlp, blocks } = model.shape;
+      expect(some.linears.map(({ linear }) => linear)).toEqual(["q", "k", "v", "o", "gate", "up"]);
+      expect(some.kept).toEqual([
+        { name: "q", parameters: hidden ** 2, bits: 16 * hidden ** 2 },
+        { name: "down", parameters: blocks * mlp * hidden, bits: 16 * blocks * mlp * hidden },
+      ]);
+      expect(some.total.weights + (down?.weights ?? 0) + hidden ** 2).toBe(plain.total.weights);
+      const bits = some.bitsPerWeight * plain.total.weights;
+      const { codeBits, scaleBits, zeroBits } = some.total;
+      expect(bits).toBeCloseTo(
+        codeBits + scaleBits + zeroBits + 16 * (hidden ** 2 + blocks * mlp * hidden),
+        3,
+      );
+      expect(some.bitsPerParameter).toBeGreaterThan(plain.bitsPerParameter);
+    });
   });
 
   it("count matrices of the run time, and a head that is no longer tied", () => {

@@ -1,7 +1,8 @@
 // report.html: one file that needs nothing else, whatever the run was like.
 import { describe, expect, it } from "vitest";
 import { renderHtml } from "../lib/report/html.ts";
-import { sampleBlock, sampleReport } from "./helpers/sample-report.ts";
+import { keepHint, outstanding, rankLayers } from "../lib/report/layers.ts";
+import { sampleBlock, sampleLayers, sampleReport } from "./helpers/sample-report.ts";
 
 /** Tags in the order of closing; throws where they do not nest. */
 function checkNesting(html: string): void {
@@ -81,6 +82,27 @@ describe("the page", () => {
     checkNesting(html);
   });
 
+  it("shows which layers lose most, and how to leave them", () => {
+    const blocks = [0, 1, 2].map((block) =>
+      sampleBlock(block, { layers: sampleLayers(block, 0.05, block === 1 ? 0.4 : 0.04) }),
+    );
+    const html = renderHtml(sampleReport({ blocks }));
+    checkNesting(html);
+    for (const text of [
+      "Error by weights",
+      "Error by activations",
+      "block 2, down: 40.0 %",
+      "1 layer stands out",
+      "--keep model.layers.1.mlp.down_proj",
+      "model.layers.0.self_attn.q_proj",
+      "block 1, q: as it was",
+    ]) {
+      expect(html, text).toContain(text);
+    }
+    expect(html.replace(/<style>.*<\/style>/s, "")).not.toMatch(NUMBERS);
+    expect(renderHtml(sampleReport())).not.toContain("Error by weights");
+  });
+
   it("is whole where nothing was trained", () => {
     const nothing = {
       lossFirst: null,
@@ -112,5 +134,28 @@ describe("the page", () => {
       expect(Number(value), name).toBeGreaterThanOrEqual(0);
       expect(Number(value), name).toBeLessThanOrEqual(limit);
     }
+  });
+});
+
+describe("layers", () => {
+  const blocks = (...down: number[]) =>
+    down.map((error, block) => sampleBlock(block, { layers: sampleLayers(block, 0.05, error) }));
+  const hint = (...down: number[]) => keepHint(rankLayers(blocks(...down)));
+
+  it("are ranked by both parts of their error together", () => {
+    const [first, second] = rankLayers(blocks(0.03, 0.3, 0.06));
+    expect(first).toMatchObject({ block: 1, linear: "down", weight: 0.3, activation: 0.3 });
+    expect(first?.both).toBeCloseTo(0.3 * Math.SQRT2, 12);
+    expect(second).toMatchObject({ block: 2, linear: "down" });
+    expect(rankLayers([sampleBlock(0)])).toEqual([]);
+  });
+
+  it("are hinted at one by one, or by a pattern where most blocks are alike", () => {
+    expect(hint(0.03, 0.3, 0.03)).toEqual(["model.layers.1.mlp.down_proj"]);
+    expect(hint(0.3, 0.3, 0.3)).toEqual(["*.mlp.down_proj"]);
+    expect(hint(0.03, 0.03, 0.03)).toEqual([]);
+    expect(outstanding(rankLayers(blocks(0.3, 0.03, 0.03)))).toHaveLength(1);
+    const many = Array.from({ length: 40 }, (_, i) => (i % 3 === 0 ? 0.3 : 0.03));
+    expect(hint(...many)).toHaveLength(8);
   });
 });

@@ -29,6 +29,16 @@ describe("the report of a run", () => {
     expect(report.command).toContain(`--model ${model} --out ${out}`);
     const phases = Object.values(report.phaseSeconds).reduce((a, b) => a + b, 0);
     expect(phases).toBeCloseTo(report.seconds, 4);
+    for (const { block, layers = {} } of report.blocks) {
+      expect(Object.keys(layers)).toEqual(["q", "k", "v", "o", "gate", "up", "down"]);
+      for (const { name, weight, activation } of Object.values(layers)) {
+        expect(name).toMatch(new RegExp(`^model\\.layers\\.${block}\\..*_proj$`));
+        for (const error of [weight, activation as number]) {
+          expect(error).toBeGreaterThan(0.01);
+          expect(error).toBeLessThan(0.5);
+        }
+      }
+    }
     for (const { losses, phaseSeconds, seconds, lossFirst, lossLast } of report.blocks) {
       const all = Object.values(losses).flat();
       expect([all[0], all.at(-1)]).toEqual([lossFirst, lossLast]);
@@ -69,6 +79,11 @@ describe("the command that repeats a run", () => {
   });
 
   it("has absolute paths", () => {
+    expect(
+      repeatCommand({ model: "m", out: "o", scheme: "NVFP4", keep: ["*.o_proj", "fc1"] }),
+    ).toBe(
+      `aq-native quantize --model ${path.resolve("m")} --out ${path.resolve("o")} --scheme NVFP4 --keep '*.o_proj' fc1`,
+    );
     expect(repeatCommand({ model: "m", out: "o", calib: "c" })).toContain(
       `--calib ${path.resolve("c")}`,
     );
@@ -80,6 +95,7 @@ describe("settings and axes", () => {
     expect(
       flatten({ a: { b: 1, c: null }, d: { b: true }, e: { name: "x" }, f: undefined }),
     ).toEqual({ "a.b": 1, c: null, "d.b": true, e: "x" });
+    expect(flatten({ keep: [], others: ["a", "b*"] })).toEqual({ keep: null, others: "a b*" });
   });
 
   it.each([[[0]], [[1, 1, 1]], [[0.2, 0.9]], [[1e-9, 1e9]], [[]], [[Number.NaN, 3]]])(

@@ -1,8 +1,6 @@
 // What was exported, read back by code that shares nothing with the writers: equal to the run, and found
 // out wherever a single bit is another.
-import * as fs from "node:fs";
 import * as path from "node:path";
-import fc from "fast-check";
 import { beforeAll, describe, expect, it } from "vitest";
 import { evaluate } from "../lib/evaluate.ts";
 import { exportRun } from "../lib/export-run.ts";
@@ -10,14 +8,10 @@ import type { FormatName } from "../lib/export-types.ts";
 import { inspect } from "../lib/inspect.ts";
 import type { QuantizeOptions } from "../lib/types.ts";
 import { verify } from "../lib/verify.ts";
-import { expectAqRejection } from "./helpers/expect-error.ts";
 import { BOOKS, firstBlocks, inSingle, OPT } from "./helpers/fixture.ts";
-import { flip, ggufPlaces, type Place, tensorPlaces } from "./helpers/places.ts";
+import { expectFlipsFound } from "./helpers/flips.ts";
 import { smallRun } from "./helpers/small-run.ts";
 import { sharedFolders } from "./helpers/temp-folder.ts";
-
-/** Bits that are tried in each kind of tensor of a folder. */
-const FLIPS = 3;
 
 const newFolder = sharedFolders();
 let source = "";
@@ -41,31 +35,6 @@ async function exported(
   await smallRun({ model, out, recipe: "rtn", ...options });
   for (const format of formats) await exportRun({ run: out, out: folderOf(out, format), format });
   return out;
-}
-
-/** Flips random bits in a folder's tensors of each kind, one at a time. */
-async function expectFlipsFound(dir: string): Promise<void> {
-  const places = fs.existsSync(path.join(dir, "model.gguf")) ? ggufPlaces(dir) : tensorPlaces(dir);
-  const kinds = new Map<string, Place[]>();
-  for (const place of places) {
-    const kind = place.tensor.split(".").at(-1) ?? "";
-    kinds.set(kind, [...(kinds.get(kind) ?? []), place]);
-  }
-  expect(kinds.size).toBeGreaterThan(0);
-  for (const [kind, list] of kinds) {
-    const place = fc.tuple(fc.constantFrom(...list), fc.nat(), fc.nat(7));
-    await fc.assert(
-      fc.asyncProperty(place, async ([{ file, offset, bytes }, byte, bit]) => {
-        const restore = flip(file, offset + (byte % bytes), bit);
-        try {
-          await expectAqRejection(verify({ dir }), "AQ_FORMAT", dir);
-        } finally {
-          restore();
-        }
-      }),
-      { numRuns: kind === "data" ? 4 * FLIPS : FLIPS },
-    );
-  }
 }
 
 const TEXT = { text: BOOKS, seqlen: 64, windows: 4 } as const;

@@ -9,6 +9,7 @@ model       transformers loads the folder in float32; its logits are ours (needs
             transformers, and compressed-tensors for the folders of that name). transformers 5
             leaves transform_config out: compressed-tensors' own code applies it here
 tokenizer   transformers' tokenizer gives our tokens
+            4-bit floats: float4.py
 
 Prints a line for each check; exits with 1 where one is missed.
 """
@@ -19,6 +20,7 @@ import pathlib
 import sys
 import traceback
 
+import float4
 import numpy as np
 from safetensors.numpy import load_file
 
@@ -210,8 +212,11 @@ def attempt(check, report, case, what, *rest):
 
 def check_case(report, folder, layouts_only):
     case = folder.name
-    ours = load_file(folder / "ours" / "model.safetensors")
     expected = json.loads((folder / "ours" / "expect.json").read_text())
+    if "weights" in expected:
+        float4.check(report, attempt, case, folder, expected, layouts_only)
+        return
+    ours = load_file(folder / "ours" / "model.safetensors")
     for form in expected["formats"]:
         place = folder / form
         if form != "hf":

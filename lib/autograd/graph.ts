@@ -3,8 +3,10 @@
  * eager (nothing is recorded) or a tape.
  */
 
+import { dtypeCode } from "../tensor/dtype.ts";
 import { invokeOne } from "../tensor/invoke.ts";
 import type { Tensor } from "../tensor/tensor.ts";
+import type { Float4 } from "./float4.ts";
 
 /** The quantization grid of a matrix: scale and zero [M, G] for groups of `group` (0 = whole rows). */
 export interface Grid {
@@ -24,8 +26,10 @@ export interface Grid {
   readonly quantized?: Tensor | undefined;
 }
 
-/** What packed codes (int4_pack) of a matrix [O, I] stand for; the value's tensor holds the codes. */
-export interface Packed {
+/** What packed codes (int4_pack, int8_pack) of a matrix [O, I] stand for; the value's tensor holds them. */
+export interface PackedCodes {
+  /** Which pack. */
+  readonly bits: 4 | 8;
   /** In the packed order, f16 and u8. */
   readonly scale: Tensor;
   readonly zero: Tensor;
@@ -35,6 +39,21 @@ export interface Packed {
   readonly group: number;
 }
 
+/** What packed 4-bit floats (fp4_pack) of a matrix [O, I] stand for. */
+export interface PackedFloats {
+  readonly kind: "fp4";
+  /** As the ops number them: 0 NVFP4, 1 MXFP4. */
+  readonly format: 0 | 1;
+  /** Bytes, in the packed order. */
+  readonly scale: Tensor;
+  /** 1 / g [1] of NVFP4. */
+  readonly factor?: Tensor | undefined;
+  /** O */
+  readonly outputs: number;
+}
+
+export type Packed = PackedCodes | PackedFloats;
+
 /**
  * A tensor, or, with a grid, its fake-quantized form. The latter is not computed: the op that uses
  * the value applies the grid while it loads the tensor, so the quantized copy never exists.
@@ -42,6 +61,8 @@ export interface Packed {
 export interface Value {
   readonly tensor: Tensor;
   readonly grid?: Grid | undefined;
+  /** The same for 4-bit floats. */
+  readonly float4?: Float4 | undefined;
   /** The tensor is codes: only a linear's weight can be such, and has no gradient. */
   readonly packed?: Packed | undefined;
   /** The tensor in the type of a GPU's products, kept by the first product that wants it. */
@@ -101,13 +122,15 @@ export function tensorOf(inputs: readonly (Value | undefined)[], i: number): Ten
 }
 
 /** Frees all that a value holds. */
-export function disposeValue({ tensor, grid, rounded }: Value): void {
+export function disposeValue({ tensor, grid, float4, rounded }: Value): void {
+  float4?.dispose();
   for (const held of [tensor, grid?.scale, grid?.zero, grid?.quantized, rounded]) held?.dispose();
 }
 
 /** A value's own tensor, with its grid applied if it has one. */
 export function materialize(value: Value): Tensor {
-  const { tensor, grid } = value;
+  const { tensor, grid, float4 } = value;
+  if (float4) return materializeFloats(float4);
   if (!grid) return tensor;
   if (grid.rows || grid.columns) {
     const { rows, columns, ...rest } = grid;
@@ -122,6 +145,18 @@ export function materialize(value: Value): Tensor {
   });
 }
 
+function materializeFloats(float4: Float4): Tensor {
+  const { values, factor } = float4.made;
+  const { x } = float4.source;
+  const dtype = x.dtype === "f64" ? "f64" : "f32";
+  const wide = invokeOne("cast", [values], { dtype: dtypeCode(dtype) });
+  const flat = wide.reshape([1, wide.size]);
+  const scaled = invokeOne("scale_weight", [flat, factor, undefined]);
+  const result = scaled.reshape(x.shape);
+  for (const held of [wide, flat, scaled]) held.dispose();
+  return result;
+}
+
 /** Computes at once and keeps nothing: evaluation, targets, folding. */
 export class Eager implements Graph {
   constant(tensor: Tensor): Var {
@@ -134,6 +169,7 @@ export class Eager implements Graph {
       params,
     );
     for (const tensor of result.saved ?? []) tensor.dispose();
-    return { value: { tensor: result.tensor, grid: result.grid }, needsGrad: false };
+    const { tensor, grid, float4 } = result;
+    return { value: { tensor, grid, float4 }, needsGrad: false };
   }
 }

@@ -57,7 +57,7 @@ export class Tape implements Graph {
     const needsGrad = own.some((input) => input?.needsGrad);
     const output: TapeVar = {
       tape: this,
-      value: { tensor: result.tensor, grid: result.grid },
+      value: { tensor: result.tensor, grid: result.grid, float4: result.float4 },
       needsGrad,
     };
     const saved = result.saved ?? [];

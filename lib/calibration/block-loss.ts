@@ -27,7 +27,7 @@ export function blockLoss(
   vars: ReadonlyMap<string, Var>,
   windows: readonly Tensor[],
 ): Var {
-  const { model, scheme, context } = problem;
+  const { model, context } = problem;
   const clips = new Map<string, Var>();
   for (const name of model.activations) {
     const clip = vars.get(tokenClipName(name));
@@ -35,6 +35,6 @@ export function blockLoss(
   }
   const [x, target, augTarget] = windows.map((tensor) => graph.constant(tensor));
   if (!x || !target) throw new TypeError("a step needs states and targets");
-  const y = model.block(graph, context, weights, x, activationHook(scheme, clips));
+  const y = model.block(graph, context, weights, x, activationHook(problem, { clips }));
   return mse(graph, y, target, augTarget);
 }

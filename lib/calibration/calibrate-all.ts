@@ -3,6 +3,7 @@
 import { setImmediate } from "node:timers/promises";
 import { AqError } from "../errors.ts";
 import type { RunState } from "../export/run-state.ts";
+import type { TokenNumbers } from "../export/weights.ts";
 import type { BlockContext, Model } from "../models/family.ts";
 import type { WeightSource } from "../models/source.ts";
 import type { QuantizeEvent, RunHooks } from "../types.ts";
@@ -58,7 +59,7 @@ export async function calibrateAll(parts: RunParts): Promise<void> {
     const left = new TimeLeft(blocks - done);
     for (let block = done; block < blocks; block++) {
       await pauseForSignals(hooks.signal, block);
-      const { tokenClips, ...report } = await calibrateBlock(
+      const { tokenClips, inputGlobals, ...report } = await calibrateBlock(
         source,
         context,
         streams,
@@ -66,7 +67,7 @@ export async function calibrateAll(parts: RunParts): Promise<void> {
         block,
         blockHooks(parts, block, (share) => left.estimate(block - done, share)),
       );
-      record.addBlock({ report, tokenClips });
+      record.addBlock({ report, tokenClips, ...givenGlobals(inputGlobals) });
       hooks.onEvent?.({ event: "block", blocks, ...report });
     }
   } finally {
@@ -89,7 +90,8 @@ async function replay(
   const file = run.openBlock(block, "blocks", source.device);
   try {
     const finished = file.load(block, written, settings.scheme.groupSize);
-    const { tokenClips, report } = stored;
+    const { tokenClips, inputGlobals = {}, report } = stored;
+    const numbers = { tokenClips, inputGlobals };
     let error: number;
     try {
       const { signal } = hooks;
@@ -100,11 +102,11 @@ async function replay(
         settings,
         block,
         finished,
-        tokenClips,
+        numbers,
         signal,
       );
     } finally {
-      disposeFinished({ ...finished, tokenClips });
+      disposeFinished({ ...finished, ...numbers });
     }
     if (error !== report.streamError) {
       const text = `block ${block + 1} of the earlier session gives a stream error of ${error} on this machine, ${report.streamError} when it was made: the result will be as good, but not the same to the last bit`;
@@ -143,6 +145,11 @@ function blockHooks(
     watch: hooks.watch,
     signal: hooks.signal,
   };
+}
+
+/** The field of a record, where there is something in it. */
+export function givenGlobals(inputGlobals: TokenNumbers["inputGlobals"]): Partial<TokenNumbers> {
+  return Object.keys(inputGlobals).length > 0 ? { inputGlobals } : {};
 }
 
 /** Lets a signal arrive between two blocks. Throws: AQ_STOPPED. */

@@ -2,13 +2,14 @@
 
 import type { ActivationStatistics } from "../affine/site.ts";
 import type { LearnedBlock } from "../export/learned-block.ts";
+import type { TokenNumbers } from "../export/weights.ts";
 import type { BlockContext } from "../models/family.ts";
 import { disposeAll } from "../models/load.ts";
 import type { WeightSource } from "../models/source.ts";
-import type { QuantizedWeight } from "../quant/weights.ts";
+import type { QuantizedWeight } from "../quant/quantizer.ts";
 import type { DType } from "../tensor/dtype.ts";
 import type { Tensor } from "../tensor/tensor.ts";
-import type { BlockReport } from "../types.ts";
+import type { BlockReport, LayerError } from "../types.ts";
 import type { PhaseResult, TrainHooks } from "./attempts.ts";
 import {
   disposeFinished,
@@ -18,6 +19,9 @@ import {
   quantizeBlock,
   storedWeights,
 } from "./finish-block.ts";
+import { inputGlobals } from "./input-globals.ts";
+import { keptKeys } from "./keep.ts";
+import { layerErrors } from "./layer-errors.ts";
 import { disposeParameters } from "./parameters.ts";
 import { passFullPrecision, passQuantized } from "./passes.ts";
 import { PhaseClock } from "./phase-clock.ts";
@@ -52,7 +56,7 @@ export async function calibrateBlock(
   settings: RunSettings,
   index: number,
   hooks: BlockHooks,
-): Promise<BlockReport & { readonly tokenClips: Readonly<Record<string, number>> }> {
+): Promise<BlockReport & TokenNumbers> {
   const { model } = source;
   const clock = new PhaseClock();
   const enter = (phase: BlockPhase): void => {
@@ -84,6 +88,7 @@ export async function calibrateBlock(
       targets: streams.fp,
       augTargets: streams.aug,
       scheme: settings.scheme,
+      kept: keptKeys(model, index, settings),
       recipe: settings.recipe,
       settings: settings.train,
       rotated: source.rotation !== null,
@@ -116,20 +121,18 @@ export async function calibrateBlock(
       known = await gptqPhase(problem, folded.weights, clips, hooks.signal);
     }
     const offsets = round?.state?.offsets ?? new Map<string, Tensor>();
-    const finished = quantizeBlock(problem, folded.weights, clips, offsets, known);
-    owned.push(() => disposeFinished(finished));
+    const made = quantizeBlock(problem, folded.weights, clips, offsets, known);
+    owned.push(() => disposeFinished(made));
 
     enter("propagate");
-    const stored = storedWeights(finished, settings.scheme.groupSize, storedDType);
+    const stored = storedWeights(made, settings.scheme.groupSize, storedDType);
+    let finished: FinishedBlock;
+    let layers: Readonly<Record<string, LayerError>>;
     let streamError: number;
     try {
-      streamError = await passQuantized(
-        problem,
-        stored,
-        finished.tokenClips,
-        streams,
-        hooks.signal,
-      );
+      finished = { ...made, inputGlobals: await inputGlobals(problem, stored, hooks.signal) };
+      layers = await layerErrors(problem, folded.weights, stored, finished, hooks.signal);
+      streamError = await passQuantized(problem, stored, finished, streams, hooks.signal);
     } finally {
       disposeAll(stored);
     }
@@ -144,8 +147,10 @@ export async function calibrateBlock(
       block: index,
       ...report(affine, folded, round),
       streamError,
+      layers,
       ...clock.stop(),
       tokenClips: finished.tokenClips,
+      inputGlobals: finished.inputGlobals,
     };
   } finally {
     for (const dispose of owned.reverse()) dispose();

@@ -3,7 +3,7 @@
 import { setImmediate } from "node:timers/promises";
 import { AqError } from "../errors.ts";
 import { embedWindow, logitsOf } from "../eval/perplexity.ts";
-import type { FinishedWeights } from "../export/weights.ts";
+import type { FinishedWeights, TokenNumbers } from "../export/weights.ts";
 import type { BlockContext } from "../models/family.ts";
 import { disposeAll, type LoadedWeights } from "../models/load.ts";
 import type { WeightSource } from "../models/source.ts";
@@ -11,7 +11,8 @@ import { invokeOne } from "../tensor/invoke.ts";
 import { scope } from "../tensor/scope.ts";
 import { Tensor } from "../tensor/tensor.ts";
 import { storedWeights } from "./finish-block.ts";
-import { clipConstants, clipTensors, forward } from "./passes.ts";
+import { keptKeys } from "./keep.ts";
+import { disposeTokens, forward, tokenConstants, tokenTensors } from "./passes.ts";
 import { activationHook } from "./problem.ts";
 import type { RunSettings } from "./settings.ts";
 import type { Teacher } from "./teacher.ts";
@@ -26,14 +27,12 @@ export interface Comparison {
   readonly windows: readonly Int32Array[];
   /** Windows to compare on. */
   readonly on: readonly number[];
-  readonly settings: Pick<RunSettings, "scheme">;
+  readonly settings: Pick<RunSettings, "scheme" | "keep">;
   readonly signal: AbortSignal | undefined;
 }
 
 /** A block as it would be written. */
-export type WrittenBlock = FinishedWeights & {
-  readonly tokenClips: Readonly<Record<string, number>>;
-};
+export type WrittenBlock = FinishedWeights & TokenNumbers;
 
 /**
  * Mean over the windows' tokens, of the model that a reader of the written checkpoint would see. Blocks
@@ -83,25 +82,28 @@ export async function divergence(
 
 /** Replaces every state by the block's output. */
 function passBlock(
-  { source, context, settings: { scheme } }: Comparison,
+  { source, context, settings }: Comparison,
   i: number,
   written: WrittenBlock,
   states: Tensor[],
 ): void {
   const dtype = (key: string) => source.storedDType(i, key);
+  const { model } = source;
+  const { scheme } = settings;
   const weights = storedWeights(written, scheme.groupSize, dtype);
-  const clips = clipTensors(written.tokenClips, source.device);
+  const tensors = tokenTensors(written, source.device);
+  const problem = { model, scheme, kept: keptKeys(model, i, settings) };
   try {
     for (const [at, state] of states.entries()) {
       states[at] = scope(() =>
-        forward(source.model, context, weights, state, (graph) =>
-          activationHook(scheme, clipConstants(graph, clips)),
+        forward(model, context, weights, state, (graph) =>
+          activationHook(problem, tokenConstants(graph, tensors)),
         ),
       );
       state.dispose();
     }
   } finally {
     disposeAll(weights);
-    disposeAll(clips);
+    disposeTokens(tensors);
   }
 }

@@ -3,12 +3,14 @@
 import { isEquivalent } from "../affine/style.ts";
 import { Eager, type Var } from "../autograd/graph.ts";
 import { AqError } from "../errors.ts";
+import type { FinishedWeights, TokenNumbers } from "../export/weights.ts";
 import type { BlockContext, Model } from "../models/family.ts";
 import { withoutHadamard } from "../models/hadamard-down.ts";
 import { disposeAll, type LoadedWeights, loadBlock } from "../models/load.ts";
 import type { WeightSource } from "../models/source.ts";
-import { passThrough } from "../quant/tokens.ts";
-import { dequantizeWeight, type QuantizedWeight, quantizeWeight } from "../quant/weights.ts";
+import { passThrough } from "../quant/activations.ts";
+import type { QuantizedWeight } from "../quant/quantizer.ts";
+import { dequantizeWeight, disposeQuantized, quantizeLinears } from "../quant/weights.ts";
 import { withFullPrecision } from "../tensor/compute-device.ts";
 import { type DType, dtypeCode } from "../tensor/dtype.ts";
 import { invokeOne } from "../tensor/invoke.ts";
@@ -16,7 +18,14 @@ import { keep, scope } from "../tensor/scope.ts";
 import type { Tensor } from "../tensor/tensor.ts";
 import type { Parameter } from "./parameters.ts";
 import type { AffineResult } from "./phases/affine.ts";
-import { type BlockProblem, foldedWeights, tokenClipName, weightClipName } from "./problem.ts";
+import {
+  type BlockProblem,
+  type BlockScheme,
+  foldedWeights,
+  quantizedLinears,
+  tokenClipName,
+  weightClipName,
+} from "./problem.ts";
 import { recipeSites } from "./recipe.ts";
 
 /** Above this the folded block is another function, and the run fails. */
@@ -33,14 +42,7 @@ export interface FoldedBlock {
 }
 
 /** A finished block; the caller owns the tensors. */
-export interface FinishedBlock {
-  /** By linear. */
-  readonly quantized: Readonly<Record<string, QuantizedWeight>>;
-  /** Folded gains and biases, f32, by key. */
-  readonly others: Readonly<Record<string, Tensor>>;
-  /** Clipping logits of activations, by activation; empty when nothing was learned. */
-  readonly tokenClips: Readonly<Record<string, number>>;
-}
+export type FinishedBlock = FinishedWeights & TokenNumbers;
 
 const F32 = dtypeCode("f32");
 const F64 = dtypeCode("f64");
@@ -163,47 +165,39 @@ export function squares(a: Tensor, b: Tensor | undefined): number {
 }
 
 /**
- * Codes of the folded weights, with the clipping logits and rounding offsets that were learned.
+ * Codes of the folded weights, with the clipping logits and rounding offsets that were learned. Linears
+ * that are kept are among the others, as they are.
  * Codes that were found already (`known`) are taken over.
  *
- * Throws: AQ_NUMERIC if a scale leaves the range of float16.
+ * Throws: AQ_NUMERIC if a scale leaves the range of float16, or a weight is not a number.
  */
 export function quantizeBlock(
-  problem: Pick<BlockProblem, "model" | "scheme">,
+  problem: BlockScheme,
   folded: LoadedWeights,
   clips: readonly Parameter[],
   offsets: ReadonlyMap<string, Tensor>,
   known: Readonly<Record<string, QuantizedWeight>> = {},
 ): FinishedBlock {
   const parameter = new Map(clips.map((p) => [p.name, p.value]));
-  const linears = new Set(problem.model.linears.map(({ key }) => key));
   return scope(() => {
-    const quantized: Record<string, QuantizedWeight> = {};
     const others: Record<string, Tensor> = {};
+    const linears = quantizedLinears(problem);
+    const fused = linears.fused.filter(([key]) => !known[key as string]);
+    const made = quantizeLinears(folded, { ...linears, fused }, (key) => ({
+      clip: parameter.get(weightClipName(key)),
+      offset: offsets.get(key),
+    }));
+    for (const q of Object.values(made)) for (const held of Object.values(q)) keep(held);
+    const quantized = { ...made, ...known };
     for (const [key, w] of Object.entries(folded)) {
-      if (!linears.has(key)) {
-        others[key] = keep(invokeOne("cast", [w], { dtype: F32 }));
-        continue;
-      }
-      const ready = known[key];
-      if (ready) {
-        quantized[key] = ready;
-        continue;
-      }
-      const clip = parameter.get(weightClipName(key));
-      const result = quantizeWeight(w, clip, problem.scheme, offsets.get(key));
-      quantized[key] = {
-        codes: keep(result.codes),
-        scale: keep(result.scale),
-        zero: keep(result.zero),
-      };
+      if (!quantized[key]) others[key] = keep(invokeOne("cast", [w], { dtype: F32 }));
     }
     const tokenClips: Record<string, number> = {};
     for (const name of problem.model.activations) {
       const clip = parameter.get(tokenClipName(name));
       if (clip) tokenClips[name] = clip.item();
     }
-    return { quantized, others, tokenClips };
+    return { quantized, others, tokenClips, inputGlobals: {} };
   });
 }
 
@@ -225,11 +219,7 @@ export function storedWeights(
   return weights;
 }
 
-export function disposeFinished(finished: FinishedBlock): void {
-  for (const { codes, scale, zero } of Object.values(finished.quantized)) {
-    codes.dispose();
-    scale.dispose();
-    zero.dispose();
-  }
+export function disposeFinished(finished: FinishedWeights): void {
+  disposeQuantized(finished.quantized);
   disposeAll(finished.others);
 }

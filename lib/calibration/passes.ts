@@ -2,15 +2,16 @@
 
 import { setImmediate } from "node:timers/promises";
 import type { ActivationStatistics } from "../affine/site.ts";
-import { Eager, type Var } from "../autograd/graph.ts";
+import { Eager, type Graph, type Var } from "../autograd/graph.ts";
 import { AqError } from "../errors.ts";
+import type { TokenNumbers } from "../export/weights.ts";
 import type { BlockContext, Model } from "../models/family.ts";
 import { disposeAll, type LoadedWeights } from "../models/load.ts";
-import { type ActivationHook, passThrough } from "../quant/tokens.ts";
+import { type ActivationHook, passThrough } from "../quant/activations.ts";
 import { invokeOne } from "../tensor/invoke.ts";
 import { scope } from "../tensor/scope.ts";
 import { Tensor } from "../tensor/tensor.ts";
-import { activationHook, type BlockProblem } from "./problem.ts";
+import { activationHook, type BlockProblem, type BlockScheme } from "./problem.ts";
 import { StatisticsHook } from "./statistics.ts";
 import type { Streams } from "./streams.ts";
 
@@ -59,13 +60,14 @@ export async function passFullPrecision(
  * Throws: AQ_STOPPED.
  */
 export async function passQuantized(
-  { model, context, scheme }: Pick<BlockProblem, "model" | "context" | "scheme">,
+  problem: BlockScheme & Pick<BlockProblem, "context">,
   stored: LoadedWeights,
-  tokenClips: Readonly<Record<string, number>>,
+  numbers: TokenNumbers,
   streams: Streams,
   signal: AbortSignal | undefined,
 ): Promise<number> {
-  const clips = clipTensors(tokenClips, context.device);
+  const { model, context } = problem;
+  const tensors = tokenTensors(numbers, context.device);
   // For each window the squares of the difference and of the target, read when all have passed.
   const squares = Tensor.empty([streams.windows, 2], "f64", context.device);
   try {
@@ -74,7 +76,7 @@ export async function passQuantized(
       scope(() => {
         const x = streams.quantized.window(n);
         const y = forward(model, context, stored, x, (graph) =>
-          activationHook(scheme, clipConstants(graph, clips)),
+          activationHook(problem, tokenConstants(graph, tensors)),
         );
         const target = streams.fp.window(n);
         invokeOne("sq_diff", [target, y], {}, squares.view(2 * n, [1]));
@@ -91,26 +93,43 @@ export async function passQuantized(
     return Math.sqrt(apart / size);
   } finally {
     squares.dispose();
-    disposeAll(clips);
+    disposeTokens(tensors);
   }
 }
 
-/** Learned clipping logits on a device, by activation; the caller owns them. */
-export function clipTensors(
-  tokenClips: Readonly<Record<string, number>>,
+/** A block's token numbers on a device, by activation; the caller owns them (`disposeTokens`). */
+export interface TokenTensors {
+  readonly clips: LoadedWeights;
+  readonly globals: LoadedWeights;
+}
+
+export function tokenTensors(
+  { tokenClips, inputGlobals }: TokenNumbers,
   device: string,
-): LoadedWeights {
-  return Object.fromEntries(
-    Object.entries(tokenClips).map(([name, logit]) => [
-      name,
-      Tensor.from(Float32Array.of(logit), [1], "f32", device),
-    ]),
-  );
+): TokenTensors {
+  const onDevice = (numbers: Readonly<Record<string, number>>): LoadedWeights =>
+    Object.fromEntries(
+      Object.entries(numbers).map(([name, value]) => [
+        name,
+        Tensor.from(Float32Array.of(value), [1], "f32", device),
+      ]),
+    );
+  return { clips: onDevice(tokenClips), globals: onDevice(inputGlobals) };
+}
+
+export function disposeTokens({ clips, globals }: TokenTensors): void {
+  disposeAll(clips);
+  disposeAll(globals);
 }
 
 /** The same as constants of a graph. */
-export function clipConstants(graph: Eager, clips: LoadedWeights): Map<string, Var> {
-  return new Map(Object.entries(clips).map(([name, logit]) => [name, graph.constant(logit)]));
+export function tokenConstants(
+  graph: Graph,
+  { clips, globals }: TokenTensors,
+): { clips: Map<string, Var>; globals: Map<string, Var> } {
+  const constants = (tensors: LoadedWeights): Map<string, Var> =>
+    new Map(Object.entries(tensors).map(([name, tensor]) => [name, graph.constant(tensor)]));
+  return { clips: constants(clips), globals: constants(globals) };
 }
 
 /** The block on one window, with activations as the hook wants them. */
@@ -127,7 +146,7 @@ export function forward(
 }
 
 /** Lets timers, signals and the caller's own work in. Throws: AQ_STOPPED. */
-async function breathe(signal: AbortSignal | undefined): Promise<void> {
+export async function breathe(signal: AbortSignal | undefined): Promise<void> {
   await setImmediate();
   if (signal?.aborted) throw new AqError("AQ_STOPPED", "the run was stopped between two windows");
 }

@@ -2,7 +2,7 @@
 
 import { AqError } from "../errors.ts";
 import type { Model } from "../models/family.ts";
-import { groupsPerRow } from "../quant/weights.ts";
+import { groupsPerRow } from "../quant/scheme.ts";
 import { deviceInfo } from "../tensor/device.ts";
 import { byteSize } from "../util/format.ts";
 import type { RunSettings } from "./settings.ts";

@@ -6,9 +6,12 @@ import { constants, foldSites } from "../affine/sites.ts";
 import type { Graph, Var } from "../autograd/graph.ts";
 import type { LastInverses } from "../autograd/ops/lu-inverse.ts";
 import type { BlockContext, Model } from "../models/family.ts";
+import { keptActivations } from "../models/kept.ts";
 import type { LoadedWeights } from "../models/load.ts";
-import { type QuantScheme, quantizesTokens } from "../quant/scheme.ts";
-import { type ActivationHook, passThrough, TokenQuantizers } from "../quant/tokens.ts";
+import type { ActivationHook, TokenState } from "../quant/activations.ts";
+import type { QuantScheme } from "../quant/scheme.ts";
+import { tokenQuantizers } from "../quant/tokens.ts";
+import type { QuantizedLinears } from "../quant/weights.ts";
 import { type Recipe, recipeSites, type TrainSettings } from "./recipe.ts";
 import type { Stream } from "./stream.ts";
 
@@ -26,6 +29,8 @@ export interface BlockProblem {
   /** Full-precision block on the quantized stream [N, T, C], for the second loss. */
   readonly augTargets: Stream | undefined;
   readonly scheme: QuantScheme;
+  /** Keys of linears that are not quantized. */
+  readonly kept: ReadonlySet<string>;
   readonly recipe: Recipe;
   readonly settings: TrainSettings;
   /** The weights come in a rotated basis. */
@@ -51,10 +56,23 @@ export function foldedWeights(
   return folded;
 }
 
-/** The activation quantizers of a scheme with the clipping logits that were learned, if any. */
+/** What the quantizers of a block go by. */
+export type BlockScheme = Pick<BlockProblem, "model" | "scheme" | "kept">;
+
+/** The linears of a block that are quantized; those together that servers fuse into one. */
+export function quantizedLinears({ model, scheme, kept }: BlockScheme): QuantizedLinears {
+  const fused = model.residual.reads.map(({ consumers }) => consumers);
+  const together = new Set(fused.flat());
+  const alone = model.linears.filter(({ key }) => !together.has(key)).map(({ key }) => [key]);
+  const without = (keys: readonly string[]): string[] => keys.filter((key) => !kept.has(key));
+  return { scheme, fused: [...fused, ...alone].map(without).filter((keys) => keys.length > 0) };
+}
+
+/** The activation quantizers of a block. */
 export function activationHook(
-  scheme: QuantScheme,
-  clips: ReadonlyMap<string, Var>,
+  { model, scheme, kept }: BlockScheme,
+  state: Omit<TokenState, "plain">,
 ): ActivationHook {
-  return quantizesTokens(scheme) ? new TokenQuantizers(scheme.abits, clips, scheme) : passThrough;
+  const plain = kept.size > 0 ? keptActivations(model, kept) : undefined;
+  return tokenQuantizers(scheme, { ...state, plain });
 }

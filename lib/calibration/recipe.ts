@@ -54,6 +54,7 @@ const PUBLISHED: Omit<Recipe, "name"> = {
 const RECIPES: Readonly<Record<RecipeName, Omit<Recipe, "name">>> = {
   default: { ...AFFINE, rotate: true, rounding: "learned" },
   affine: AFFINE,
+  round: { ...AFFINE, sites: false, rounding: "learned" },
   "lwc-only": { ...AFFINE, sites: false, tokenClip: false },
   rtn: { ...AFFINE, sites: false, weightClip: false, tokenClip: false },
   "paper-w4a4": PUBLISHED,

@@ -1,10 +1,11 @@
 /** Moves both streams past a block that an earlier session finished. */
 
-import type { FinishedWeights } from "../export/weights.ts";
+import type { FinishedWeights, TokenNumbers } from "../export/weights.ts";
 import type { BlockContext } from "../models/family.ts";
 import { disposeAll } from "../models/load.ts";
 import type { WeightSource } from "../models/source.ts";
 import { storedWeights } from "./finish-block.ts";
+import { keptKeys } from "./keep.ts";
 import { passFullPrecision, passQuantized } from "./passes.ts";
 import type { RunSettings } from "./settings.ts";
 import type { Streams } from "./streams.ts";
@@ -19,13 +20,14 @@ export async function replayBlock(
   source: WeightSource,
   context: BlockContext,
   streams: Streams,
-  { scheme }: Pick<RunSettings, "scheme">,
+  settings: Pick<RunSettings, "scheme" | "keep">,
   index: number,
   finished: FinishedWeights,
-  tokenClips: Readonly<Record<string, number>>,
+  numbers: TokenNumbers,
   signal: AbortSignal | undefined,
 ): Promise<number> {
   const { model } = source;
+  const { scheme } = settings;
   const weights = source.loadBlock(index);
   try {
     await passFullPrecision(model, context, weights, streams, false, signal);
@@ -34,7 +36,8 @@ export async function replayBlock(
   }
   const stored = storedWeights(finished, scheme.groupSize, (key) => source.storedDType(index, key));
   try {
-    return await passQuantized({ model, context, scheme }, stored, tokenClips, streams, signal);
+    const problem = { model, context, scheme, kept: keptKeys(model, index, settings) };
+    return await passQuantized(problem, stored, numbers, streams, signal);
   } finally {
     disposeAll(stored);
   }

@@ -6,7 +6,7 @@ import { siteName } from "../affine/sites.ts";
 import { type Checkpoint, openCheckpoint } from "../checkpoint/folder.ts";
 import { OutputFolder } from "../checkpoint/output-folder.ts";
 import { AqError } from "../errors.ts";
-import type { EvalModel } from "../eval/eval-model.ts";
+import { describedActivations, type EvalModel } from "../eval/eval-model.ts";
 import { perplexity } from "../eval/perplexity.ts";
 import { type AqConfig, extrasOf } from "../export/aq-config.ts";
 import { writeHuggingFace } from "../export/hf.ts";
@@ -17,6 +17,7 @@ import type { StoredBlock } from "../export/stored-block.ts";
 import type { Model } from "../models/family.ts";
 import { openModel } from "../models/registry.ts";
 import { weightSource } from "../models/source.ts";
+import { schemeName } from "../quant/scheme.ts";
 import { addedBits } from "../report/added.ts";
 import { buildReport } from "../report/build.ts";
 import { polishCurve } from "../report/curves.ts";
@@ -27,6 +28,7 @@ import type { QuantizeEvent, QuantizeOptions, QuantizeResult } from "../types.ts
 import { packageVersion } from "../util/package.ts";
 import { calibrateAll, type QuantizeHooks } from "./calibrate-all.ts";
 import { identify } from "./identity.ts";
+import { keepNotes, keptKeys } from "./keep.ts";
 import { modelFor, openSource } from "./open-source.ts";
 import { PhaseClock } from "./phase-clock.ts";
 import { polishAll } from "./phases/polish.ts";
@@ -140,10 +142,11 @@ export async function runQuantize(
  * be no run that anybody can repeat.
  */
 function identitySettings(
-  { seqlen: _, ...settings }: RunSettings,
+  { seqlen: _, keep, ...settings }: RunSettings,
   { kind, precision }: ComputeDevice,
 ): object {
-  return { ...settings, device: kind, precision };
+  // Runs that keep nothing are those of versions that could not.
+  return { ...settings, ...(keep.length > 0 ? { keep } : {}), device: kind, precision };
 }
 
 function isComplete(out: string): boolean {
@@ -221,7 +224,9 @@ async function runSession(
     const { hadamardDown } = model;
     const extras = { hadamardDown: hadamardDown ?? undefined, added };
     const written = openModel(checkpoint.config, has, extras);
-    for (const text of intact === 0 ? notes : []) emit({ event: "note", text });
+    for (const text of intact === 0 ? [...notes, ...keepNotes(model, settings)] : []) {
+      emit({ event: "note", text });
+    }
     const parts = {
       source,
       written,
@@ -243,6 +248,8 @@ async function runSession(
       added,
       hadamardDown: model.hadamardDown,
       tokenClips: live.tokenClips,
+      inputGlobals: live.inputGlobals,
+      kept: live.tokenClips.map((_, i) => [...keptKeys(model, i, settings)]),
     };
     clock.enter("export");
     emit({ event: "stage", stage: "export" });
@@ -263,6 +270,7 @@ async function runSession(
       source: checkpoint,
       model,
       extras: {
+        kept: config.kept?.map((keys) => new Set(keys)) ?? [],
         untiedHead: rotation !== null && model.traits.tiedHead,
         ...addedBits(checkpoint, written),
       },
@@ -301,6 +309,7 @@ function startEvent({ options, settings, device, model, text }: Session): Quanti
     seqlen: text.calibration[0]?.length ?? 0,
     wbits: settings.scheme.wbits,
     abits: settings.scheme.abits,
+    scheme: schemeName(settings.scheme),
     recipe: settings.recipe.name,
     threads: threads(),
     device: device.description,
@@ -327,9 +336,7 @@ async function measureOutput(
   const checkpoint = openCheckpoint(out);
   try {
     const model = openModel(checkpoint.config, (name) => checkpoint.has(name), extrasOf(config));
-    const { abits } = config.scheme;
-    const activations =
-      abits < 16 ? { bits: abits, clips: config.tokenClips, style: config.scheme } : null;
+    const activations = describedActivations(config, config.scheme.abits);
     return await measure("after", { checkpoint, model, activations });
   } finally {
     checkpoint.close();

@@ -2,12 +2,13 @@
 
 import { AqError } from "../errors.ts";
 import type { Model } from "../models/family.ts";
-import { checkScheme, type QuantScheme, quantizesTokens } from "../quant/scheme.ts";
+import { schemeOf } from "../quant/presets.ts";
+import { clipsTokens, type QuantScheme, quantizesTokens, schemeName } from "../quant/scheme.ts";
 import { checkChoice } from "../tensor/compute-device.ts";
 import type { QuantizeOptions } from "../types.ts";
+import { checkKeep } from "./keep.ts";
 import {
   defaultAugLoss,
-  learns,
   type Recipe,
   ROUNDINGS,
   type Rounding,
@@ -18,6 +19,8 @@ import {
 /** A run's settings; the model's maximum still bounds `seqlen`. */
 export interface RunSettings {
   readonly scheme: QuantScheme;
+  /** Patterns of linears that are not quantized (keep.ts), sorted. */
+  readonly keep: readonly string[];
   readonly recipe: Recipe;
   /** Rotate the residual stream first. */
   readonly rotate: boolean;
@@ -58,7 +61,7 @@ function splitEpochs(
 ): Pick<TrainSettings, "affineEpochs" | "roundEpochs"> {
   const learned: Rounding = "learned";
   if (recipe.rounding !== learned) return { affineEpochs: epochs, roundEpochs: 0 };
-  if (!learns(recipe)) return { affineEpochs: 0, roundEpochs: epochs };
+  if (!recipe.sites) return { affineEpochs: 0, roundEpochs: epochs };
   const affineEpochs = Math.ceil(epochs / 2);
   return { affineEpochs, roundEpochs: epochs - affineEpochs };
 }
@@ -75,14 +78,50 @@ function polishEpochs(epochs: number, { rounding }: Recipe): number {
   return epochs;
 }
 
-/** The recipe with what the options say otherwise. */
-function adjusted(recipe: Recipe, { rounding, normFull }: QuantizeOptions): Recipe {
+/** The recipe with what the options say otherwise, as far as it goes with the scheme. */
+function adjusted(
+  recipe: Recipe,
+  scheme: QuantScheme,
+  { rounding, normFull }: QuantizeOptions,
+): Recipe {
   const norms = normFull ? ("full" as const) : recipe.transforms.norms;
-  return {
+  const own: Recipe = {
     ...recipe,
     rounding: rounding ?? recipe.rounding,
     transforms: { ...recipe.transforms, norms },
   };
+  return scheme.numbers ? forFloats(own, scheme) : own;
+}
+
+/**
+ * What pays for 4-bit floats. Their groups are so small that spreading a token's large channels over all
+ * others, which the rotation does, costs more than it gains; clipping of tokens has no place in servers.
+ */
+function forFloats(recipe: Recipe, scheme: QuantScheme): Recipe {
+  const name = schemeName(scheme);
+  if (recipe.grids === "published") {
+    throw new AqError(
+      "AQ_ARG",
+      `--recipe ${recipe.name} does what the published code does, which has integers alone; use --recipe default or affine with --scheme ${name}`,
+    );
+  }
+  if (recipe.rounding === "gptq") {
+    throw new AqError(
+      "AQ_ARG",
+      `--rounding gptq passes errors on along a grid of even steps, which ${name} does not have; use --rounding learned or nearest`,
+    );
+  }
+  // With activations left alone learned rounding by itself does as well or better (docs/method.md).
+  const sites = recipe.sites && (quantizesTokens(scheme) || recipe.name !== "default");
+  const tokenClip = recipe.tokenClip && clipsTokens(scheme);
+  return { ...recipe, sites, tokenClip, rotate: false };
+}
+
+/** Patterns in one order, each once. */
+function keepPatterns(keep: unknown): readonly string[] {
+  const isList = Array.isArray(keep) && keep.every((pattern) => typeof pattern === "string");
+  if (isList) return [...new Set(keep as string[])].sort();
+  throw new AqError("AQ_ARG", `keep must be a list of names, got ${JSON.stringify(keep)}`);
 }
 
 /** The recipe's stability factor as far as it is known without the family. */
@@ -94,7 +133,8 @@ function startingSf({ sf }: Recipe, family?: string): number {
 /**
  * The settings for a model, where the recipe depends on it.
  *
- * Throws: AQ_MODEL when the recipe cannot be applied to the model, with the reason.
+ * Throws: AQ_MODEL when the recipe cannot be applied to the model, with the reason; AQ_ARG for names of
+ * linears that it does not have.
  */
 export function settingsFor(
   model: Model,
@@ -102,6 +142,7 @@ export function settingsFor(
   options: Pick<QuantizeOptions, "sf">,
 ): RunSettings {
   const { recipe, scheme, train } = settings;
+  checkKeep(model, settings);
   if (recipe.grids !== "published") return settings;
   const { heads, kvHeads } = model.shape;
   if (kvHeads !== heads) {
@@ -123,15 +164,10 @@ export function settingsFor(
 
 /** Throws: AQ_ARG naming the option, its range and its value. */
 export function resolveSettings(options: QuantizeOptions): RunSettings {
-  const scheme = checkScheme({
-    wbits: options.wbits ?? 4,
-    abits: options.abits ?? 16,
-    groupSize: options.groupSize ?? 0,
-    symmetric: options.symmetric ?? false,
-  });
+  const scheme = schemeOf(options);
   const { sampling = "sequential", rotate = "auto" } = options;
   const { hadamard = "none" } = options;
-  const recipe = adjusted(recipeOf(options.recipe ?? "default"), options);
+  const recipe = adjusted(recipeOf(options.recipe ?? "default"), scheme, options);
   oneOf("rounding", recipe.rounding, ROUNDINGS);
   oneOf("rotate", rotate, ["auto", "on", "off"]);
   oneOf("hadamard", hadamard, ["none", "down"]);
@@ -139,6 +175,7 @@ export function resolveSettings(options: QuantizeOptions): RunSettings {
   checkChoice(options);
   return {
     scheme: recipe.grids ? { ...scheme, grids: recipe.grids } : scheme,
+    keep: keepPatterns(options.keep ?? []),
     recipe,
     rotate: rotate === "on" || (rotate === "auto" && recipe.rotate && quantizesTokens(scheme)),
     hadamardDown: hadamard === "down",

@@ -5,7 +5,7 @@
 
 import type { ActivationStatistics } from "../affine/site.ts";
 import type { Graph, Var } from "../autograd/graph.ts";
-import type { ActivationHook } from "../quant/tokens.ts";
+import type { ActivationHook } from "../quant/activations.ts";
 import { invoke } from "../tensor/invoke.ts";
 import { keep, scope } from "../tensor/scope.ts";
 import { Tensor } from "../tensor/tensor.ts";

@@ -7,7 +7,7 @@ import { embedWindow, logitsOf } from "../eval/perplexity.ts";
 import type { BlockContext } from "../models/family.ts";
 import { disposeAll, type LoadedWeights } from "../models/load.ts";
 import type { WeightSource } from "../models/source.ts";
-import { passThrough } from "../quant/tokens.ts";
+import { passThrough } from "../quant/activations.ts";
 import { scope } from "../tensor/scope.ts";
 import type { Tensor } from "../tensor/tensor.ts";
 import { forward } from "./passes.ts";

@@ -14,6 +14,8 @@ export interface CompletedOption {
   readonly names: readonly string[];
   readonly about: string;
   readonly value: ValueKind;
+  /** It may be given more than once. */
+  readonly repeats: boolean;
 }
 
 export interface CompletedCommand {
@@ -45,6 +47,7 @@ function optionsOf(command: Command): CompletedOption[] {
       names: [option.long, option.short].filter((name) => name !== undefined && name !== null),
       about: option.description,
       value: kindOfValue(option),
+      repeats: option.variadic,
     }));
 }
 

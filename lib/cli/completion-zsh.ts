@@ -36,7 +36,7 @@ fi
 `;
 }
 
-function specOf({ names, about, value }: CompletedOption): string {
+function specOf({ names, about, value, repeats }: CompletedOption): string {
   const text = about.replace(/[[\]:\\]/g, (character) => `\\${character}`);
   const action = {
     none: "",
@@ -45,7 +45,7 @@ function specOf({ names, about, value }: CompletedOption): string {
     file: ":file:_files",
     other: ":value: ",
   }[value.kind];
-  const group = names.length > 1 ? `(${names.join(" ")})` : "";
+  const group = repeats ? "*" : names.length > 1 ? `(${names.join(" ")})` : "";
   return names.map((option) => quote(`${group}${option}[${text}]${action}`)).join(" \\\n        ");
 }
 

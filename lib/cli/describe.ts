@@ -35,7 +35,7 @@ export function startLine(start: Event<"start">): Segment[] {
     { text: start.model, tone: "strong" },
     {
       text:
-        `: ${start.family}, ${plural(start.blocks, "block")}, W${start.wbits}A${start.abits}, ` +
+        `: ${start.family}, ${plural(start.blocks, "block")}, ${start.scheme}, ` +
         `recipe ${start.recipe}, ${plural(start.windows, "window")} of ${start.seqlen} tokens, ` +
         (start.device.startsWith("cuda")
           ? `device ${start.device}`

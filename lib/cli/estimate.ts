@@ -9,6 +9,7 @@ import { Screen } from "./screen.ts";
 
 export const ESTIMATE_EXAMPLES: readonly [string, string][] = [
   ["what a run would take", "--model ./model --wbits 4 --abits 4"],
+  ["of 4-bit floats", "--model ./model --scheme NVFP4"],
   ["with twice the calibration windows", "--model ./model --nsamples 64"],
 ];
 
@@ -41,6 +42,7 @@ function describeEstimate(result: EstimateResult): string[] {
           ? `device ${result.device}`
           : plural(result.threads, "thread")),
     ],
+    ["weights", `${result.scheme}, ${result.bitsPerWeight.toFixed(3)} bits per weight`],
     ["time", `${duration(result.seconds)} (${parts(result.phaseSeconds, duration)})`],
     [
       "memory",

@@ -12,11 +12,18 @@ export const FORMATS: readonly FormatName[] = [
   "gptq_v2",
   "awq",
   "compressed-tensors",
+  "modelopt",
   "gguf",
   "gguf-f16",
   "aq",
 ];
-export const TARGETS: readonly TargetName[] = ["vllm", "sglang", "transformers", "llama.cpp"];
+export const TARGETS: readonly TargetName[] = [
+  "vllm",
+  "sglang",
+  "tensorrt-llm",
+  "transformers",
+  "llama.cpp",
+];
 
 export function addExportOptions(command: Command): Command {
   return command

@@ -85,6 +85,7 @@ function nextCommand({ format, out, files }: ExportResult): string {
     case "awq":
     case "compressed-tensors":
     case "gptq":
+    case "modelopt":
       return `vllm serve ${folder}`;
     default:
       return `aq-native eval --model ${folder} --text FILE`;

@@ -86,10 +86,12 @@ function attention({ heads, kvHeads, headDim, attentionBias }: InspectResult): s
 
 function quantization({ quantized }: InspectResult): string {
   if (quantized === null) return "no";
-  const { wbits, abits, groupSize } = quantized;
+  const { wbits, abits, groupSize, scheme, kept = 0 } = quantized;
   const grid = groupSize > 0 ? `groups of ${groupSize}` : "per output channel";
   const activations = abits < 16 ? `${abits}-bit activations` : "activations as they are";
   const transform = quantized.hadamardDown ? ", a Hadamard transform before down" : "";
   const how = quantized.format === undefined ? "by aq-native" : `packed as ${quantized.format}`;
-  return `${how}: ${wbits}-bit weights, ${grid}, ${activations}${transform}`;
+  const left = kept > 0 ? `, ${plural(kept, "linear")} left as stored` : "";
+  if (scheme !== undefined) return `${how}: ${scheme}${left}${transform}`;
+  return `${how}: ${wbits}-bit weights, ${grid}, ${activations}${left}${transform}`;
 }

@@ -3,6 +3,7 @@
  * are answered in one line with the nearest name; what a command does lives in the file of its name.
  */
 import { Argument, Command, CommanderError } from "commander";
+import { nearest } from "../util/nearest.ts";
 import { packageVersion } from "../util/package.ts";
 import { type ApiLoader, loadApi } from "./api.ts";
 import { COMPLETION_EXAMPLES, runCompletion, SHELLS, type Shell } from "./completion.ts";
@@ -36,7 +37,6 @@ import {
 import { QUANTIZE_EXAMPLES, runQuantize } from "./quantize.ts";
 import { runServe, SERVE_EXAMPLES } from "./serve.ts";
 import { addServeOptions, serveOptions } from "./serve-options.ts";
-import { nearest } from "./suggest.ts";
 import { choice } from "./values.ts";
 import { runVerify, VERIFY_EXAMPLES } from "./verify.ts";
 

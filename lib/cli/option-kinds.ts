@@ -20,6 +20,15 @@ export function valued<T>(flags: string, description: string, read: (text: strin
   return new Option(flags, description).argParser(read);
 }
 
+/** An option of one value or more, which may be given again; all values together are its value. */
+export function repeated<T>(flags: string, description: string, read: (text: string) => T): Option {
+  const gather = (text: string, before?: readonly T[]): readonly T[] => [
+    ...(before ?? []),
+    read(text),
+  ];
+  return new Option(flags, description).argParser(gather);
+}
+
 /**
  * An option that must be given. Commander's own mandatory options are checked before unknown ones,
  * so that `--modle x` would get no suggestion; requireAll checks after them.

@@ -5,6 +5,7 @@
  */
 import type { Command, Option } from "commander";
 import type { EstimateOptions } from "../estimate.ts";
+import { SCHEME_NAMES } from "../quant/presets.ts";
 import type {
   EvaluateOptions,
   InspectOptions,
@@ -19,18 +20,29 @@ import {
   json,
   type OutputOptions,
   precision,
+  repeated,
   requireAll,
   required,
   threads,
   valued,
 } from "./option-kinds.ts";
-import { byteCount, choice, choices, decimal, integer, path } from "./values.ts";
+import {
+  byteCount,
+  caselessChoice,
+  choice,
+  choices,
+  decimal,
+  integer,
+  path,
+  pattern,
+} from "./values.ts";
 
 export type { OutputOptions } from "./option-kinds.ts";
 
 const RECIPES = [
   "default",
   "affine",
+  "round",
   "lwc-only",
   "rtn",
   "paper-w4a4",
@@ -87,6 +99,13 @@ function addRunOptions(command: Command, own: readonly Option[]): Command {
       ),
     )
     .optionsGroup("Quantization:")
+    .addOption(
+      valued(
+        "--scheme <name>",
+        `weights and activations by the name that servers have for them: ${SCHEME_NAMES.join(", ")}`,
+        caselessChoice(SCHEME_NAMES),
+      ),
+    )
     .addOption(valued("--wbits <n>", "bits of a weight, 2..8 (default: 4)", bits))
     .addOption(
       valued(
@@ -98,11 +117,18 @@ function addRunOptions(command: Command, own: readonly Option[]): Command {
     .addOption(
       valued(
         "--group-size <n>",
-        "weights that share a scale, along the input (default: a whole output channel)",
+        "weights that share a scale, along the input (default: a whole output channel, or the scheme's)",
         integer(1, undefined, undefined, "Leave the option out for one scale per output channel."),
       ),
     )
     .addOption(flag("--symmetric", "weight grids symmetric about zero"))
+    .addOption(
+      repeated(
+        "--keep <names...>",
+        "linears to leave as they are, by their names or the ends of them; * stands for any characters",
+        pattern,
+      ),
+    )
     .optionsGroup("Method:")
     .addOption(
       valued("--recipe <name>", `${RECIPES.join(", ")} (default: default)`, choice(RECIPES)),
@@ -110,7 +136,7 @@ function addRunOptions(command: Command, own: readonly Option[]): Command {
     .addOption(
       valued(
         "--rotate <when>",
-        "rotate the residual stream first: auto (where activations are quantized), on, off (default: auto)",
+        "rotate the residual stream first: auto (where activations are quantized to integers), on, off (default: auto)",
         choice(ROTATES),
       ),
     )

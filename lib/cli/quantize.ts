@@ -1,5 +1,6 @@
 /** `aq-native quantize`. */
 import * as path from "node:path";
+import { type RankedLayer, rankLayers } from "../report/layers.ts";
 import type { QuantizeOptions, QuantizeResult } from "../types.ts";
 import { REPORT_FILES, RUN_FOLDER } from "../util/layout.ts";
 import { shellWord } from "../util/shell.ts";
@@ -11,7 +12,7 @@ import type { Io } from "./io.ts";
 import { JsonLines } from "./json-lines.ts";
 import type { OutputOptions } from "./options.ts";
 import { quantizeProgress } from "./progress.ts";
-import { Screen } from "./screen.ts";
+import { Screen, type Segment } from "./screen.ts";
 import { stopOnSignals } from "./stop.ts";
 
 export const QUANTIZE_EXAMPLES: readonly [string, string][] = [
@@ -24,6 +25,14 @@ export const QUANTIZE_EXAMPLES: readonly [string, string][] = [
   [
     "and the same codes for llama.cpp and for vLLM",
     "--model ./model --group-size 128 --format gguf,awq --out ./model-w4g128",
+  ],
+  [
+    "4-bit floats, as vLLM serves them",
+    "--model ./model --scheme NVFP4 --target vllm --out ./model-nvfp4",
+  ],
+  [
+    "and what suffers most left as it is",
+    "--model ./model --scheme NVFP4 --keep '*.down_proj' 'layers.0.*' --out ./model-nvfp4",
   ],
   ["calibrate on your own text", "--model ./model --calib my.txt --nsamples 64 --out ./model-w4"],
   ["the baseline: round to nearest", "--model ./model --recipe rtn --out ./model-rtn"],
@@ -69,6 +78,16 @@ export async function runQuantize(
   }
 }
 
+/** The layer that loses most, for whoever wonders what to leave as it is. */
+function worstLine({ name, weight, activation }: RankedLayer): Segment[] {
+  const byInput = activation === null ? "" : `, activations ${percent(activation)}`;
+  return [
+    { text: "worst layer " },
+    { text: name, tone: "strong" },
+    { text: `  (weights ${percent(weight)}${byInput}; --keep leaves it as it is)`, tone: "dim" },
+  ];
+}
+
 function printSummary(result: QuantizeResult, io: Io): void {
   const { out, seconds, pplBefore, pplAfter, blocks } = result;
   const fallen = blocks.filter((block) => block.fallback === "rtn").length;
@@ -93,6 +112,8 @@ function printSummary(result: QuantizeResult, io: Io): void {
     { text: `  (${plural(blocks.length, "block")} in ${duration(seconds)})`, tone: "dim" },
   ]);
   screen.print([{ text: `report      ${path.join(out, RUN_FOLDER, REPORT_FILES.html)}` }]);
+  const [worst] = rankLayers(blocks);
+  if (worst) screen.print(worstLine(worst));
   for (const format of result.formats ?? []) {
     for (const line of exportLines(format)) screen.print(line);
   }

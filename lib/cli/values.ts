@@ -1,7 +1,7 @@
 /** Readers of option values. Each refuses what it cannot use and says what it would take. */
 import { InvalidArgumentError } from "commander";
 import type { DeviceName } from "../types.ts";
-import { nearest } from "./suggest.ts";
+import { nearest } from "../util/nearest.ts";
 
 /** `words`: all that it takes, where they can be listed; shells complete them. */
 export type ValueReader<T> = ((text: string) => T) & { readonly words?: readonly string[] };
@@ -71,6 +71,14 @@ export function choice<const W extends string>(words: readonly W[]): ValueReader
   return Object.assign(read, { words });
 }
 
+/** One of a few names, in whichever case it is written. */
+export function caselessChoice<const W extends string>(names: readonly W[]): ValueReader<W> {
+  const exact = choice(names);
+  const read = (text: string): W =>
+    exact(names.find((name) => name.toLowerCase() === text.toLowerCase()) ?? text);
+  return Object.assign(read, { words: names });
+}
+
 /** Some of a few words, with commas between them; none twice. */
 export function choices<const W extends string>(words: readonly W[]): ValueReader<readonly W[]> {
   const one = choice(words);
@@ -95,6 +103,14 @@ export const deviceName: ValueReader<DeviceName> = Object.assign(
   },
   { words: DEVICES },
 );
+
+/** Names of tensors, with `*` for any characters. */
+export function pattern(text: string): string {
+  if (/^[\w.*-]+$/.test(text)) return text;
+  throw new InvalidArgumentError(
+    "Expected a name as the checkpoint has it, like model.layers.0.mlp.down_proj, with * for any characters.",
+  );
+}
 
 /** A path of a file or folder. Only what cannot be meant is refused: nothing, or the next option. */
 export function path(text: string): string {

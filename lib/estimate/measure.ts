@@ -5,15 +5,15 @@
 
 import { Eager, type Graph, type Var } from "../autograd/graph.ts";
 import { attention } from "../autograd/ops/attention.ts";
-import { fakeQuant } from "../autograd/ops/fake-quant.ts";
 import { linear } from "../autograd/ops/linear.ts";
 import { mse } from "../autograd/ops/mse.ts";
 import { scaleWeight } from "../autograd/ops/scale-weight.ts";
 import { siluMul } from "../autograd/ops/silu-mul.ts";
 import { Tape } from "../autograd/tape.ts";
 import type { ModelShape } from "../models/family.ts";
-import { type QuantScheme, quantizesTokens, TOKEN_FLOOR } from "../quant/scheme.ts";
-import { fakeQuantWeight, startClip } from "../quant/weights.ts";
+import type { QuantScheme } from "../quant/scheme.ts";
+import { tokenQuantizers } from "../quant/tokens.ts";
+import { fakeQuantLinears, startClip } from "../quant/weights.ts";
 import { capture } from "../tensor/capture.ts";
 import { dtypeCode } from "../tensor/dtype.ts";
 import { invokeOne } from "../tensor/invoke.ts";
@@ -103,15 +103,9 @@ function backward(tape: Tape, y: Var): void {
   tape.backward(mse(tape, y, target));
 }
 
+/** An activation as training sees it; which one does not matter to the time. */
 const quantizeTokens = (graph: Graph, x: Var, scheme: QuantScheme, group: number): Var =>
-  quantizesTokens(scheme)
-    ? fakeQuant(graph, x, undefined, {
-        bits: scheme.abits,
-        group,
-        symmetric: false,
-        floor: TOKEN_FLOOR,
-      })
-    : x;
+  tokenQuantizers(scheme, {}).apply(graph, "", x, group);
 
 /** A weight as training reads it: in 16 bits on a GPU that multiplies in bf16. */
 function asTrained(w: Tensor): Tensor {
@@ -119,11 +113,14 @@ function asTrained(w: Tensor): Tensor {
   return invokeOne("cast", [w], { dtype: dtypeCode("f16") });
 }
 
-/** Measures a linear [out, in] at two numbers of tokens and tells the two kinds of cost apart. */
+/**
+ * Measures a linear [out, in] at two numbers of tokens and tells the two kinds of cost apart. Without a
+ * scheme it is not quantized.
+ */
 export function measureLinear(
   out: number,
   columns: number,
-  scheme: QuantScheme,
+  scheme: QuantScheme | null,
   device: string,
 ): LinearSpeed {
   const [o, i] = [Math.min(out, MAX_SIDE), Math.min(columns, MAX_SIDE)];
@@ -132,15 +129,19 @@ export function measureLinear(
     const w = noise(device, o, i);
     const trained = asTrained(w);
     const factor = Tensor.from(new Float32Array(i).fill(1), [i], "f32", device);
-    const start = startClip(o, i, scheme.groupSize);
-    const clip = Tensor.from(start.data, start.shape, "f32", device);
+    const start = scheme && startClip(o, i, scheme);
+    const clip = start && Tensor.from(start.data, start.shape, "f32", device);
     const step = (x: Tensor): void =>
       scope(() => {
         const tape = new Tape();
         const columnsVar = tape.parameter(factor);
         const folded = scaleWeight(tape, tape.constant(trained), { columns: columnsVar });
-        const wq = fakeQuantWeight(tape, folded, tape.parameter(clip), scheme);
-        backward(tape, linear(tape, quantizeTokens(tape, tape.parameter(x), scheme, 0), wq));
+        const input = tape.parameter(x);
+        if (!scheme || !clip) return backward(tape, linear(tape, input, folded));
+        const weights = { w: folded };
+        const learned = { clip: tape.parameter(clip) };
+        fakeQuantLinears(tape, weights, { scheme, fused: [["w"]] }, () => learned);
+        return backward(tape, linear(tape, quantizeTokens(tape, input, scheme, 0), weights.w));
       });
     const few = noise(device, MAX_ROWS / 4, i);
     const many = noise(device, MAX_ROWS, i);

@@ -1,8 +1,11 @@
 /** The memory and disk of a run, from the shapes of what it holds at the same time. */
 
+import { keptByBlock } from "../calibration/keep.ts";
 import { polishBytes } from "../calibration/polish-memory.ts";
 import type { Checkpoint } from "../checkpoint/folder.ts";
-import { groupsPerRow } from "../quant/weights.ts";
+import type { Model } from "../models/family.ts";
+import type { QuantScheme } from "../quant/scheme.ts";
+import { groupsPerRow } from "../quant/scheme.ts";
 import { precisionOf } from "../tensor/precision.ts";
 import { batchOf, type Workload } from "./time.ts";
 
@@ -99,7 +102,8 @@ function trainedCopies({ device, settings: { train } }: Workload): number {
 /** Clipping logits with gradient and moments. */
 function clipBytes({ model, settings }: Workload): number {
   return model.linears.reduce((sum, { out, in: columns }) => {
-    return sum + 4 * 2 * out * groupsPerRow(columns, settings.scheme.groupSize) * F32;
+    const ends = settings.scheme.numbers ? 1 : 2;
+    return sum + 4 * ends * out * groupsPerRow(columns, settings.scheme.groupSize) * F32;
   }, 0);
 }
 
@@ -131,18 +135,26 @@ export function diskParts(
   streamMemory: number | undefined,
 ): Record<string, number> {
   const { model, settings, bytes } = work;
-  const { hidden, blocks, vocabulary } = model.shape;
-  const stored = model.linears.reduce((sum, { out, in: columns }) => {
-    const groups = out * groupsPerRow(columns, settings.scheme.groupSize);
-    return sum + out * columns + 3 * groups;
+  const { hidden, vocabulary } = model.shape;
+  const stored = keptByBlock(model, settings).reduce((sum, kept) => {
+    return sum + storedBytes(model, settings.scheme, kept);
   }, 0);
   const untied = settings.rotate && model.traits.tiedHead ? 2 * vocabulary * hidden : 0;
   const streams = streamBytes(work);
   return {
     checkpoint: bytes + untied,
-    "run state": blocks * stored,
+    "run state": stored,
     "spilled streams": Math.max(0, streams - (streamMemory ?? streams)),
   };
+}
+
+/** Codes and grids of a block, and float32 for what is kept. */
+function storedBytes({ linears }: Model, scheme: QuantScheme, kept: ReadonlySet<string>): number {
+  const grid = scheme.numbers ? 1 : 3;
+  return linears.reduce((sum, { key, out, in: columns }) => {
+    if (kept.has(key)) return sum + out * columns * F32;
+    return sum + out * columns + grid * out * groupsPerRow(columns, scheme.groupSize);
+  }, 0);
 }
 
 export function total(parts: Readonly<Record<string, number>>): number {

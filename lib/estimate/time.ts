@@ -1,8 +1,9 @@
 /** The seconds of a run, from how often each part of it is done and how long it takes here. */
 
+import { keptByBlock } from "../calibration/keep.ts";
 import { heldBackWindows } from "../calibration/polish-memory.ts";
 import type { RunSettings } from "../calibration/settings.ts";
-import type { Model } from "../models/family.ts";
+import type { LinearSpec, Model } from "../models/family.ts";
 import {
   type LinearSpeed,
   measureAttention,
@@ -69,10 +70,20 @@ export function measureUnits(work: Workload): UnitSeconds {
   const { scheme } = settings;
   const { hidden, mlp, vocabulary } = model.shape;
   const speeds = new Map<string, LinearSpeed>();
-  const linears = model.linears.map((spec) => {
-    const key = `${spec.out} ${spec.in}`;
-    const speed = speeds.get(key) ?? measureLinear(spec.out, spec.in, scheme, device);
+  const speedOf = (spec: LinearSpec, isQuantized: boolean): LinearSpeed => {
+    const key = `${spec.out} ${spec.in} ${isQuantized}`;
+    const speed =
+      speeds.get(key) ?? measureLinear(spec.out, spec.in, isQuantized ? scheme : null, device);
     speeds.set(key, speed);
+    return speed;
+  };
+  const kept = keptByBlock(model, settings);
+  const linears = model.linears.map((spec) => {
+    const share = kept.filter((keys) => keys.has(spec.key)).length / kept.length;
+    const speed =
+      share === 0 || share === 1
+        ? speedOf(spec, share === 0)
+        : between(speedOf(spec, true), speedOf(spec, false), share);
     return { ...speed, weights: spec.out * spec.in };
   });
   const sum = (of: (speed: (typeof linears)[number]) => number): number =>
@@ -96,6 +107,17 @@ export function measureUnits(work: Workload): UnitSeconds {
     head: tokens * hidden * vocabulary * perWeight,
     fold: FOLD_FACTOR * weightSide + FOLD_PASSES * pass,
     rotate: 2 * hidden * sum((s) => s.weights) * perWeight,
+  };
+}
+
+/** What a linear costs in the mean, that is not quantized in a share of the blocks. */
+function between(quantized: LinearSpeed, kept: LinearSpeed, share: number): LinearSpeed {
+  const mean = (of: (speed: LinearSpeed) => number): number =>
+    (1 - share) * of(quantized) + share * of(kept);
+  return {
+    perToken: mean((speed) => speed.perToken),
+    perStep: mean((speed) => speed.perStep),
+    forwardPerToken: mean((speed) => speed.forwardPerToken),
   };
 }
 

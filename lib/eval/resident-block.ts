@@ -2,10 +2,12 @@
 
 import type { Graph, Var } from "../autograd/graph.ts";
 import type { ReadAhead } from "../checkpoint/read-ahead.ts";
+import { keptActivations } from "../models/kept.ts";
 import { disposeAll, type LoadedWeights, loadTensors } from "../models/load.ts";
 import { PackedBlock } from "../packed/block.ts";
 import { packedWeights } from "../packed/open.ts";
-import { type ActivationHook, passThrough, TokenQuantizers } from "../quant/tokens.ts";
+import { type ActivationHook, passThrough } from "../quant/activations.ts";
+import { allBut, tokenQuantizers } from "../quant/tokens.ts";
 import { dtypeCode } from "../tensor/dtype.ts";
 import { invokeOne } from "../tensor/invoke.ts";
 import { precisionOf } from "../tensor/precision.ts";
@@ -16,8 +18,11 @@ export class ResidentBlock {
   readonly #source: EvalModel;
   readonly #weights: LoadedWeights;
   readonly #packed: PackedBlock | undefined;
-  /** Clipping logits of its activations. */
+  /** Clipping logits of its activations, and global scales. */
   readonly #clips: LoadedWeights;
+  readonly #globals: LoadedWeights;
+  /** Activations that are not quantized. */
+  readonly #plain: ReadonlySet<string>;
 
   /** Reads block i. Throws: AQ_FILE, AQ_FORMAT, AQ_MODEL, AQ_NUMERIC, AQ_OOM. */
   constructor(source: EvalModel, i: number, ahead?: ReadAhead) {
@@ -34,20 +39,24 @@ export class ResidentBlock {
       this.#packed?.dispose();
       throw error;
     }
-    this.#clips = Object.fromEntries(
-      Object.entries(activations?.clips[i] ?? {}).map(([name, logit]) => [
-        name,
-        Tensor.from(Float32Array.of(logit), [1], "f32", device),
-      ]),
-    );
+    const oneEach = (numbers: Readonly<Record<string, number>> = {}): LoadedWeights =>
+      Object.fromEntries(
+        Object.entries(numbers).map(([name, value]) => [
+          name,
+          Tensor.from(Float32Array.of(value), [1], "f32", device),
+        ]),
+      );
+    this.#clips = oneEach(activations?.clips[i]);
+    this.#globals = oneEach(activations?.globals?.[i]);
+    this.#plain = keptActivations(model, new Set(activations?.kept?.[i]));
   }
 
   /** Its weights as constants of a graph. */
   weights(graph: Graph): Record<string, Var> {
     const vars: Record<string, Var> = {};
     for (const [key, tensor] of Object.entries(this.#weights)) vars[key] = graph.constant(tensor);
-    for (const [key, { tensor, ...packed }] of this.#packed?.weights ?? []) {
-      vars[key] = { value: { tensor, packed }, needsGrad: false };
+    for (const [key, packed] of this.#packed?.weights ?? []) {
+      vars[key] = { value: { tensor: packed.tensor, packed }, needsGrad: false };
     }
     return vars;
   }
@@ -56,16 +65,20 @@ export class ResidentBlock {
   hook(graph: Graph): ActivationHook {
     const { activations } = this.#source;
     if (!activations) return passThrough;
-    if (activations.hook) return activations.hook;
-    const clips = new Map(
-      Object.entries(this.#clips).map(([name, logit]) => [name, graph.constant(logit)]),
+    if (activations.hook) return allBut(this.#plain, activations.hook);
+    const constants = (tensors: LoadedWeights): Map<string, Var> =>
+      new Map(Object.entries(tensors).map(([name, tensor]) => [name, graph.constant(tensor)]));
+    const unsaid = { wbits: 16, groupSize: 0, symmetric: false };
+    return tokenQuantizers(
+      { ...unsaid, ...activations.style, abits: activations.bits },
+      { clips: constants(this.#clips), globals: constants(this.#globals), plain: this.#plain },
     );
-    return new TokenQuantizers(activations.bits, clips, activations.style);
   }
 
   dispose(): void {
     disposeAll(this.#weights);
     disposeAll(this.#clips);
+    disposeAll(this.#globals);
     this.#packed?.dispose();
   }
 }

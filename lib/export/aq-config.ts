@@ -4,10 +4,17 @@
  */
 
 import * as path from "node:path";
+import type { Float4Name } from "../autograd/float4.ts";
 import { hasFile } from "../checkpoint/source-files.ts";
 import { AqError } from "../errors.ts";
 import type { HadamardDown, ModelExtras } from "../models/family.ts";
-import { checkScheme, type GridStyle, type QuantScheme, scaleFloors } from "../quant/scheme.ts";
+import {
+  checkScheme,
+  type GridStyle,
+  hasGlobalScales,
+  type QuantScheme,
+  scaleFloors,
+} from "../quant/scheme.ts";
 import { isJsonObject, type JsonObject, kindOf, readJsonFile } from "../util/json.ts";
 import { hadamardJson, readHadamard } from "./hadamard-json.ts";
 
@@ -24,6 +31,10 @@ export interface AqConfig {
   readonly added?: readonly string[];
   /** Clipping logits by activation, for each block. */
   readonly tokenClips: readonly Readonly<Record<string, number>>[];
+  /** Global scales by activation, for each block, in NVFP4. */
+  readonly inputGlobals?: readonly Readonly<Record<string, number>>[];
+  /** Keys of each block's linears that are not quantized, where any is kept. */
+  readonly kept?: readonly (readonly string[])[];
 }
 
 /** What the folder's model computes beyond its family's architecture. */
@@ -33,8 +44,8 @@ export function extrasOf(config: AqConfig | null): ModelExtras {
 
 /** The file's content. */
 export function aqConfigJson(config: AqConfig, version: string): JsonObject {
-  const { wbits, abits, groupSize, symmetric, grids, heads } = config.scheme;
-  const { added = [] } = config;
+  const { wbits, abits, groupSize, symmetric, grids, heads, numbers } = config.scheme;
+  const { added = [], inputGlobals = [], kept = [] } = config;
   return {
     format: FORMAT,
     written_by: `aq-native ${version}`,
@@ -42,6 +53,7 @@ export function aqConfigJson(config: AqConfig, version: string): JsonObject {
     abits,
     group_size: groupSize,
     symmetric,
+    ...(numbers ? { numbers } : {}),
     recipe: config.recipe,
     ...(grids ? { grids } : {}),
     sites: config.sites,
@@ -49,12 +61,14 @@ export function aqConfigJson(config: AqConfig, version: string): JsonObject {
     ...(added.length > 0
       ? { run_time: added.filter(isRunTime), added: added.filter((key) => !isRunTime(key)) }
       : {}),
+    ...(kept.some((keys) => keys.length > 0) ? { kept } : {}),
     activations:
       abits < 16
         ? {
             bits: abits,
-            scale_floor: scaleFloors(config.scheme).token,
+            ...(numbers ? {} : { scale_floor: scaleFloors(config.scheme).token }),
             ...(heads ? { heads } : {}),
+            ...(hasGlobalScales(config.scheme) ? { global_scales: inputGlobals } : {}),
             clip_logits: config.tokenClips,
           }
         : null,
@@ -93,6 +107,7 @@ export function readAqConfig(dir: string): AqConfig | null {
     groupSize: number("group_size"),
     symmetric: json["symmetric"] === true,
     ...readStyle(json, where),
+    ...(json["numbers"] === undefined ? {} : { numbers: json["numbers"] as Float4Name }),
   });
   return {
     scheme,
@@ -100,7 +115,11 @@ export function readAqConfig(dir: string): AqConfig | null {
     sites: words(json["sites"]),
     hadamardDown: readHadamard(json["hadamard_down"], where),
     added: [...words(json["run_time"]), ...words(json["added"])],
-    tokenClips: readClips(json["activations"], where),
+    tokenClips: readNumbers(json["activations"], "clip_logits", where),
+    ...(hasGlobalScales(scheme) && scheme.abits < 16
+      ? { inputGlobals: readNumbers(json["activations"], "global_scales", where) }
+      : {}),
+    ...(json["kept"] === undefined ? {} : { kept: readKept(json["kept"], where) }),
   };
 }
 
@@ -120,21 +139,28 @@ function readStyle(json: JsonObject, where: string): GridStyle {
   return { ...(grids ? { grids } : {}), ...(heads ? { heads } : {}) };
 }
 
-function readClips(activations: unknown, where: string): Readonly<Record<string, number>>[] {
+/** A list of objects of numbers, one for each block. */
+function readNumbers(
+  activations: unknown,
+  key: string,
+  where: string,
+): Readonly<Record<string, number>>[] {
   if (!isJsonObject(activations)) return [];
-  const list = activations["clip_logits"];
+  const list = activations[key];
   if (!Array.isArray(list))
-    throw new AqError(
-      "AQ_FORMAT",
-      `${where}: expected an array "clip_logits", got ${kindOf(list)}`,
-    );
+    throw new AqError("AQ_FORMAT", `${where}: expected an array "${key}", got ${kindOf(list)}`);
   return list.map((block: unknown) => {
     if (!isJsonObject(block) || !Object.values(block).every((x) => Number.isFinite(x))) {
       throw new AqError(
         "AQ_FORMAT",
-        `${where}: "clip_logits" must hold one object of numbers for each block`,
+        `${where}: "${key}" must hold one object of numbers for each block`,
       );
     }
     return block as Record<string, number>;
   });
+}
+
+function readKept(list: unknown, where: string): string[][] {
+  if (Array.isArray(list) && list.every(Array.isArray)) return list.map(words);
+  throw new AqError("AQ_FORMAT", `${where}: "kept" must hold one list of names for each block`);
 }

@@ -3,6 +3,7 @@
 import { AqError } from "../errors.ts";
 import type { BlockReport, PolishReport, QuantizeResult } from "../types.ts";
 import { isJsonObject, type JsonObject, kindOf } from "../util/json.ts";
+import type { TokenNumbers } from "./weights.ts";
 
 export const JOB_FORMAT = 1;
 
@@ -13,6 +14,8 @@ export interface JobBlock {
   readonly report: BlockReport;
   /** Clipping logits of its activations. */
   readonly tokenClips: Readonly<Record<string, number>>;
+  /** Global scales of its activations, in NVFP4. */
+  readonly inputGlobals?: Readonly<Record<string, number>> | undefined;
   /** Of the file with what was learned, in a run that polishes. */
   readonly learnedSha256?: string | undefined;
 }
@@ -24,7 +27,7 @@ export type BlockSet = "blocks" | "polished";
 export interface JobPolish {
   readonly report: PolishReport;
   /** The polished blocks; empty where the starting state was the best. */
-  readonly blocks: readonly Pick<JobBlock, "sha256" | "tokenClips">[];
+  readonly blocks: readonly Pick<JobBlock, "sha256" | "tokenClips" | "inputGlobals">[];
 }
 
 /** Blocks in `finished` are stored; the next one is at work. */
@@ -52,16 +55,18 @@ export interface Job {
   readonly result: Omit<QuantizeResult, "out"> | null;
 }
 
-/** Which of the stored blocks count, and their clipping logits. */
+/** Which of the stored blocks count, and the numbers of their activations. */
 export function liveBlocks({ finished, polish }: Job): {
   readonly set: BlockSet;
-  readonly tokenClips: JobBlock["tokenClips"][];
+  readonly tokenClips: TokenNumbers["tokenClips"][];
+  readonly inputGlobals: TokenNumbers["inputGlobals"][];
 } {
   const isPolished = polish !== undefined && polish.blocks.length > 0;
   const live = isPolished ? polish.blocks : finished;
   return {
     set: isPolished ? "polished" : "blocks",
     tokenClips: live.map(({ tokenClips }) => tokenClips),
+    inputGlobals: live.map(({ inputGlobals = {} }) => inputGlobals),
   };
 }
 
@@ -117,12 +122,16 @@ function isJobPolish(value: unknown): boolean {
   );
 }
 
-/** A file's hash, and the clipping logits that belong to it. */
+/** A file's hash, and the numbers of activations that belong to it. */
 function isStored(value: unknown): boolean {
   return (
     isJsonObject(value) &&
     typeof value["sha256"] === "string" &&
-    isJsonObject(value["tokenClips"]) &&
-    Object.values(value["tokenClips"]).every((logit) => Number.isFinite(logit))
+    isNumbers(value["tokenClips"]) &&
+    (value["inputGlobals"] === undefined || isNumbers(value["inputGlobals"]))
   );
+}
+
+function isNumbers(value: unknown): boolean {
+  return isJsonObject(value) && Object.values(value).every((number) => Number.isFinite(number));
 }

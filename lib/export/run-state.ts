@@ -14,6 +14,8 @@ import * as path from "node:path";
 import { SafetensorsWriter } from "../checkpoint/safetensors.ts";
 import type { TensorSpec as FileTensor } from "../checkpoint/safetensors-header.ts";
 import type { Model, TensorSpec } from "../models/family.ts";
+import type { QuantizedWeight } from "../quant/quantizer.ts";
+import { scaleBytes } from "../quant/quantizers.ts";
 import { dtypeCode } from "../tensor/dtype.ts";
 import { invokeOne } from "../tensor/invoke.ts";
 import { scope } from "../tensor/scope.ts";
@@ -27,7 +29,7 @@ import { type BlockSet, checkJob, type Job } from "./job.ts";
 import { type LearnedBlock, writeLearnedBlock } from "./learned-block.ts";
 import { LOCK_NAME } from "./run-lock.ts";
 import { StoredBlock } from "./stored-block.ts";
-import type { FinishedWeights, QuantizedByKey } from "./weights.ts";
+import type { FinishedWeights } from "./weights.ts";
 
 const BLOCKS_FOLDER: BlockSet = "blocks";
 const POLISHED_FOLDER: BlockSet = "polished";
@@ -143,23 +145,11 @@ export class RunState {
   ): void {
     makeFolder(this.#folder(set));
     const specs = new Map(model.blockTensors(block).map((spec) => [spec.key, spec]));
-    const parts: { spec: FileTensor; bytes: () => Uint8Array }[] = [];
+    const parts: Part[] = [];
     for (const { key } of model.linears) {
       const { name } = specs.get(key) as TensorSpec;
-      const { codes, scale, zero } = finished.quantized[key] as QuantizedByKey[string];
-      const zeros = zeroType(zero);
-      parts.push({
-        spec: { name: `${name}.codes`, dtype: "U8", shape: codes.shape },
-        bytes: () => rawBytes(codes),
-      });
-      parts.push({
-        spec: { name: `${name}.scale`, dtype: "F16", shape: scale.shape },
-        bytes: () => castBytes(scale, "f16"),
-      });
-      parts.push({
-        spec: { name: `${name}.zero`, dtype: zeros.file, shape: zero.shape },
-        bytes: () => castBytes(zero, zeros.engine),
-      });
+      const weight = finished.quantized[key];
+      if (weight) parts.push(...(weight.zero ? integerParts : floatParts)(name, weight));
     }
     for (const [key, tensor] of Object.entries(finished.others)) {
       const { name, shape } = specs.get(key) as TensorSpec;
@@ -200,6 +190,54 @@ export class RunState {
       throw fileError("remove", this.#folder(name), error);
     }
   }
+}
+
+/** A tensor of a file, and its bytes. */
+interface Part {
+  readonly spec: FileTensor;
+  readonly bytes: () => Uint8Array;
+}
+
+function integerParts(name: string, { codes, scale, zero }: QuantizedWeight): Part[] {
+  if (!zero) throw new TypeError("whole numbers have zero points");
+  const zeros = zeroType(zero);
+  return [
+    codesPart(name, codes),
+    {
+      spec: { name: `${name}.scale`, dtype: "F16", shape: scale.shape },
+      bytes: () => castBytes(scale, "f16"),
+    },
+    {
+      spec: { name: `${name}.zero`, dtype: zeros.file, shape: zero.shape },
+      bytes: () => castBytes(zero, zeros.engine),
+    },
+  ];
+}
+
+/** Scales as the bytes that every format of 4-bit floats stores. */
+function floatParts(name: string, { codes, scale, global }: QuantizedWeight): Part[] {
+  const format = global ? "nvfp4" : "mxfp4";
+  const parts: Part[] = [
+    codesPart(name, codes),
+    {
+      spec: { name: `${name}.scale`, dtype: "U8", shape: scale.shape },
+      bytes: () => scaleBytes(scale.floats(), format),
+    },
+  ];
+  if (global) {
+    parts.push({
+      spec: { name: `${name}.global`, dtype: "F32", shape: [1] },
+      bytes: () => rawBytes(global),
+    });
+  }
+  return parts;
+}
+
+function codesPart(name: string, codes: Tensor): Part {
+  return {
+    spec: { name: `${name}.codes`, dtype: "U8", shape: codes.shape },
+    bytes: () => rawBytes(codes),
+  };
 }
 
 function fileName(block: number): string {

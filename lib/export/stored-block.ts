@@ -5,7 +5,10 @@ import { readSafetensorsHeader } from "../checkpoint/safetensors.ts";
 import { engineDType, type TensorEntry } from "../checkpoint/safetensors-header.ts";
 import { AqError } from "../errors.ts";
 import type { Model } from "../models/family.ts";
-import { dequantizeWeight, groupsPerRow, type QuantizedWeight } from "../quant/weights.ts";
+import type { QuantizedWeight } from "../quant/quantizer.ts";
+import { scaleValues } from "../quant/quantizers.ts";
+import { groupsPerRow } from "../quant/scheme.ts";
+import { dequantizeWeight } from "../quant/weights.ts";
 import { type DType, dtypeCode } from "../tensor/dtype.ts";
 import { invokeOne } from "../tensor/invoke.ts";
 import { scope } from "../tensor/scope.ts";
@@ -48,7 +51,8 @@ export class StoredBlock {
     const others: Record<string, Tensor> = {};
     const linears = new Set(model.linears.map(({ key }) => key));
     for (const { key, name } of model.blockTensors(block)) {
-      if (linears.has(key)) quantized[key] = this.#quantized(name, groupSize);
+      const isQuantized = linears.has(key) && this.#tensors.has(`${name}.codes`);
+      if (isQuantized) quantized[key] = this.#quantized(name, groupSize);
       else others[key] = this.#plain(name);
     }
     return { quantized, others };
@@ -80,6 +84,7 @@ export class StoredBlock {
 
   #quantized(name: string, groupSize: number): QuantizedWeight {
     const { shape, bytes } = this.read(`${name}.codes`);
+    if (!this.#tensors.has(`${name}.zero`)) return this.#floats(name, shape, bytes, groupSize);
     const grid = [shape[0] as number, groupsPerRow(shape[1] as number, groupSize)];
     const single = (part: "scale" | "zero"): Tensor =>
       scope(() => {
@@ -92,5 +97,23 @@ export class StoredBlock {
       scale: single("scale"),
       zero: single("zero"),
     };
+  }
+
+  #floats(
+    name: string,
+    shape: readonly number[],
+    codes: Uint8Array,
+    groupSize: number,
+  ): QuantizedWeight {
+    const hasGlobal = this.#tensors.has(`${name}.global`);
+    const grid = [shape[0] as number, groupsPerRow(shape[1] as number, groupSize)];
+    const scales = scaleValues(this.read(`${name}.scale`).bytes, hasGlobal ? "nvfp4" : "mxfp4");
+    const tensor = {
+      codes: Tensor.from(codes, shape, "u8", this.#device),
+      scale: Tensor.from(scales, grid, "f32", this.#device),
+    };
+    if (!hasGlobal) return tensor;
+    const { bytes } = this.read(`${name}.global`);
+    return { ...tensor, global: Tensor.from(bytes, [1], "f32", this.#device) };
   }
 }

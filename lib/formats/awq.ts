@@ -11,12 +11,14 @@ import {
   refusesActivations,
   refusesAdditions,
   refusesBits,
+  refusesFloats,
   refusesShapes,
   refusesShortGroups,
 } from "./limits.ts";
 import { bytesOf, packAwq, transposed } from "./pack.ts";
 import { type PackedLayout, writePacked } from "./packed-folder.ts";
 import type { FinishedRun, StoredLinear } from "./run.ts";
+import { keptNames } from "./setting.ts";
 import type { PlannedTensor } from "./shards.ts";
 
 const NAME = "awq";
@@ -51,6 +53,7 @@ export const awq: Format = {
   refuses: (setting) =>
     firstReason(
       refusesAdditions(NAME, setting),
+      refusesFloats(NAME, setting),
       refusesActivations(NAME, setting),
       refusesBits(NAME, setting, [4]),
       refusesShapes(setting, ({ key, out }) =>
@@ -71,7 +74,7 @@ export const awq: Format = {
         bits: 4,
         group_size: groupSize || -1,
         zero_point: true,
-        modules_to_not_convert: ["lm_head"],
+        modules_to_not_convert: ["lm_head", ...keptNames(run.setting)],
       },
     };
     return writePacked(run, layout, output, []);

@@ -1,5 +1,5 @@
 /**
- * compressed-tensors. Weights alone are "pack-quantized": signed codes with 2^(b-1) added, which are our
+ * compressed-tensors; 4-bit floats are in compressed-floats.ts. Weights alone are "pack-quantized": signed codes with 2^(b-1) added, which are our
  * codes, as bit streams along the rows; with activations they are "int-quantized", one to a byte.
  *
  *     weight_packed I32 [O, ceil(I b / 32)], weight_scale F16 [O, G], weight_shape I64 [2] = O, I
@@ -8,15 +8,17 @@
  */
 
 import { isRunTime } from "../export/aq-config.ts";
-import { type QuantScheme, quantizesTokens } from "../quant/scheme.ts";
+import { type QuantScheme, quantizesTokens, schemeName } from "../quant/scheme.ts";
 import type { JsonObject } from "../util/json.ts";
+import { floatConfig, planFloats } from "./compressed-floats.ts";
+import { ownShortType } from "./floats.ts";
 import type { Format } from "./format.ts";
 import { firstReason, refusesAdditions, refusesShortGroups } from "./limits.ts";
 import { bytesOf, packRows, streamWords, transposed } from "./pack.ts";
 import { type PackedLayout, writePacked } from "./packed-folder.ts";
 import { planResidues, refusesResidues, residueConfig } from "./residues.ts";
 import type { FinishedRun, StoredLinear } from "./run.ts";
-import { isMidpoint, type Setting } from "./setting.ts";
+import { isMidpoint, keptNames, type Setting } from "./setting.ts";
 import type { PlannedTensor } from "./shards.ts";
 
 const NAME = "compressed-tensors";
@@ -89,7 +91,7 @@ function scalesOf(run: FinishedRun, linear: StoredLinear): PlannedTensor {
 }
 
 /** Keys that every release since 2024 reads, and no later ones: readers refuse what they do not know. */
-function configOf(scheme: QuantScheme): JsonObject {
+function integerConfig(scheme: QuantScheme): JsonObject {
   const { wbits, abits, groupSize } = scheme;
   const isInteger = quantizesTokens(scheme);
   const weights: JsonObject = {
@@ -117,12 +119,7 @@ function configOf(scheme: QuantScheme): JsonObject {
     observer_kwargs: {},
   };
   return {
-    quant_method: NAME,
     format: isInteger ? "int-quantized" : "pack-quantized",
-    quantization_status: "compressed",
-    global_compression_ratio: null,
-    kv_cache_scheme: null,
-    ignore: ["lm_head"],
     config_groups: {
       group_0: {
         targets: ["Linear"],
@@ -134,8 +131,21 @@ function configOf(scheme: QuantScheme): JsonObject {
   };
 }
 
+function configOf(setting: Setting): JsonObject {
+  const { scheme } = setting;
+  return {
+    quant_method: NAME,
+    quantization_status: "compressed",
+    global_compression_ratio: null,
+    kv_cache_scheme: null,
+    ignore: ["lm_head", ...keptNames(setting)],
+    ...(scheme.numbers ? floatConfig(scheme, scheme.numbers) : integerConfig(scheme)),
+  };
+}
+
 function refuses(setting: Setting): string | undefined {
   const { scheme, added } = setting;
+  if (scheme.numbers) return refusesAdditions(NAME, setting);
   return firstReason(
     added.some(isRunTime) ? refusesResidues(NAME, setting) : refusesAdditions(NAME, setting),
     quantizesTokens(scheme) ? refusesIntegers(setting) : undefined,
@@ -160,9 +170,18 @@ function refusesIntegers({ scheme, tokenClips }: Setting): string | undefined {
   return undefined;
 }
 
-function notes(setting: Setting): string[] {
+/** By the name of the scheme. */
+const FLOAT_NOTES: Readonly<Record<string, readonly string[]>> = {
+  NVFP4: [
+    "vLLM quantizes activations on GPUs that multiply NVFP4 (Blackwell), and leaves them in 16 bits on others; SGLang loads this layout on Blackwell alone, and modelopt on others as well",
+  ],
+  MXFP4A16: ["vLLM on Blackwell quantizes the activations of this layout as well (issue 56770)"],
+};
+
+function notes(setting: Setting): readonly string[] {
   const { scheme, added, tokenClips } = setting;
   const { wbits, abits } = scheme;
+  if (scheme.numbers) return FLOAT_NOTES[schemeName(scheme)] ?? [];
   const list: string[] = [];
   if (quantizesTokens(scheme)) {
     const clips = tokenClips ? ", without the learned clipping" : "";
@@ -185,12 +204,17 @@ function notes(setting: Setting): string[] {
 
 export const compressedTensors: Format = {
   name: NAME,
-  about: "compressed-tensors, 2 to 8 bits, W8A8, W4A8 and W4A4: vLLM, SGLang, transformers",
+  about:
+    "compressed-tensors, 2 to 8 bits, W8A8, W4A8, W4A4, NVFP4, MXFP4: vLLM, SGLang, transformers",
   refuses,
   notes,
   write(run, output) {
     const { setting } = run;
-    const config = configOf(setting.scheme);
+    const config = configOf(setting);
+    if (setting.scheme.numbers) {
+      const layout = { linear: planFloats, config, type: ownShortType(run) };
+      return writePacked(run, layout, output, notes(setting));
+    }
     const hasResidues = setting.added.some(isRunTime);
     const layout: PackedLayout = {
       linear: quantizesTokens(setting.scheme) ? planIntegers : planPacked,

@@ -15,6 +15,7 @@ import { EXPORT_RECORD } from "./record.ts";
 const OWN_FILES: ReadonlySet<string> = new Set([
   "config.json",
   "quantize_config.json",
+  "hf_quant_config.json",
   AQ_CONFIG_NAME,
   EXPORT_RECORD,
 ]);

@@ -9,6 +9,9 @@
  * multiples of 32 or whole rows, so that every block lies in one. Source: ggml-quants.c.
  */
 
+import type { Float4Name } from "../autograd/float4.ts";
+import { FLOAT4_MAGNITUDES } from "../quant/float4.ts";
+import { scaleValues } from "../quant/quantizers.ts";
 import { halfValues, toHalf } from "../util/half.ts";
 import type { ChangeMeter } from "./change.ts";
 import { GGML_TYPES } from "./gguf-file.ts";
@@ -21,6 +24,16 @@ export interface LinearParts {
   /** Bits of float16. */
   readonly scales: Uint16Array;
   readonly zeros: Uint8Array | Float32Array;
+}
+
+/** Parts of a linear of 4-bit floats in memory. */
+export interface FloatParts {
+  readonly linear: StoredLinear;
+  readonly numbers: Float4Name;
+  readonly codes: Uint8Array;
+  readonly scaleBytes: Uint8Array;
+  /** g; 1 where the format has none. */
+  readonly global: number;
 }
 
 /** Row of the checkpoint that becomes row r of the file. */
@@ -173,4 +186,39 @@ export function* dequantizedRows(parts: LinearParts, order: RowOrder): Generator
     }
     yield piece;
   }
+}
+
+/** The same of 4-bit floats. */
+export function* floatRows(parts: FloatParts, order: RowOrder): Generator<Float32Array> {
+  const { numbers, codes, global } = parts;
+  const { rows, columns, group, groups } = parts.linear;
+  const scales = scaleValues(parts.scaleBytes, numbers).map((scale) => scale / global);
+  const values = [...FLOAT4_MAGNITUDES, ...FLOAT4_MAGNITUDES.map((x) => -x)];
+  for (let top = 0; top < rows; top += ROWS) {
+    const count = Math.min(ROWS, rows - top);
+    const piece = new Float32Array(count * columns);
+    let at = 0;
+    for (let row = top; row < top + count; row++) {
+      const from = order(row);
+      for (let i = 0; i < columns; i++) {
+        const scale = scales[from * groups + Math.floor(i / group)] as number;
+        piece[at++] = (values[codes[from * columns + i] as number] as number) * scale;
+      }
+    }
+    yield piece;
+  }
+}
+
+/** Rows of plain numbers in the order. */
+export function orderedRows(
+  numbers: Float32Array,
+  columns: number,
+  order: RowOrder,
+): Float32Array<ArrayBuffer> {
+  const ordered = new Float32Array(numbers.length);
+  for (let row = 0; row * columns < numbers.length; row++) {
+    const from = order(row) * columns;
+    ordered.set(numbers.subarray(from, from + columns), row * columns);
+  }
+  return ordered;
 }

@@ -8,7 +8,7 @@ import { AqError } from "../errors.ts";
 import type { FormatName } from "../export-types.ts";
 import { readLlamaConfig } from "../models/config.ts";
 import type { TensorSpec } from "../models/family.ts";
-import { quantizesTokens } from "../quant/scheme.ts";
+import { hasGlobalScales, quantizesTokens } from "../quant/scheme.ts";
 import { ChangeMeter } from "./change.ts";
 import type { Format, FormatOutput, Written } from "./format.ts";
 import { type GgmlType, type GgufTensor, writeGguf } from "./gguf-file.ts";
@@ -16,16 +16,19 @@ import { ggufKeys, ropeFactors } from "./gguf-keys.ts";
 import {
   blockRows,
   dequantizedRows,
+  type FloatParts,
+  floatRows,
   type LinearParts,
+  orderedRows,
   type RowOrder,
   ropeRows,
   SAME_ROWS,
 } from "./gguf-rows.ts";
 import { ggufTokenizer } from "./gguf-tokenizer.ts";
 import { blockType } from "./gguf-type.ts";
-import { firstReason, refusesAdditions } from "./limits.ts";
+import { firstReason, refusesAdditions, refusesFloats } from "./limits.ts";
 import { bytesOf } from "./pack.ts";
-import { halves, halvesOf, singles } from "./plain.ts";
+import { shorts, shortsOf, singles } from "./plain.ts";
 import type { FinishedRun, StoredLinear } from "./run.ts";
 import type { Setting } from "./setting.ts";
 
@@ -88,21 +91,40 @@ function planLinear(
       yield* blockRows(parts(), type, order, meters.weights);
       return;
     }
-    for (const rowsOf of dequantizedRows(parts(), order))
-      yield halvesOf(rowsOf, name, meters.weights);
+    const floats = floatsOf(run, linear);
+    for (const some of floats ? floatRows(floats, order) : dequantizedRows(parts(), order))
+      yield shortsOf(some, name, meters.weights);
   }
   return { name: nameOf(block, key), type, shape: [rows, columns], pieces };
 }
 
-/** A gain or bias of a block. */
-function planPlain(run: FinishedRun, block: number, spec: TensorSpec): GgufTensor {
-  const { key, name, shape } = spec;
-  const order = orderOf(run, key);
-  const pieces = (): Uint8Array[] => {
-    const numbers = run.plain(block, name, shape);
-    return [bytesOf(Float32Array.from(numbers, (_, row) => numbers[order(row)] as number))];
+/** Of a run of 4-bit floats. */
+function floatsOf(run: FinishedRun, linear: StoredLinear): FloatParts | undefined {
+  const { scheme } = run.setting;
+  if (!scheme.numbers) return undefined;
+  return {
+    linear,
+    numbers: scheme.numbers,
+    codes: run.codes(linear),
+    scaleBytes: run.scaleBytes(linear),
+    global: hasGlobalScales(scheme) ? run.globalScale(linear) : 1,
   };
-  return { name: nameOf(block, key), type: "F32", shape, pieces };
+}
+
+/** A gain, a bias, or a linear that is not quantized. */
+function planPlain(
+  run: FinishedRun,
+  block: number,
+  { key, name, shape }: TensorSpec,
+  meters: Meters,
+): GgufTensor {
+  const isMatrix = shape.length > 1;
+  const columns = isMatrix ? (shape[1] as number) : 1;
+  const pieces = (): Uint8Array[] => {
+    const numbers = orderedRows(run.plain(block, name, shape), columns, orderOf(run, key));
+    return [isMatrix ? shortsOf(numbers, name, meters.others) : bytesOf(numbers)];
+  };
+  return { name: nameOf(block, key), type: isMatrix ? "F16" : "F32", shape, pieces };
 }
 
 function planOuter(run: FinishedRun, { key, name, shape }: TensorSpec, meters: Meters): GgufTensor {
@@ -114,7 +136,7 @@ function planOuter(run: FinishedRun, { key, name, shape }: TensorSpec, meters: M
       name: target,
       type: "F16",
       shape,
-      pieces: () => halves(checkpoint, name, meters.others),
+      pieces: () => shorts(checkpoint, name, meters.others),
     };
   }
   function* pieces(): Generator<Uint8Array> {
@@ -146,7 +168,9 @@ function planAll(run: FinishedRun, type: GgmlType, meters: Meters): GgufTensor[]
     const linears = new Map(run.linears(block).map((linear) => [linear.key, linear]));
     for (const spec of model.blockTensors(block)) {
       const linear = linears.get(spec.key);
-      tensors.push(linear ? planLinear(run, linear, type, meters) : planPlain(run, block, spec));
+      tensors.push(
+        linear ? planLinear(run, linear, type, meters) : planPlain(run, block, spec, meters),
+      );
     }
   }
   put("norm");
@@ -175,7 +199,9 @@ function refuses(name: FormatName, setting: Setting): string | undefined {
       ? undefined
       : `${name} is for LLaMA models, since llama.cpp has no ${model.family.toUpperCase()}; write awq, gptq_v2 or compressed-tensors`,
     refusesAdditions(name, setting),
-    quantizesTokens(scheme) && scheme.abits < 8
+    name === "gguf" ? refusesFloats(name, setting) : undefined,
+    // 4-bit floats are there dequantized, and nobody takes that for what the run computes.
+    quantizesTokens(scheme) && scheme.abits < 8 && !scheme.numbers
       ? `${name} stores weights alone, and this run's ${scheme.abits}-bit activations would be left out; quantize with --abits 16, or write aq`
       : undefined,
     name === "gguf" ? refusesGrid(setting) : undefined,

@@ -8,7 +8,6 @@
  */
 
 import type { FormatName } from "../export-types.ts";
-import type { QuantScheme } from "../quant/scheme.ts";
 import type { JsonObject } from "../util/json.ts";
 import { packageVersion } from "../util/package.ts";
 import type { Format } from "./format.ts";
@@ -17,12 +16,13 @@ import {
   refusesActivations,
   refusesAdditions,
   refusesBits,
+  refusesFloats,
   refusesShapes,
 } from "./limits.ts";
 import { bytesOf, packRows, streamWords, transposed } from "./pack.ts";
 import { type PackedLayout, writePacked } from "./packed-folder.ts";
 import type { FinishedRun, StoredLinear } from "./run.ts";
-import { isMidpoint, type Setting } from "./setting.ts";
+import { isMidpoint, keptNames, type Setting } from "./setting.ts";
 import type { PlannedTensor } from "./shards.ts";
 
 const BITS = [2, 3, 4, 8] as const;
@@ -72,7 +72,9 @@ function planLinear(run: FinishedRun, linear: StoredLinear, name: FormatName): P
   ];
 }
 
-function configOf(name: FormatName, scheme: QuantScheme): JsonObject {
+function configOf(name: FormatName, setting: Setting): JsonObject {
+  const { scheme } = setting;
+  const kept = keptRules(setting);
   return {
     quant_method: "gptq",
     bits: scheme.wbits,
@@ -80,6 +82,7 @@ function configOf(name: FormatName, scheme: QuantScheme): JsonObject {
     desc_act: false,
     sym: isMidpoint(scheme),
     lm_head: false,
+    ...(Object.keys(kept).length > 0 ? { dynamic: kept } : {}),
     checkpoint_format: name,
     format: name,
     method: "gptq",
@@ -89,10 +92,32 @@ function configOf(name: FormatName, scheme: QuantScheme): JsonObject {
   };
 }
 
+/** What vLLM calls linears that it runs as one. */
+const FUSED: Readonly<Record<string, string>> = { q: "qkv_proj", gate: "gate_up_proj" };
+
+/**
+ * Rules that leave linears out, as GPTQModel writes them: patterns of names that begin with "-:". vLLM
+ * asks for the names of linears that it runs as one, so that those are there as well.
+ */
+function keptRules(setting: Setting): JsonObject {
+  const { model, kept } = setting;
+  const fused = kept.flatMap((keys, block) => {
+    const names = new Map(model.blockTensors(block).map(({ key, name }) => [key, name]));
+    return model.residual.reads.flatMap(({ consumers: [first = "", ...others] }) => {
+      const own = FUSED[first];
+      const isWhole = own !== undefined && [first, ...others].every((key) => keys.includes(key));
+      return isWhole ? [(names.get(first) ?? "").replace(/[^.]+\.weight$/, own)] : [];
+    });
+  });
+  const all = [...keptNames(setting), ...fused];
+  return Object.fromEntries(all.map((name) => [`-:^${name.replaceAll(".", "\\.")}$`, {}]));
+}
+
 function refuses(name: FormatName, setting: Setting): string | undefined {
   const { scheme } = setting;
   return firstReason(
     refusesAdditions(name, setting),
+    refusesFloats(name, setting),
     refusesActivations(name, setting),
     refusesBits(name, setting, BITS),
     name === "gptq" && !isMidpoint(scheme)
@@ -113,7 +138,7 @@ function format(name: "gptq" | "gptq_v2", about: string): Format {
     refuses: (setting) => refuses(name, setting),
     notes: () => [],
     write(run, output) {
-      const config = configOf(name, run.setting.scheme);
+      const config = configOf(name, run.setting);
       const layout: PackedLayout = {
         linear: (from, linear) => planLinear(from, linear, name),
         config,

@@ -2,8 +2,8 @@
 
 import { isRunTime } from "../export/aq-config.ts";
 import type { LinearSpec } from "../models/family.ts";
-import { quantizesTokens } from "../quant/scheme.ts";
-import type { Setting } from "./setting.ts";
+import { quantizesTokens, schemeName } from "../quant/scheme.ts";
+import { isKeptEverywhere, type Setting } from "./setting.ts";
 
 /** The first reason there is. */
 export function firstReason(...reasons: readonly (string | undefined)[]): string | undefined {
@@ -23,6 +23,13 @@ export function refusesAdditions(name: string, setting: Setting): string | undef
       ? `${name} has no place for the biases that this recipe puts behind norms (${setting.added[0]}), which ${setting.model.family} does not have; use --recipe default, or write aq`
       : undefined,
   );
+}
+
+/** The format stores whole numbers alone. */
+export function refusesFloats(name: string, { scheme }: Setting): string | undefined {
+  if (!scheme.numbers) return undefined;
+  const others = scheme.numbers === "nvfp4" ? "compressed-tensors, modelopt" : "compressed-tensors";
+  return `${name} stores whole numbers alone, and this run is ${schemeName(scheme)}; write ${others}, hf (dequantized) or aq`;
 }
 
 /** The format stores weights alone. */
@@ -54,6 +61,7 @@ export function refusesShapes(
   fails: (linear: LinearSpec) => string | undefined,
 ): string | undefined {
   for (const linear of setting.model.linears) {
+    if (isKeptEverywhere(setting, linear.key)) continue;
     const reason = fails(linear);
     if (reason !== undefined) return reason;
   }

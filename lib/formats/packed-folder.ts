@@ -1,6 +1,6 @@
 /**
- * What gptq, awq and compressed-tensors have in common: a Hugging Face folder in float16 in which the
- * weight of each linear is replaced by the tensors of its packed form.
+ * What gptq, awq, compressed-tensors and modelopt have in common: a Hugging Face folder in 16 bits in which
+ * the weight of each quantized linear is replaced by the tensors of its packed form.
  */
 
 import * as path from "node:path";
@@ -12,7 +12,7 @@ import { formatLike, type JsonObject } from "../util/json.ts";
 import { writeFileAtomic } from "../util/unfinished-file.ts";
 import { ChangeMeter } from "./change.ts";
 import { type FormatOutput, UNCHANGED, type Written } from "./format.ts";
-import { copied, halves, halvesOf } from "./plain.ts";
+import { copied, type ShortType, shortName, shorts, shortsOf } from "./plain.ts";
 import type { FinishedRun, StoredLinear } from "./run.ts";
 import { type PlannedTensor, writeShards } from "./shards.ts";
 
@@ -28,6 +28,8 @@ export interface PackedLayout {
     key: string,
     meter: ChangeMeter,
   ) => readonly PlannedTensor[];
+  /** Of tensors that are not quantized; float16 where absent. */
+  readonly type?: ShortType;
   /** Further JSON files by name. */
   readonly files?: Readonly<Record<string, JsonObject>>;
 }
@@ -42,12 +44,13 @@ export async function writePacked(
   const meter = new ChangeMeter();
   const tensors: PlannedTensor[] = [];
   const { model } = run;
+  const { type = "F16" } = layout;
   const outer = outerTensors(run);
   const plan = ({ name, shape }: { name: string; shape: readonly number[] }): PlannedTensor => ({
     name,
-    dtype: "F16",
+    dtype: type,
     shape,
-    pieces: () => halves(run.checkpoint, name, meter),
+    pieces: () => shorts(run.checkpoint, name, meter, type),
   });
   tensors.push(...outer.first.map(plan));
   for (let block = 0; block < model.shape.blocks; block++) {
@@ -58,8 +61,10 @@ export async function writePacked(
       else if (layout.plain && isRunTime(key))
         tensors.push(...layout.plain(run, block, key, meter));
       else {
-        const pieces = (): Uint8Array[] => [halvesOf(run.plain(block, name, shape), name, meter)];
-        tensors.push({ name, dtype: "F16", shape, pieces });
+        const pieces = (): Uint8Array[] => [
+          shortsOf(run.plain(block, name, shape), name, meter, type),
+        ];
+        tensors.push({ name, dtype: type, shape, pieces });
       }
     }
   }
@@ -68,7 +73,7 @@ export async function writePacked(
   copyCompanions(run, output.dir);
   for (const [name, json] of Object.entries(layout.files ?? {})) writeJson(output.dir, name, json);
   const config = {
-    ...inHalf(stockConfig(run.checkpoint.config)),
+    ...inType(stockConfig(run.checkpoint.config), shortName(type)),
     quantization_config: layout.config,
   };
   writeConfig(run, output.dir, config);
@@ -111,9 +116,9 @@ function writeJson(dir: string, name: string, json: JsonObject): void {
   writeFileAtomic(path.join(dir, name), `${JSON.stringify(json, null, 2)}\n`);
 }
 
-/** Says float16 under the name that the file has for it, or under the one that all loaders know. */
-function inHalf(config: JsonObject): JsonObject {
+/** Says the type under the name that the file has for it, or under the one that all loaders know. */
+function inType(config: JsonObject, type: string): JsonObject {
   const key = config["dtype"] === undefined ? "torch_dtype" : "dtype";
-  const both = config["torch_dtype"] === undefined ? {} : { torch_dtype: "float16" };
-  return { ...config, ...both, [key]: "float16" };
+  const both = config["torch_dtype"] === undefined ? {} : { torch_dtype: type };
+  return { ...config, ...both, [key]: type };
 }

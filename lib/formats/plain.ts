@@ -1,4 +1,4 @@
-/** Tensors that are not quantized, as they are or in float16, in pieces. */
+/** Tensors that are not quantized, as they are or in 16 bits, in pieces. */
 
 import type { Checkpoint } from "../checkpoint/folder.ts";
 import type { SafetensorsDType } from "../checkpoint/safetensors-header.ts";
@@ -8,7 +8,7 @@ import { dtypeCode } from "../tensor/dtype.ts";
 import { invokeOne } from "../tensor/invoke.ts";
 import { scope } from "../tensor/scope.ts";
 import { Tensor } from "../tensor/tensor.ts";
-import { HALF_LIMIT, halfValues } from "../util/half.ts";
+import { halfValues } from "../util/half.ts";
 import type { ChangeMeter } from "./change.ts";
 import { bytesOf } from "./pack.ts";
 
@@ -50,28 +50,49 @@ export function* singles(checkpoint: Checkpoint, name: string): Generator<Float3
   }
 }
 
+/** What tensors are written in that are not quantized. */
+export type ShortType = "F16" | "BF16";
+
+/** What the types are called: by the engine, and in config.json with their largest number. */
+const SHORT: Readonly<Record<ShortType, { engine: "f16" | "bf16"; name: string; most: string }>> = {
+  F16: { engine: "f16", name: "float16", most: "65504" },
+  BF16: { engine: "bf16", name: "bfloat16", most: "3.39e38" },
+};
+
+export function shortName(type: ShortType): string {
+  return SHORT[type].name;
+}
+
 /**
- * A tensor of a checkpoint as float16; `meter` hears what that changed.
+ * A tensor of a checkpoint in 16 bits; `meter` hears what that changed.
  *
- * Throws: AQ_MODEL where a value is above float16's range.
+ * Throws: AQ_MODEL where a value is above the type's range.
  */
-export function* halves(
+export function* shorts(
   checkpoint: Checkpoint,
   name: string,
   meter: ChangeMeter,
+  type: ShortType = "F16",
 ): Generator<Uint8Array> {
-  if (checkpoint.info(name).dtype === "F16") {
+  if (checkpoint.info(name).dtype === type) {
     yield* copied(checkpoint, name);
     return;
   }
-  for (const piece of singles(checkpoint, name)) yield halvesOf(piece, name, meter);
+  for (const piece of singles(checkpoint, name)) yield shortsOf(piece, name, meter, type);
 }
 
-/** Numbers as float16. Throws: AQ_MODEL where one is above its range. */
-export function halvesOf(numbers: Float32Array, name: string, meter: ChangeMeter): Uint8Array {
-  const values = halfValues();
+/** Numbers in 16 bits. Throws: AQ_MODEL where one is above the type's range. */
+export function shortsOf(
+  numbers: Float32Array,
+  name: string,
+  meter: ChangeMeter,
+  type: ShortType = "F16",
+): Uint8Array {
+  const values = type === "F16" ? halfValues() : bfloatValues();
   const bits = scope(() => ({
-    read: invokeOne("cast", [Tensor.from(numbers)], { dtype: dtypeCode("f16") }).read(),
+    read: invokeOne("cast", [Tensor.from(numbers)], {
+      dtype: dtypeCode(SHORT[type].engine),
+    }).read(),
   })).read as Uint16Array;
   let largest = 0;
   let weight = 0;
@@ -89,15 +110,28 @@ export function halvesOf(numbers: Float32Array, name: string, meter: ChangeMeter
   }
   // What is above the range became infinite, and what was no number still is none.
   if (!Number.isFinite(difference)) {
-    throw outOfRange(name, numbers.find((x) => !(Math.abs(x) < HALF_LIMIT)) ?? Number.NaN);
+    const isBad = (x: number, i: number): boolean =>
+      !Number.isFinite(x - (values[bits[i] as number] as number));
+    throw outOfRange(name, numbers.find(isBad) ?? Number.NaN, type);
   }
   meter.add({ largest, weight, difference, size });
   return bytesOf(bits);
 }
 
-function outOfRange(name: string, x: number): AqError {
+/** Values of all bits of bfloat16, made at the first use. */
+let bfloats: Float32Array | undefined;
+
+function bfloatValues(): Float32Array {
+  bfloats ??= new Float32Array(
+    Uint32Array.from({ length: 2 ** 16 }, (_, bits) => bits << 16).buffer,
+  );
+  return bfloats;
+}
+
+function outOfRange(name: string, x: number, type: ShortType): AqError {
+  const { name: stored, most } = SHORT[type];
   return new AqError(
     "AQ_MODEL",
-    `"${name}" holds ${x}, and this format stores float16, whose largest number is 65504; write hf or aq, which keep the model's own types`,
+    `"${name}" holds ${x}, and this format stores ${stored}, whose largest number is ${most}; write hf or aq, which keep the model's own types`,
   );
 }

@@ -18,7 +18,7 @@ export function writeRecord(
   run: FinishedRun,
   written: Written,
 ): void {
-  const { wbits, abits, groupSize, symmetric, grids } = run.config.scheme;
+  const { wbits, abits, groupSize, symmetric, grids, numbers } = run.config.scheme;
   const record: JsonObject = {
     record: RECORD_FORMAT,
     format,
@@ -29,6 +29,7 @@ export function writeRecord(
       abits,
       group_size: groupSize,
       symmetric,
+      ...(numbers ? { numbers } : {}),
       ...(grids ? { grids } : {}),
       recipe: run.config.recipe,
     },

@@ -9,6 +9,7 @@ import type { Format } from "./format.ts";
 import { gguf, ggufF16 } from "./gguf.ts";
 import { gptq, gptqV2 } from "./gptq.ts";
 import { hf } from "./hf.ts";
+import { modelopt } from "./modelopt.ts";
 
 const FORMATS: Readonly<Record<FormatName, Format>> = {
   hf,
@@ -16,6 +17,7 @@ const FORMATS: Readonly<Record<FormatName, Format>> = {
   gptq_v2: gptqV2,
   awq,
   "compressed-tensors": compressedTensors,
+  modelopt,
   gguf,
   "gguf-f16": ggufF16,
   aq,

@@ -10,7 +10,7 @@ import { quantizesTokens } from "../quant/scheme.ts";
 import type { JsonObject } from "../util/json.ts";
 import type { ChangeMeter } from "./change.ts";
 import { transposed } from "./pack.ts";
-import { halvesOf } from "./plain.ts";
+import { shortsOf } from "./plain.ts";
 import type { FinishedRun, StoredLinear } from "./run.ts";
 import type { Setting } from "./setting.ts";
 import type { PlannedTensor } from "./shards.ts";
@@ -57,7 +57,7 @@ export function planResidues(
       const residue = run.plain(block, name, [hidden, hidden]);
       const scale = Math.sqrt(hidden);
       const m = transposed(residue, hidden, hidden).map((r) => scale * r);
-      return [halvesOf(m, target, meter)];
+      return [shortsOf(m, target, meter)];
     };
     return { name: target, dtype: "F16", shape: [hidden, hidden], pieces };
   });

@@ -14,7 +14,7 @@ import { RunState } from "../export/run-state.ts";
 import type { StoredBlock } from "../export/stored-block.ts";
 import type { LinearSpec, Model } from "../models/family.ts";
 import { openModel } from "../models/registry.ts";
-import { groupsPerRow } from "../quant/weights.ts";
+import { groupsPerRow } from "../quant/scheme.ts";
 import { sha256File } from "../util/hash.ts";
 import type { Setting } from "./setting.ts";
 
@@ -22,6 +22,8 @@ import type { Setting } from "./setting.ts";
 export interface StoredLinear {
   readonly block: number;
   readonly key: string;
+  /** What it reads. */
+  readonly activation: string;
   /** Of the weight: ends in ".weight". */
   readonly name: string;
   /** Without ".weight". */
@@ -47,6 +49,7 @@ export class FinishedRun {
   readonly hashes: readonly string[];
   readonly #state: RunState;
   readonly #set: BlockSet;
+  readonly #inputGlobals: readonly Readonly<Record<string, number>>[];
   #open: { readonly index: number; readonly block: StoredBlock } | undefined;
   readonly #checked = new Set<number>();
 
@@ -55,7 +58,7 @@ export class FinishedRun {
     checkOwnType(dir, checkpoint.config, config);
     const has = (name: string): boolean => checkpoint.has(name);
     const model = openModel(checkpoint.config, has, extrasOf(config));
-    const { set, tokenClips } = liveBlocks(job);
+    const { set, tokenClips, inputGlobals } = liveBlocks(job);
     if (tokenClips.length !== model.shape.blocks) {
       throw damaged(dir, `its job.json lists ${tokenClips.length} of ${model.shape.blocks} blocks`);
     }
@@ -73,7 +76,9 @@ export class FinishedRun {
       scheme: config.scheme,
       added: config.added ?? [],
       tokenClips: tokenClips.some((clips) => Object.keys(clips).length > 0),
+      kept: config.kept ?? [],
     };
+    this.#inputGlobals = inputGlobals;
     this.#state = state;
     this.#set = set;
   }
@@ -116,17 +121,34 @@ export class FinishedRun {
 
   /** The quantized linears of a block, in the order of its tensors. */
   linears(block: number): StoredLinear[] {
-    const { groupSize } = this.setting.scheme;
+    const { scheme, kept } = this.setting;
     const specs = new Map(this.model.linears.map((linear) => [linear.key, linear]));
     return this.model.blockTensors(block).flatMap(({ key, name }) => {
-      const linear = specs.get(key);
-      return linear ? [describe(linear, block, name, groupSize)] : [];
+      const linear = kept[block]?.includes(key) ? undefined : specs.get(key);
+      return linear ? [describe(linear, block, name, scheme.groupSize)] : [];
     });
   }
 
   /** Codes u8 [O, I]. Throws: AQ_FILE, AQ_FORMAT. */
   codes({ block, name, rows, columns }: StoredLinear): Uint8Array {
     return this.#part(block, `${name}.codes`, ["u8"], [rows, columns]).bytes;
+  }
+
+  /** Scales [O, G] of 4-bit floats, as bytes of their type. */
+  scaleBytes({ block, name, rows, groups }: StoredLinear): Uint8Array {
+    return this.#part(block, `${name}.scale`, ["u8"], [rows, groups]).bytes;
+  }
+
+  /** The scale of a whole matrix of NVFP4. */
+  globalScale({ block, name }: StoredLinear): number {
+    return floats(this.#part(block, `${name}.global`, ["f32"], [1]).bytes)[0] as number;
+  }
+
+  /** The scale of all that the linear reads, in NVFP4. Throws: AQ_FORMAT. */
+  inputGlobal({ block, name, activation }: StoredLinear): number {
+    const global = this.#inputGlobals[block]?.[activation];
+    if (global !== undefined) return Math.fround(global);
+    throw damaged(this.dir, `its job.json has no global scale of what "${name}" reads`);
   }
 
   /** Scales [O, G], as the bits of float16. */
@@ -223,14 +245,24 @@ export class FinishedRun {
 }
 
 function describe(
-  { key, out: rows, in: columns }: LinearSpec,
+  { key, activation, out: rows, in: columns }: LinearSpec,
   block: number,
   name: string,
   groupSize: number,
 ): StoredLinear {
   const groups = groupsPerRow(columns, groupSize);
   const prefix = name.replace(/\.weight$/, "");
-  return { block, key, name, prefix, rows, columns, groups, group: groupSize || columns };
+  return {
+    block,
+    key,
+    activation,
+    name,
+    prefix,
+    rows,
+    columns,
+    groups,
+    group: groupSize || columns,
+  };
 }
 
 function configOf(dir: string): AqConfig {

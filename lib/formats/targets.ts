@@ -1,12 +1,15 @@
 /** Which format a program loads, for each setting; docs/formats.md has the table. */
 
+import type { Float4Name } from "../autograd/float4.ts";
 import { AqError } from "../errors.ts";
 import { isRunTime } from "../export/aq-config.ts";
 import type { FormatName, TargetName } from "../export-types.ts";
 import { quantizesTokens, schemeName } from "../quant/scheme.ts";
 import type { Format } from "./format.ts";
 import { formatOf } from "./registry.ts";
-import { isMidpoint, type Setting } from "./setting.ts";
+import { isMidpoint, type Setting, tornLinears } from "./setting.ts";
+
+const MODELOPT: FormatName = "modelopt";
 
 /** A format that the program may load, or why it does not although it is one of its own. */
 interface Candidate {
@@ -17,6 +20,7 @@ interface Candidate {
 const TARGETS: Readonly<Record<TargetName, (setting: Setting) => readonly Candidate[]>> = {
   vllm: forVllm,
   sglang: forSglang,
+  "tensorrt-llm": forTensorrt,
   transformers: forTransformers,
   "llama.cpp": () => [{ format: "gguf" }],
 };
@@ -27,13 +31,21 @@ export const TARGET_NAMES: readonly TargetName[] = Object.keys(TARGETS) as Targe
 const KERNEL_GROUPS: readonly number[] = [0, 32, 64, 128];
 
 function groupsFit({ scheme }: Setting, program: string): string | undefined {
-  if (KERNEL_GROUPS.includes(scheme.groupSize)) return undefined;
+  if (scheme.numbers || KERNEL_GROUPS.includes(scheme.groupSize)) return undefined;
   return `${program} has kernels for groups of 32, 64 and 128 and for whole channels, and this run has groups of ${scheme.groupSize}`;
+}
+
+/** Servers run linears that read the same as one, quantized or not. */
+function keepsWhole(setting: Setting, program: string): string | undefined {
+  const torn = tornLinears(setting);
+  if (!torn) return undefined;
+  return `${program} runs ${torn.join(", ")} as one linear, and this run keeps some of them as they are; keep all of them or none`;
 }
 
 function forVllm(setting: Setting): readonly Candidate[] {
   const { scheme, added } = setting;
-  const unless = groupsFit(setting, "vLLM");
+  const unless = keepsWhole(setting, "vLLM") ?? groupsFit(setting, "vLLM");
+  if (scheme.numbers) return floatLayouts(scheme.numbers, unless);
   if (quantizesTokens(scheme) || added.some(isRunTime))
     return [{ format: "compressed-tensors", unless }];
   if (isMidpoint(scheme)) {
@@ -55,9 +67,24 @@ function forVllm(setting: Setting): readonly Candidate[] {
   return order.map((format) => ({ format, unless }));
 }
 
+/** Both layouts of NVFP4; MXFP4 has one. */
+function floatLayouts(numbers: Float4Name, unless?: string): Candidate[] {
+  const layouts: FormatName[] = ["compressed-tensors", ...(numbers === "nvfp4" ? [MODELOPT] : [])];
+  return layouts.map((format) => ({ format, unless }));
+}
+
 function forSglang(setting: Setting): readonly Candidate[] {
   const { scheme, added } = setting;
-  const unless = groupsFit(setting, "SGLang");
+  const unless = keepsWhole(setting, "SGLang") ?? groupsFit(setting, "SGLang");
+  if (scheme.numbers === "nvfp4" && quantizesTokens(scheme)) {
+    // It loads ModelOpt's layout before Blackwell as well, without quantized activations.
+    return floatLayouts(scheme.numbers, unless).reverse();
+  }
+  if (scheme.numbers) {
+    const reason =
+      "SGLang loads NVFP4 with quantized activations alone; quantize with --scheme NVFP4";
+    return [{ format: "compressed-tensors", unless: reason }];
+  }
   if (added.some(isRunTime)) {
     const reason = "SGLang executes no transform_config, which this run needs";
     return [{ format: "compressed-tensors", unless: reason }];
@@ -88,7 +115,21 @@ function forSglang(setting: Setting): readonly Candidate[] {
   }
 }
 
+function forTensorrt(setting: Setting): readonly Candidate[] {
+  const { scheme } = setting;
+  const unless = keepsWhole(setting, "TensorRT-LLM");
+  if (scheme.numbers === "mxfp4") {
+    const reason = quantizesTokens(scheme)
+      ? "TensorRT-LLM loads MXFP4 with activations in 16 bits alone; quantize with --scheme MXFP4A16 or NVFP4"
+      : unless;
+    return [{ format: "compressed-tensors", unless: reason }];
+  }
+  // It reads whole numbers in layouts of its own alone.
+  return [{ format: MODELOPT, unless }];
+}
+
 function forTransformers({ scheme, added, model }: Setting): readonly Candidate[] {
+  if (scheme.numbers) return [{ format: "compressed-tensors" }];
   const leavesOut = "transformers would leave out what this run does at run time";
   if (quantizesTokens(scheme) && scheme.abits < 8) {
     const isOwn = model.hadamardDown !== null || added.length > 0;

@@ -106,7 +106,7 @@ export class Decoder {
     if (!logits) return [];
     try {
       const all = (await logits.readAsync()) as Float32Array;
-      return wanted.map((_, n) => all.slice(n * vocabulary, (n + 1) * vocabulary));
+      return wanted.map((_, n) => all.subarray(n * vocabulary, (n + 1) * vocabulary));
     } finally {
       logits.dispose();
     }

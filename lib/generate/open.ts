@@ -4,12 +4,12 @@ import { openCheckpoint } from "../checkpoint/folder.ts";
 import { hasFile, sourceFile } from "../checkpoint/source-files.ts";
 import { loadTokenizer, type TextTokenizer } from "../data/tokenizer.ts";
 import type { EvalModel } from "../eval/eval-model.ts";
+import { folderActivations } from "../eval/folder-activations.ts";
 import { extrasOf, readAqConfig } from "../export/aq-config.ts";
 import { checkOwnType } from "../export/own-type.ts";
 import { checkWeights } from "../models/load.ts";
 import { openFolderModel } from "../packed/model.ts";
 import { packedWeights } from "../packed/open.ts";
-import { serverTokens } from "../packed/tokens.ts";
 import { isJsonObject, readJsonFile } from "../util/json.ts";
 
 /** A folder that was opened; `close` ends reading from it. */
@@ -29,17 +29,11 @@ export function openLanguageModel(dir: string, device: string): LanguageModel {
     checkOwnType(dir, checkpoint.config, config);
     const model = openFolderModel(checkpoint, extrasOf(config));
     checkWeights(checkpoint, model);
-    const tokens = packedWeights(checkpoint)?.tokens ?? null;
-    const bits = config?.scheme.abits ?? tokens?.bits ?? 16;
-    const hook = tokens && !config ? serverTokens(model, { ...tokens, bits }) : undefined;
     return {
       checkpoint,
       model,
       device,
-      activations:
-        bits < 16
-          ? { bits, clips: config?.tokenClips ?? [], style: config?.scheme ?? {}, hook }
-          : null,
+      activations: folderActivations(model, config, packedWeights(checkpoint)),
       tokenizer: loadTokenizer(dir),
       endIds: endIds(dir, checkpoint.config),
       close: () => checkpoint.close(),

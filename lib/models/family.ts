@@ -6,7 +6,7 @@
 import type { Graph, Var } from "../autograd/graph.ts";
 import type { AttentionParams } from "../autograd/ops/attention.ts";
 import type { HadamardFactors } from "../autograd/ops/hadamard.ts";
-import type { ActivationHook } from "../quant/tokens.ts";
+import type { ActivationHook } from "../quant/activations.ts";
 import type { Tensor } from "../tensor/tensor.ts";
 
 /** Sizes that every family has, in the letters of the documentation. */

@@ -7,7 +7,7 @@ import { linear } from "../autograd/ops/linear.ts";
 import { rmsNorm } from "../autograd/ops/rms-norm.ts";
 import { rope } from "../autograd/ops/rope.ts";
 import { siluMul } from "../autograd/ops/silu-mul.ts";
-import type { ActivationHook } from "../quant/tokens.ts";
+import type { ActivationHook } from "../quant/activations.ts";
 import { dtypeCode } from "../tensor/dtype.ts";
 import { invokeOne } from "../tensor/invoke.ts";
 import { Tensor } from "../tensor/tensor.ts";

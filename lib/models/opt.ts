@@ -6,7 +6,7 @@ import { attention } from "../autograd/ops/attention.ts";
 import { layerNorm } from "../autograd/ops/layer-norm.ts";
 import { linear } from "../autograd/ops/linear.ts";
 import { relu } from "../autograd/ops/relu.ts";
-import type { ActivationHook } from "../quant/tokens.ts";
+import type { ActivationHook } from "../quant/activations.ts";
 import { dtypeCode } from "../tensor/dtype.ts";
 import { invoke, invokeOne } from "../tensor/invoke.ts";
 import { Tensor } from "../tensor/tensor.ts";

@@ -6,7 +6,7 @@
 import type { Checkpoint } from "../checkpoint/folder.ts";
 import type { TensorSpec } from "../models/family.ts";
 import type { AwqConfig } from "./config.ts";
-import { groupCount, type PackedLinear } from "./linear.ts";
+import { groupCount, type PackedIntegers } from "./linear.ts";
 import {
   checkPart,
   matrixSize,
@@ -46,12 +46,17 @@ export function planAwq(
 }
 
 /** Throws: AQ_MODEL, AQ_FORMAT, AQ_FILE. */
-export function readAwq(checkpoint: Checkpoint, config: AwqConfig, spec: TensorSpec): PackedLinear {
+export function readAwq(
+  checkpoint: Checkpoint,
+  config: AwqConfig,
+  spec: TensorSpec,
+): PackedIntegers {
   const { group, groups } = planAwq(checkpoint, config, spec);
   const names = awqParts(spec.name);
   const [rows, columns] = spec.shape as [number, number];
   const scales = readScales(checkpoint, names.scales);
   return {
+    kind: "integers",
     bits: BITS,
     rows,
     columns,

@@ -1,24 +1,23 @@
 /** The linears of a block that are multiplied as codes. */
 
+import { FLOAT4_FORMATS } from "../autograd/float4.ts";
 import type { Packed } from "../autograd/graph.ts";
 import type { TensorSpec } from "../models/family.ts";
 import { dtypeCode } from "../tensor/dtype.ts";
 import { invoke, invokeOne } from "../tensor/invoke.ts";
 import { keep, scope } from "../tensor/scope.ts";
 import { Tensor } from "../tensor/tensor.ts";
-import type { PackedLinear } from "./linear.ts";
+import { type PackedFloats, scalesOf } from "./float4.ts";
+import type { PackedIntegers, PackedLinear } from "./linear.ts";
 import type { PackedWeights } from "./open.ts";
 
-/** Largest code and zero point that the packed product knows, and its groups. */
-const MOST_BITS = 4;
-const TOP = 15;
+/** Most bits of a code that the packed products know, and their groups. */
+const MOST_BITS = 8;
 const GROUPS = [32, 64];
 const GROUP_STEP = 128;
 
 /** A packed weight and its codes. */
-export interface PackedValue extends Packed {
-  readonly tensor: Tensor;
-}
+export type PackedValue = Packed & { readonly tensor: Tensor };
 
 export class PackedBlock {
   /** By the weight's key; linears that are not here are loaded as numbers. */
@@ -41,35 +40,58 @@ export class PackedBlock {
   }
 
   dispose(): void {
-    for (const { tensor, scale, zero } of this.weights.values()) {
-      for (const held of [tensor, scale, zero]) held.dispose();
+    for (const value of this.weights.values()) {
+      for (const held of Object.values(value)) if (held instanceof Tensor) held.dispose();
     }
   }
 }
 
 /** The codes in the order of the product, or undefined where it does not know such a matrix. */
 function pack(linear: PackedLinear, device: string): PackedValue | undefined {
+  return linear.kind === "integers" ? packIntegers(linear, device) : packFloats(linear, device);
+}
+
+function packFloats(linear: PackedFloats, device: string): PackedValue {
+  const { kind, rows, columns, group, codes, global } = linear;
+  const format = FLOAT4_FORMATS[kind];
+  return scope(() => {
+    const given = [
+      Tensor.from(codes, [rows, columns], "u8", device),
+      Tensor.from(scalesOf(linear), [rows, columns / group], "f32", device),
+    ];
+    const packed = invoke("fp4_pack", given, { format }).map((tensor) => keep(tensor));
+    const [tensor, scale] = packed as [Tensor, Tensor];
+    const factor = global && keep(Tensor.from(Float32Array.of(global.factor), [1], "f32", device));
+    const value = { kind: "fp4" as const, tensor, format, scale, outputs: rows };
+    return { value: factor ? { ...value, factor } : value };
+  }).value;
+}
+
+function packIntegers(linear: PackedIntegers, device: string): PackedValue | undefined {
   const { bits, rows, columns, codes, groupOf } = linear;
   const group = linear.group < columns ? linear.group : 0;
   const hasGroups = group === 0 || GROUPS.includes(group) || group % GROUP_STEP === 0;
-  if (bits > MOST_BITS || groupOf || !hasGroups || !holdsZeros(linear)) return undefined;
+  const order: 4 | 8 = bits <= 4 ? 4 : 8;
+  if (bits > MOST_BITS || groupOf || !hasGroups || !hasZerosBelow(linear, 2 ** order)) {
+    return undefined;
+  }
   return scope(() => {
     const grid = [rows, linear.scale.length / rows];
     const scales = Tensor.from(linear.scale, grid, "f32", device);
     const zeros = Tensor.from(linear.zero, grid, "f32", device);
     if (!isHalf(scales)) return { value: undefined };
     const packed = invoke(
-      "int4_pack",
+      `int${order}_pack`,
       [Tensor.from(codes, [rows, columns], "u8", device), scales, zeros],
       { group },
     ).map((tensor) => keep(tensor)) as [Tensor, Tensor, Tensor];
     const [tensor, scale, zero] = packed;
-    return { value: { tensor, scale, zero, outputs: rows, group } };
+    return { value: { tensor, bits: order, scale, zero, outputs: rows, group } };
   }).value;
 }
 
-function holdsZeros({ zero }: PackedLinear): boolean {
-  return zero.every((z) => Number.isInteger(z) && z >= 0 && z <= TOP);
+function hasZerosBelow({ zero }: PackedIntegers, end: number): boolean {
+  return zero.every((z) => Number.isInteger(z) && z >= 0 && z < end);
 }
 
 /** Whether scales are the same in float16, which the packed form has. */

@@ -12,7 +12,7 @@ import { AqError } from "../errors.ts";
 import type { TensorSpec } from "../models/family.ts";
 import { unpackPadded, unpackStreams, wordCount } from "./bit-stream.ts";
 import type { CompressedConfig, WeightScheme } from "./config.ts";
-import { groupCount, type PackedLinear } from "./linear.ts";
+import { groupCount, type PackedIntegers } from "./linear.ts";
 import {
   checkPart,
   located,
@@ -153,13 +153,14 @@ export function readCompressed(
   checkpoint: Checkpoint,
   config: CompressedConfig,
   spec: TensorSpec,
-): PackedLinear {
+): PackedIntegers {
   const plan = planCompressed(checkpoint, config, spec);
   const { bits, rows, columns, group, groups } = plan;
   const names = compressedParts(spec.name);
   const scales = readScales(checkpoint, names.scales);
   const { values } = scales;
   return {
+    kind: "integers",
     bits,
     rows,
     columns,

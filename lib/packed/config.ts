@@ -4,14 +4,27 @@
  */
 
 import * as path from "node:path";
+import type { Float4Name } from "../autograd/float4.ts";
 import type { Checkpoint } from "../checkpoint/folder.ts";
 import { hasFile, sourceFile } from "../checkpoint/source-files.ts";
 import { isJsonObject, type JsonObject, kindOf, readJsonFile } from "../util/json.ts";
+import {
+  FLOAT_FORMATS,
+  type FloatConfig,
+  flatModelopt,
+  readCompressedFloats,
+  readModelopt,
+  readOwnFloats,
+} from "./config-floats.ts";
 import { Keys, unread } from "./keys.ts";
 import { readTransforms } from "./transforms.ts";
 
-/** Files of exporters that left config.json as it was, by method. */
-const OWN_FILES = { gptq: "quantize_config.json", awq: "quant_config.json" } as const;
+/** Files of exporters that left config.json as it was, and how a tensor of theirs ends. */
+const OWN_FILES = [
+  { method: "gptq", file: "quantize_config.json", end: ".qweight" },
+  { method: "awq", file: "quant_config.json", end: ".qweight" },
+  { method: "modelopt", file: "hf_quant_config.json", end: ".weight_scale_2" },
+] as const;
 
 export interface GptqConfig {
   readonly method: "gptq";
@@ -43,6 +56,8 @@ export interface WeightScheme {
 
 /** How a server quantizes what linears read, per token. */
 export interface TokenScheme {
+  /** 4-bit floats in groups, instead of whole numbers with one scale for each token. */
+  readonly numbers?: Float4Name;
   readonly bits: number;
   readonly symmetric: boolean;
 }
@@ -67,7 +82,7 @@ export interface OwnConfig {
   readonly symmetric: boolean;
 }
 
-export type PackedConfig = GptqConfig | AwqConfig | CompressedConfig | OwnConfig;
+export type PackedConfig = GptqConfig | AwqConfig | CompressedConfig | OwnConfig | FloatConfig;
 
 const OWN_FORMAT = 1;
 
@@ -80,12 +95,13 @@ export function findQuantization(
     const where = `${path.join(checkpoint.dir, "config.json")}: quantization_config`;
     return { json: inConfig, where };
   }
-  // Such a file may have been left behind by something else: the tensors decide.
-  if (![...checkpoint.tensors.keys()].some((name) => name.endsWith(".qweight"))) return null;
-  for (const [method, file] of Object.entries(OWN_FILES)) {
-    if (!hasFile(checkpoint.dir, file)) continue;
+  const names = [...checkpoint.tensors.keys()];
+  for (const { method, file, end } of OWN_FILES) {
+    // Such a file may have been left behind by something else: the tensors decide.
+    if (!names.some((name) => name.endsWith(end)) || !hasFile(checkpoint.dir, file)) continue;
     const json = readJsonFile(sourceFile(checkpoint.dir, file));
-    return { json: oldKeys(method, json), where: path.join(checkpoint.dir, file) };
+    const flat = method === "modelopt" ? flatModelopt(json) : oldKeys(method, json);
+    return { json: flat, where: path.join(checkpoint.dir, file) };
   }
   return null;
 }
@@ -112,12 +128,14 @@ export function readPackedConfig(json: JsonObject, where: string): PackedConfig 
   if (method === "awq") return readAwq(keys);
   if (method === "compressed-tensors") return readCompressed(keys);
   if (method === "aq") return readOwn(keys);
+  if (method === "modelopt" || method === "modelopt_fp4") return readModelopt(keys);
   throw unread(where, `"quant_method" ${kindOf(method)}`);
 }
 
-function readOwn(keys: Keys): OwnConfig {
+function readOwn(keys: Keys): OwnConfig | FloatConfig {
   const format = keys.int("format", 1, 2 ** 31 - 1);
   if (format !== OWN_FORMAT) throw unread(keys.where, `format ${format}`);
+  if (keys.word("numbers") !== null) return readOwnFloats(keys);
   return {
     method: "aq",
     bits: keys.int("bits", 2, 8),
@@ -155,16 +173,17 @@ function readAwq(keys: Keys): AwqConfig {
   return { method: "awq", group: keys.group("group_size") };
 }
 
-function readCompressed(keys: Keys): CompressedConfig {
+function readCompressed(keys: Keys): CompressedConfig | FloatConfig {
   const format = keys.word("format");
-  if (format !== "pack-quantized" && format !== "int-quantized") {
-    throw unread(keys.where, `format ${kindOf(format ?? undefined)}`);
-  }
   const cache = keys.object("kv_cache_scheme");
   if (cache && Object.keys(cache).length > 0) throw unread(keys.where, "kv_cache_scheme");
   const sparsity = keys.object("sparsity_config");
   if (sparsity && (sparsity["format"] ?? "dense") !== "dense") {
     throw unread(keys.where, "sparsity_config");
+  }
+  if (format !== null && FLOAT_FORMATS.includes(format)) return readCompressedFloats(keys, format);
+  if (format !== "pack-quantized" && format !== "int-quantized") {
+    throw unread(keys.where, `format ${kindOf(format ?? undefined)}`);
   }
   const groups = Object.entries(keys.object("config_groups") ?? {});
   if (groups.length === 0) throw keys.wrong("config_groups", "an object with a group");

@@ -8,7 +8,7 @@ import type { Checkpoint } from "../checkpoint/folder.ts";
 import type { TensorSpec } from "../models/family.ts";
 import { unpackStreams, wordCount } from "./bit-stream.ts";
 import type { GptqConfig } from "./config.ts";
-import { groupCount, type PackedLinear } from "./linear.ts";
+import { groupCount, type PackedIntegers } from "./linear.ts";
 import {
   checkPart,
   matrixSize,
@@ -74,7 +74,7 @@ export function readGptq(
   checkpoint: Checkpoint,
   config: GptqConfig,
   spec: TensorSpec,
-): PackedLinear {
+): PackedIntegers {
   const { rows, columns, bits, group, groups } = planGptq(checkpoint, config, spec);
   const names = gptqParts(spec.name);
   const words = readWords(checkpoint, names.codes);
@@ -99,6 +99,7 @@ export function readGptq(
   const less = config.version === 1 ? 1 : 0;
   const zero = Float32Array.from(transposed(zeros, groups, rows), (z) => z + less);
   return {
+    kind: "integers",
     bits,
     rows,
     columns,

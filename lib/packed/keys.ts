@@ -3,7 +3,8 @@
 import { AqError } from "../errors.ts";
 import { isJsonObject, type JsonObject, kindOf } from "../util/json.ts";
 
-const READ = "aq, gptq, awq (gemm) and compressed-tensors (pack-quantized, int-quantized)";
+const READ =
+  "aq, gptq, awq (gemm), modelopt (NVFP4) and compressed-tensors (pack-quantized, int-quantized, nvfp4-pack-quantized, mxfp4-pack-quantized)";
 
 /** The error for what is well formed and not read here. */
 export function unread(where: string, what: string): AqError {
@@ -28,6 +29,10 @@ export class Keys {
       "AQ_FORMAT",
       `${this.where}: "${key}" must be ${expected}, got ${kindOf(got)}`,
     );
+  }
+
+  value(key: string): unknown {
+    return this.#json[key];
   }
 
   int(key: string, min: number, max: number): number {

@@ -1,16 +1,19 @@
-/** A linear's weight as packed formats hold it: codes on a grid, and what a code stands for. */
+/** A linear's weight as packed formats hold it: codes, and what a code stands for. */
 
+import { FLOAT4_FORMATS } from "../autograd/float4.ts";
 import { dtypeCode } from "../tensor/dtype.ts";
 import { invokeOne } from "../tensor/invoke.ts";
 import { scope } from "../tensor/scope.ts";
 import { Tensor } from "../tensor/tensor.ts";
+import { type PackedFloats, scalesOf } from "./float4.ts";
 import type { FloatName } from "./half.ts";
 
-/**
- * W[o, i] = (codes[o, i] - zero[o, g]) * scale[o, g] with g the group of column i. Whoever multiplies by
- * it may use the codes as they are; `dequantize` gives the matrix.
- */
-export interface PackedLinear {
+/** Whoever multiplies by it may use the codes as they are; `dequantize` gives the matrix. */
+export type PackedLinear = PackedIntegers | PackedFloats;
+
+/** Whole numbers: W[o, i] = (codes[o, i] - zero[o, g]) * scale[o, g] with g the group of column i. */
+export interface PackedIntegers {
+  readonly kind: "integers";
   /** Bits of a code. */
   readonly bits: number;
   /** O and I. */
@@ -37,6 +40,7 @@ export function groupCount(columns: number, group: number): number {
 
 /** The matrix that the codes stand for, f32 [O, I]; the caller owns it. */
 export function dequantize(packed: PackedLinear, device = "cpu"): Tensor {
+  if (packed.kind !== "integers") return dequantizeFloats(packed, device);
   const { rows, columns, group, codes, scale, zero, groupOf } = packed;
   if (groupOf) return Tensor.from(spread(packed, groupOf), [rows, columns], "f32", device);
   const grid = [rows, groupCount(columns, group)];
@@ -51,7 +55,19 @@ export function dequantize(packed: PackedLinear, device = "cpu"): Tensor {
   });
 }
 
-function spread(packed: PackedLinear, groupOf: Int32Array): Float32Array<ArrayBuffer> {
+function dequantizeFloats(packed: PackedFloats, device: string): Tensor {
+  const { kind, rows, columns, group, codes, global } = packed;
+  return scope(() => {
+    const given = [
+      Tensor.from(codes, [rows, columns], "u8", device),
+      Tensor.from(scalesOf(packed), [rows, columns / group], "f32", device),
+      global ? Tensor.from(Float32Array.of(global.scale), [1], "f32", device) : undefined,
+    ];
+    return invokeOne("fp4_values", given, { format: FLOAT4_FORMATS[kind] });
+  });
+}
+
+function spread(packed: PackedIntegers, groupOf: Int32Array): Float32Array<ArrayBuffer> {
   const { rows, columns, codes, scale, zero } = packed;
   const groups = scale.length / rows;
   const w = new Float32Array(rows * columns);

@@ -3,8 +3,10 @@
  * their codes. Checkpoints without any are none of this module's business.
  */
 
+import type { Float4Name } from "../autograd/float4.ts";
 import type { Checkpoint } from "../checkpoint/folder.ts";
 import type { TensorSpec } from "../models/family.ts";
+import { FLOAT4_GROUPS } from "../quant/scheme.ts";
 import { awqParts, planAwq, readAwq } from "./awq.ts";
 import { compressedParts, planCompressed, readCompressed } from "./compressed.ts";
 import {
@@ -13,6 +15,8 @@ import {
   readPackedConfig,
   type TokenScheme,
 } from "./config.ts";
+import type { FloatConfig } from "./config-floats.ts";
+import { floatParts, hasFloats, planFloats, readFloats, readInput } from "./floats.ts";
 import { gptqParts, planGptq, readGptq } from "./gptq.ts";
 import type { PackedLinear } from "./linear.ts";
 import { ownParts, planOwn, readOwn } from "./own.ts";
@@ -20,14 +24,18 @@ import { matrixName } from "./transforms.ts";
 
 /** The packed linears of an open checkpoint. */
 export interface PackedWeights {
-  /** "gptq", "gptq_v2", "awq", "aq", or "compressed-tensors" with its variant. */
+  /** "gptq", "gptq_v2", "awq", "aq", "modelopt", or "compressed-tensors" with its variant. */
   readonly format: string;
+  /** 4-bit floats, or null: whole numbers. */
+  readonly numbers: Float4Name | null;
   /** Bits and group (0: one for a row) of most linears. */
   readonly bits: number;
   readonly group: number;
   readonly symmetric: boolean;
   /** How whoever runs it quantizes what linears read, or null. */
   readonly tokens: TokenScheme | null;
+  /** The global scale of what the linear of this weight reads, or null. Throws: AQ_FORMAT, AQ_FILE. */
+  input(weight: string): number | null;
   /** Name of the matrix that is applied before the linear of this weight, or null. */
   matrix(weight: string): string | null;
   /** Linears, without ".weight", before which a matrix is applied. */
@@ -72,8 +80,17 @@ export function quantizationName(checkpoint: Checkpoint): string | null {
   return typeof bits === "number" ? `${name}, ${bits} bits` : name;
 }
 
-function withoutMatrices(): Pick<PackedWeights, "matrix" | "transformed" | "residues"> {
-  return { matrix: () => null, transformed: [], residues: new Map() };
+type Extras = "matrix" | "transformed" | "residues" | "numbers" | "input";
+
+/** What most formats do not have. */
+function plainIntegers(): Pick<PackedWeights, Extras> {
+  return {
+    matrix: () => null,
+    transformed: [],
+    residues: new Map(),
+    numbers: null,
+    input: () => null,
+  };
 }
 
 function open(checkpoint: Checkpoint, config: PackedConfig): PackedWeights {
@@ -81,7 +98,7 @@ function open(checkpoint: Checkpoint, config: PackedConfig): PackedWeights {
     case "gptq":
       return {
         ...config,
-        ...withoutMatrices(),
+        ...plainIntegers(),
         format: config.version === 2 ? "gptq_v2" : "gptq",
         tokens: null,
         has: (weight) => checkpoint.has(gptqParts(weight).codes),
@@ -92,7 +109,7 @@ function open(checkpoint: Checkpoint, config: PackedConfig): PackedWeights {
     case "awq":
       return {
         ...config,
-        ...withoutMatrices(),
+        ...plainIntegers(),
         format: "awq",
         bits: 4,
         symmetric: false,
@@ -105,7 +122,7 @@ function open(checkpoint: Checkpoint, config: PackedConfig): PackedWeights {
     case "aq":
       return {
         ...config,
-        ...withoutMatrices(),
+        ...plainIntegers(),
         format: "aq",
         tokens: null,
         has: (weight) => checkpoint.has(ownParts(weight).codes),
@@ -117,12 +134,12 @@ function open(checkpoint: Checkpoint, config: PackedConfig): PackedWeights {
       const [{ bits, group, symmetric } = { bits: 0, group: 0, symmetric: true }] = config.weights;
       const isBytes = config.format === "int-quantized";
       return {
+        ...plainIntegers(),
         bits,
         group,
         symmetric,
         format: `compressed-tensors, ${config.format}`,
         tokens: config.tokens,
-        residues: new Map(),
         transformed: [...config.transforms.keys()],
         matrix: (weight) => {
           const scheme = config.transforms.get(weight.replace(/\.weight$/, ""));
@@ -138,5 +155,26 @@ function open(checkpoint: Checkpoint, config: PackedConfig): PackedWeights {
         read: (spec) => readCompressed(checkpoint, config, spec),
       };
     }
+    case "floats":
+      return openFloats(checkpoint, config);
   }
+}
+
+function openFloats(checkpoint: Checkpoint, config: FloatConfig): PackedWeights {
+  const { layout, numbers, tokens } = config;
+  const variant = layout === "modelopt" ? numbers.toUpperCase() : `${numbers}-pack-quantized`;
+  return {
+    ...plainIntegers(),
+    bits: 4,
+    group: FLOAT4_GROUPS[numbers],
+    symmetric: true,
+    numbers,
+    format: layout === "aq" ? layout : `${layout}, ${variant}`,
+    tokens: tokens ? { bits: 4, symmetric: true, numbers } : null,
+    input: (weight) => readInput(checkpoint, config, weight)?.scale ?? null,
+    has: (weight) => hasFloats(checkpoint, config, weight),
+    parts: (weight) => Object.values(floatParts(config, weight)),
+    check: (spec) => planFloats(checkpoint, config, spec),
+    read: (spec) => readFloats(checkpoint, config, spec),
+  };
 }

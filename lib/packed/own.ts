@@ -8,7 +8,7 @@ import type { Checkpoint } from "../checkpoint/folder.ts";
 import type { TensorSpec } from "../models/family.ts";
 import { unpackBytes } from "./bit-stream.ts";
 import type { OwnConfig } from "./config.ts";
-import { groupCount, type PackedLinear } from "./linear.ts";
+import { groupCount, type PackedIntegers } from "./linear.ts";
 import { checkPart, misfit, readRaw, readScales } from "./parts.ts";
 
 /** Names of the tensors of a linear, by its `x.weight`. */
@@ -40,7 +40,11 @@ export function planOwn(
 }
 
 /** Throws: AQ_MODEL, AQ_FORMAT, AQ_FILE. */
-export function readOwn(checkpoint: Checkpoint, config: OwnConfig, spec: TensorSpec): PackedLinear {
+export function readOwn(
+  checkpoint: Checkpoint,
+  config: OwnConfig,
+  spec: TensorSpec,
+): PackedIntegers {
   const { group, groups } = planOwn(checkpoint, config, spec);
   const names = ownParts(spec.name);
   const [rows, columns] = spec.shape as [number, number];
@@ -56,6 +60,7 @@ export function readOwn(checkpoint: Checkpoint, config: OwnConfig, spec: TensorS
     ? readScales(checkpoint, names.zeros, "zeros").values
     : Float32Array.from(stream(names.zeros, groups));
   return {
+    kind: "integers",
     bits,
     rows,
     columns,

@@ -1,148 +1,91 @@
-/** The weight quantizer: fake quantization in training, codes at the end. */
+/** The weight quantizers of a block: fake quantization in training, codes at the end. */
 
 import type { Graph, Var } from "../autograd/graph.ts";
-import { fakeQuant } from "../autograd/ops/fake-quant.ts";
-import { AqError } from "../errors.ts";
-import { invoke, invokeOne } from "../tensor/invoke.ts";
-import { scope } from "../tensor/scope.ts";
 import type { Tensor } from "../tensor/tensor.ts";
-import {
-  CLIP_START,
-  multipliesCodes,
-  type QuantScheme,
-  quantizesTokens,
-  scaleFloors,
-} from "./scheme.ts";
+import type { Learned, LearnedWeight, QuantizedWeight } from "./quantizer.ts";
+import { quantizerOf } from "./quantizers.ts";
+import { CLIP_START, groupsPerRow, type QuantScheme } from "./scheme.ts";
 
-/** Codes u8 [O, I] with scale and zero f32 [O, G]; scale holds float16 values. w = (code - zero) scale. */
-export interface QuantizedWeight {
-  readonly codes: Tensor;
-  readonly scale: Tensor;
-  readonly zero: Tensor;
+/** What is quantized in a block, and how. */
+export interface QuantizedLinears {
+  readonly scheme: QuantScheme;
+  /** Keys of the linears that are quantized, those together that servers fuse. */
+  readonly fused: readonly (readonly string[])[];
+  /** What each of these has in common, by its first key, as far as that is known and fixed. */
+  readonly shared?: Readonly<Record<string, Tensor>> | undefined;
 }
 
-/** Groups of a row of `columns` weights. */
-export function groupsPerRow(columns: number, groupSize: number): number {
-  return groupSize ? Math.ceil(columns / groupSize) : 1;
-}
-
-/** Starting logits [2, O, G] of learned clipping. */
+/** Starting logits of learned clipping of a weight. */
 export function startClip(
   rows: number,
   columns: number,
-  groupSize: number,
+  scheme: Pick<QuantScheme, "groupSize" | "numbers">,
 ): { data: Float32Array; shape: number[] } {
-  const groups = groupsPerRow(columns, groupSize);
-  return { data: new Float32Array(2 * rows * groups).fill(CLIP_START), shape: [2, rows, groups] };
+  const shape = quantizerOf(scheme).clipShape([rows, groupsPerRow(columns, scheme.groupSize)]);
+  return { data: new Float32Array(shape.reduce((a, b) => a * b)).fill(CLIP_START), shape };
 }
 
 /**
- * W as training sees it: lazily fake-quantized, with gradients to W, to the clipping logits and to
- * the rounding offsets (the shape of W), as far as each is given and wants one.
+ * Puts the fake-quantized weights of a block's linears in the place of the weights: lazily, with gradients
+ * to them and to what `learned` gives for a linear, as far as each is given and wants one.
  */
-export function fakeQuantWeight(
+export function fakeQuantLinears(
   graph: Graph,
-  w: Var,
-  clip: Var | undefined,
-  scheme: QuantScheme,
-  offset?: Var,
-): Var {
-  const params = {
-    bits: scheme.wbits,
-    group: scheme.groupSize,
-    symmetric: scheme.symmetric,
-    floor: scaleFloors(scheme).weight,
-    published: scheme.grids === "published",
-    operand: weightOperand(scheme),
-  };
-  return fakeQuant(graph, w, clip, params, offset);
+  weights: Record<string, Var>,
+  { scheme, fused, shared }: QuantizedLinears,
+  learned: (key: string) => Learned<Var>,
+): void {
+  for (const keys of fused) {
+    const own = keys.map((key) => weights[key] as Var);
+    const common = shared?.[keys[0] as string];
+    const quantize = quantizerOf(scheme).fakeWeights(graph, own, scheme, common);
+    for (const [i, key] of keys.entries()) weights[key] = quantize(own[i] as Var, learned(key));
+  }
 }
 
-/** Products of 8-bit tokens are exact only when both grids are applied on load. */
-function weightOperand(scheme: QuantScheme): "codes" | "values" | undefined {
-  if (multipliesCodes(scheme)) return "codes";
-  return quantizesTokens(scheme) ? undefined : "values";
+/** What linears that servers fuse have in common, of weights that stay as they are; the caller owns it. */
+export function sharedByLinears(
+  weights: Readonly<Record<string, Tensor>>,
+  { scheme, fused }: QuantizedLinears,
+): Record<string, Tensor> {
+  const all: Record<string, Tensor> = {};
+  for (const keys of fused) {
+    const found = quantizerOf(scheme).shared(keys.map((key) => weights[key] as Tensor));
+    if (found) all[keys[0] as string] = found;
+  }
+  return all;
 }
 
 /**
- * Grid of the final codes. Scales are rounded to float16 first, then zeros and codes are taken from
- * the rounded scale, so that no export rounds a second time.
+ * Final codes of a block's linears, by key; the caller owns the tensors.
+ *
+ * Throws: AQ_NUMERIC where a scale leaves the range of its type, or a weight is not a number.
  */
-function finalGrid(
-  w: Tensor,
-  clip: Tensor | undefined,
-  scheme: QuantScheme,
-): { scale: Tensor; zero: Tensor } {
-  const [scale, zero] = invoke("quant_grid", [w, clip], {
-    bits: scheme.wbits,
-    group: scheme.groupSize,
-    symmetric: scheme.symmetric ? 1 : 0,
-    floor: scaleFloors(scheme).weight,
-    round_f16: 1,
-    rule: scheme.grids === "published" ? 1 : 0,
-  }) as [Tensor, Tensor];
-  if (scope(() => invokeOne("all_finite", [scale]).item()) !== 1) {
-    scale.dispose();
-    zero.dispose();
-    throw new AqError(
-      "AQ_NUMERIC",
-      "a weight scale is above 65504, the largest float16: the weights are too large to quantize",
+export function quantizeLinears(
+  weights: Readonly<Record<string, Tensor>>,
+  { scheme, fused }: QuantizedLinears,
+  learned: (key: string) => Learned<Tensor>,
+): Record<string, QuantizedWeight> {
+  const done: Record<string, QuantizedWeight> = {};
+  for (const keys of fused) {
+    const own = new Map<string, LearnedWeight>(
+      keys.map((key) => [key, { w: weights[key] as Tensor, ...learned(key) }]),
     );
+    Object.assign(done, Object.fromEntries(quantizerOf(scheme).codes(own, scheme)));
   }
-  return { scale, zero };
-}
-
-/**
- * Final codes of W [O, I]: the nearest ones, or, with learned rounding offsets (the shape of W), the
- * nearest to W / scale + offset.
- *
- * Throws: AQ_NUMERIC if a scale leaves the range of float16.
- */
-export function quantizeWeight(
-  w: Tensor,
-  clip: Tensor | undefined,
-  scheme: QuantScheme,
-  offset?: Tensor,
-): QuantizedWeight {
-  const { scale, zero } = finalGrid(w, clip, scheme);
-  const codes = invokeOne("quantize", [w, scale, zero, offset], {
-    bits: scheme.wbits,
-    group: scheme.groupSize,
-  });
-  return { codes, scale, zero };
-}
-
-/** Damping of GPTQ, in parts of the mean diagonal of H, and the columns of a block. Source: GPTQ. */
-const GPTQ = { damping: 0.01, block: 128 } as const;
-
-/**
- * Final codes of W [O, I] by GPTQ on the same grid that `quantizeWeight` takes: each column makes up
- * for the errors of those before it, weighed by the second moments H = XtX / N [I, I] of the input.
- *
- * Throws: AQ_NUMERIC if a scale leaves the range of float16, or if H is not positive definite even
- * after damping.
- */
-export function gptqWeight(
-  w: Tensor,
-  h: Tensor,
-  clip: Tensor | undefined,
-  scheme: QuantScheme,
-): QuantizedWeight {
-  const { scale, zero } = finalGrid(w, clip, scheme);
-  try {
-    const params = { ...GPTQ, bits: scheme.wbits, group: scheme.groupSize };
-    return { codes: invokeOne("gptq", [w, h, scale, zero], params), scale, zero };
-  } catch (error) {
-    scale.dispose();
-    zero.dispose();
-    throw error;
-  }
+  return done;
 }
 
 /** The weight that the codes stand for, f32 [O, I]. */
-export function dequantizeWeight(
-  { codes, scale, zero }: QuantizedWeight,
-  groupSize: number,
-): Tensor {
-  return invokeOne("dequantize", [codes, scale, zero], { group: groupSize });
+export function dequantizeWeight(weight: QuantizedWeight, groupSize: number): Tensor {
+  const floats = weight.global ? "nvfp4" : "mxfp4";
+  const numbers = weight.zero ? undefined : floats;
+  return quantizerOf({ ...(numbers ? { numbers } : {}) }).values(weight, groupSize);
+}
+
+/** Frees the tensors of weights. */
+export function disposeQuantized(weights: Readonly<Record<string, QuantizedWeight>>): void {
+  for (const { codes, scale, zero, global } of Object.values(weights)) {
+    for (const held of [codes, scale, zero, global]) held?.dispose();
+  }
 }

@@ -2,11 +2,13 @@
 
 import type { Checkpoint } from "../checkpoint/folder.ts";
 import type { Model } from "../models/family.ts";
-import type { QuantScheme } from "../quant/scheme.ts";
-import { groupsPerRow } from "../quant/weights.ts";
+import { groupsPerRow, hasGlobalScales, type QuantScheme } from "../quant/scheme.ts";
 import type { BitsReport, LinearBits, OtherBits } from "./types.ts";
 
-const SCALE_BITS = 16;
+/** Of a group's scale: float16, or the byte that a format of 4-bit floats has. */
+const SCALE_BITS = { integers: 16, floats: 8 } as const;
+/** Of the float32 beside each matrix of NVFP4. */
+const GLOBAL_BITS = 32;
 
 /** What differs between the source and the output beyond the codes. */
 export interface BitsExtras {
@@ -16,11 +18,13 @@ export interface BitsExtras {
   readonly added?: readonly OtherBits[];
   /** The head was tied in the source and is a tensor of its own in the output. */
   readonly untiedHead?: boolean;
+  /** Keys of each block's linears that are not quantized. */
+  readonly kept?: readonly ReadonlySet<string>[];
 }
 
 /**
- * Bits per weight of a scheme on a model: codes, float16 scales, zeros as wide as codes. What stays
- * in full precision is counted apart, in the dtypes of the checkpoint.
+ * Bits per weight of a scheme on a model: codes, scales, zeros as wide as codes. What stays in full
+ * precision is counted apart, in the dtypes of the checkpoint; linears among it are weights too.
  */
 export function countBits(
   source: Checkpoint,
@@ -28,17 +32,21 @@ export function countBits(
   scheme: QuantScheme,
   extras: BitsExtras = {},
 ): BitsReport {
-  const { blocks } = model.shape;
-  const linears = model.linears.map(({ key, out, in: columns }): LinearBits => {
+  const kept = countKept(source, model, extras.kept ?? []);
+  const linears = model.linears.flatMap(({ key, out, in: columns }): LinearBits[] => {
+    const blocks = model.shape.blocks - keptBlocks(key, extras.kept ?? []);
+    if (blocks === 0) return [];
     const weights = blocks * out * columns;
     const groups = blocks * out * groupsPerRow(columns, scheme.groupSize);
-    return withRatio({
+    const globals = hasGlobalScales(scheme) ? blocks * GLOBAL_BITS : 0;
+    const row = {
       linear: key,
       weights,
       codeBits: weights * scheme.wbits,
-      scaleBits: groups * SCALE_BITS,
+      scaleBits: groups * SCALE_BITS[scheme.numbers ? "floats" : "integers"] + globals,
       zeroBits: scheme.symmetric ? 0 : groups * scheme.wbits,
-    });
+    };
+    return [withRatio(row)];
   });
   const total = withRatio({
     linear: "all linears",
@@ -49,17 +57,40 @@ export function countBits(
   });
   const runtime = extras.runtime ?? [];
   const rest = [...countRest(source, model, extras.untiedHead ?? false), ...(extras.added ?? [])];
-  const linearBits = total.codeBits + total.scaleBits + total.zeroBits;
-  const runtimeBits = sum(runtime, ({ bits }) => bits);
-  const parameters = total.weights + sum(rest, (row) => row.parameters);
+  const ofRows = (rows: readonly OtherBits[]): number => sum(rows, ({ bits }) => bits);
+  const weightBits =
+    total.codeBits + total.scaleBits + total.zeroBits + ofRows(kept) + ofRows(runtime);
+  const weights = total.weights + sum(kept, (row) => row.parameters);
+  const parameters = weights + sum(rest, (row) => row.parameters);
   return {
     linears,
     total,
+    kept,
     runtime,
-    bitsPerWeight: (linearBits + runtimeBits) / total.weights,
+    bitsPerWeight: weightBits / weights,
     rest,
-    bitsPerParameter: (linearBits + runtimeBits + sum(rest, ({ bits }) => bits)) / parameters,
+    bitsPerParameter: (weightBits + ofRows(rest)) / parameters,
   };
+}
+
+function keptBlocks(key: string, kept: readonly ReadonlySet<string>[]): number {
+  return kept.filter((keys) => keys.has(key)).length;
+}
+
+/** Linears that are not quantized, over all blocks. */
+function countKept(
+  source: Checkpoint,
+  model: Model,
+  kept: readonly ReadonlySet<string>[],
+): OtherBits[] {
+  return model.linears.flatMap(({ key, out, in: columns }): OtherBits[] => {
+    const blocks = keptBlocks(key, kept);
+    if (blocks === 0) return [];
+    const name = model.blockTensors(0).find((spec) => spec.key === key)?.name ?? key;
+    const size = out * columns;
+    const bits = (8 * source.info(name).bytes) / size;
+    return [{ name: key, parameters: blocks * size, bits: blocks * size * bits }];
+  });
 }
 
 function countRest(source: Checkpoint, model: Model, untiedHead: boolean): OtherBits[] {

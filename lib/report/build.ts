@@ -104,6 +104,8 @@ export function flatten(settings: object): Record<string, Setting> {
       return;
     } else if (value === null || ["string", "number", "boolean"].includes(typeof value)) {
       leaves.push({ path, value: value as Setting });
+    } else if (Array.isArray(value)) {
+      leaves.push({ path, value: value.length > 0 ? value.join(" ") : null });
     } else {
       leaves.push({ path, value: JSON.stringify(value) ?? null });
     }

@@ -16,6 +16,7 @@ export function repeatCommand(options: QuantizeOptions): string {
     if (value === undefined || value === null || LEFT_OUT.has(name)) continue;
     const option = name.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`);
     if (value === true) words.push(`--${option}`);
+    else if (name === "keep") words.push("--keep", ...(value as string[]).map(shellWord));
     else if (value === false) words.push(...(name === "augLoss" ? ["--no-aug-loss"] : []));
     else {
       const text = PATHS.has(name) ? path.resolve(String(value)) : String(value);

@@ -3,11 +3,14 @@
 import * as path from "node:path";
 import type { BlockReport } from "../types.ts";
 import { duration, grouped, percent, perplexity, plural } from "../util/format.ts";
+import { shellWord } from "../util/shell.ts";
 import { equivalenceChart, lossChart, marginChart, runCurve, streamChart } from "./charts.ts";
+import { layerMaps } from "./heat.ts";
+import { keepHint, outstanding, rankLayers } from "./layers.ts";
 import { type Child, element, type Markup } from "./markup.ts";
 import { bitsChart, timeChart } from "./shares.ts";
 import { STYLE } from "./style.ts";
-import { bitsTable, blockTable, factsList } from "./tables.ts";
+import { bitsTable, blockTable, factsList, layerTable } from "./tables.ts";
 import type { RunReport } from "./types.ts";
 
 /** A folded block that differs by more than this from the original is worth a warning. */
@@ -59,6 +62,7 @@ export function renderHtml(report: RunReport): string {
         tiles(report),
         alerts(report),
         section("How it went", element("div", { class: "plots" }, charts)),
+        layers(report),
         section("Blocks", blockTable(report.blocks)),
         section("Bits", bitsTable(report.bits)),
         section(
@@ -84,6 +88,35 @@ export function renderHtml(report: RunReport): string {
 
 function section(heading: string, ...content: readonly Child[]): Markup {
   return element("section", {}, element("h2", {}, heading), content);
+}
+
+/** Which layers to leave as they are; nothing where no block says what its layers lose. */
+function layers({ blocks, bits }: RunReport): Markup | null {
+  const ranked = rankLayers(blocks);
+  if (ranked.length === 0) return null;
+  const patterns = keepHint(ranked);
+  const count = outstanding(ranked).length;
+  const hint =
+    patterns.length > 0
+      ? [
+          `${plural(count, "layer")} ${count === 1 ? "stands" : "stand"} out. To leave ${count === 1 ? "it" : "the worst"} at 16 bits: `,
+          element("code", {}, `--keep ${patterns.map(shellWord).join(" ")}`),
+        ]
+      : [
+          "None stands out. To leave one at 16 bits all the same: ",
+          element("code", {}, `--keep ${shellWord(ranked[0]?.name ?? "")}`),
+        ];
+  return section(
+    "Layers",
+    element("div", { class: "plots" }, layerMaps(blocks)),
+    element(
+      "p",
+      { class: "soft hint" },
+      hint,
+      ". Servers run q, k, v and gate, up as one: there, name all that belong together.",
+    ),
+    layerTable(ranked, bits),
+  );
 }
 
 function subtitle({ model, recipe, calibration, finished, writtenBy }: RunReport): string {

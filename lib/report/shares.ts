@@ -21,11 +21,12 @@ export function timeChart(phaseSeconds: Readonly<Record<string, number>>): Marku
 }
 
 /** Where the bits of the output are. */
-export function bitsChart({ total, runtime, rest }: BitsReport): Markup | null {
+export function bitsChart({ total, kept, runtime, rest }: BitsReport): Markup | null {
   const parts = [
     { name: "codes", size: total.codeBits },
     { name: "scales", size: total.scaleBits },
     { name: "zeros", size: total.zeroBits },
+    { name: "not quantized", size: kept.reduce((sum, { bits }) => sum + bits, 0) },
     ...[...runtime, ...rest].map(({ name, bits }) => ({
       name: name.replace(/,.*/, ""),
       size: bits,

@@ -3,10 +3,10 @@
 export const STYLE = `
 :root{color-scheme:light dark;--page:#f6f7f8;--card:#fff;--ink:#1b1f24;--soft:#59626d;--line:#dfe3e8;
 --accent:#2c6fc9;--second:#c25a12;--good:#1d7a45;--warn:#9a5b00;--warn-back:#fff5e0;
---shallow:#18a08f;--deep:#6a2fa8}
+--shallow:#18a08f;--deep:#6a2fa8;--cool:#e6eef9;--hot:#0d2f6e;--oncool:#1b1f24;--onhot:#fff}
 @media (prefers-color-scheme:dark){:root{--page:#101317;--card:#191d22;--ink:#e8ebef;--soft:#9aa5b1;
 --line:#2d343c;--accent:#69a7f5;--second:#f09a55;--good:#5cc48b;--warn:#f0b95a;--warn-back:#2d2413;
---shallow:#3fcdb9;--deep:#bb92ff}}
+--shallow:#3fcdb9;--deep:#bb92ff;--cool:#1c2938;--hot:#bfe2ff;--oncool:#e8ebef;--onhot:#101317}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--page);color:var(--ink);font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;
 -webkit-text-size-adjust:100%}
@@ -30,6 +30,9 @@ figcaption{margin-bottom:8px}
 .plot{display:block;width:100%;height:auto;overflow:visible}
 .plot text{font:11.5px system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;font-variant-numeric:tabular-nums;fill:var(--soft)}
 .plot .name{fill:var(--ink)}
+.plot .oncool{fill:var(--oncool)}
+.plot .onhot{fill:var(--onhot)}
+.untouched{fill:none;stroke:var(--line);stroke-width:1}
 .grid{stroke:var(--line);stroke-width:1}
 .divider{stroke:var(--soft);stroke-width:1;stroke-dasharray:2 3}
 .limit{stroke:var(--soft);stroke-width:1.2;stroke-dasharray:6 4}
@@ -44,6 +47,7 @@ circle.stored{fill:var(--card);stroke:var(--second);stroke-width:2}
 i.exact{background:var(--accent)}
 i.stored{border:2px solid var(--second)}
 .ramp{width:110px;height:9px;border-radius:5px;background:linear-gradient(in oklab 90deg,var(--shallow),var(--deep))}
+.heat{background:linear-gradient(in oklab 90deg,var(--cool),var(--hot))}
 .card{padding:4px 0;overflow-x:auto}
 table{border-collapse:collapse;width:100%;font-size:.9rem;font-variant-numeric:tabular-nums}
 th,td{text-align:right;padding:6px 16px;white-space:nowrap}
@@ -56,6 +60,8 @@ tfoot td{font-weight:650}
 .facts dt{color:var(--soft)}
 .facts dd{margin:0;text-align:right;overflow-wrap:anywhere}
 dl{margin:0}
+.hint{margin:16px 0 12px}
+code{font:.88em ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;color:var(--ink);overflow-wrap:anywhere}
 pre{margin:0;padding:12px 16px;white-space:pre-wrap;overflow-wrap:anywhere;font:.88rem/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace}
 .warn{color:var(--warn)}
 @media (max-width:640px){main{padding:20px 12px 36px}.tiles{grid-template-columns:1fr 1fr;gap:8px}

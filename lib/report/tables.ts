@@ -2,8 +2,12 @@
 
 import type { BlockReport } from "../types.ts";
 import { byteSize, duration, grouped, percent, significant } from "../util/format.ts";
+import type { RankedLayer } from "./layers.ts";
 import { element, type Markup } from "./markup.ts";
 import type { BitsReport, LinearBits, RunReport } from "./types.ts";
+
+/** Layers that are listed. */
+const WORST = 8;
 
 /** One row a block. */
 export function blockTable(blocks: readonly BlockReport[]): Markup {
@@ -54,12 +58,14 @@ export function bitsTable(bits: BitsReport): Markup {
     "",
   ];
   const total = [row(bits.total)];
-  if (bits.runtime.length > 0) {
+  if (bits.runtime.length + bits.kept.length > 0) {
+    const left = bits.kept.reduce((sum, { parameters }) => sum + parameters, 0);
+    total.push(...bits.kept.map((m) => kept(`${m.name}, not quantized`, m.parameters, m.bits)));
     total.push(...bits.runtime.map((m) => kept(`${m.name}, at run time`, m.parameters, m.bits)));
     total.push([
-      "linears and run-time matrices",
+      bits.runtime.length > 0 ? "linears and run-time matrices" : "linears, quantized and not",
       bits.bitsPerWeight.toFixed(3),
-      grouped(bits.total.weights),
+      grouped(bits.total.weights + left),
       "",
       "",
       "",
@@ -76,6 +82,30 @@ export function bitsTable(bits: BitsReport): Markup {
       `All tensors together: ${bits.bitsPerParameter.toFixed(3)} bits per parameter.`,
     ),
   );
+}
+
+/** The layers that suffer most. */
+export function layerTable(ranked: readonly RankedLayer[], bits: BitsReport): Markup {
+  const heads = ["layer", "by weights", "by activations", "together", "leaving it costs"];
+  const layers = ranked.map(({ linear }) => linear);
+  const rows = ranked
+    .slice(0, WORST)
+    .map(({ linear, name, weight, activation, both }) => [
+      name,
+      percent(weight),
+      orDash(activation, percent),
+      percent(both),
+      costOf(linear, layers.filter((each) => each === linear).length, bits),
+    ]);
+  return table(heads, rows);
+}
+
+/** Bits per weight of the model more, where a linear of one block is stored in 16 bits. */
+function costOf(linear: string, blocks: number, { linears, total, kept }: BitsReport): string {
+  const row = linears.find((each) => each.linear === linear);
+  if (!row) return "–";
+  const all = total.weights + kept.reduce((sum, { parameters }) => sum + parameters, 0);
+  return `${(((16 - row.bitsPerWeight) * row.weights) / blocks / all).toFixed(3)} bits per weight`;
 }
 
 function table(

@@ -9,7 +9,7 @@ export interface LinearBits {
   readonly linear: string;
   readonly weights: number;
   readonly codeBits: number;
-  /** float16, one for each group. */
+  /** One for each group: float16, or a byte of 4-bit floats, which in NVFP4 have a float32 a matrix beside. */
   readonly scaleBits: number;
   /** As wide as a code, one for each group; none where the grid is symmetric. */
   readonly zeroBits: number;
@@ -28,9 +28,11 @@ export interface BitsReport {
   readonly linears: readonly LinearBits[];
   /** All linears together. */
   readonly total: LinearBits;
+  /** Linears that are not quantized, as they are stored; they count as weights. */
+  readonly kept: readonly OtherBits[];
   /** Matrices that inference has to apply beside the linears; they count as bits of the weights. */
   readonly runtime: readonly OtherBits[];
-  /** Linears and run-time matrices, by weight of the linears. */
+  /** Linears, kept ones too, and run-time matrices, by weight of the linears. */
   readonly bitsPerWeight: number;
   readonly rest: readonly OtherBits[];
   /** Everything, by parameter of the source. */

@@ -6,8 +6,9 @@ import { hasFile } from "../checkpoint/source-files.ts";
 import { AqError } from "../errors.ts";
 import { AQ_CONFIG_NAME } from "../export/aq-config.ts";
 import { isOwnType } from "../models/registry.ts";
-import { packedWeights } from "../packed/open.ts";
-import { type JsonObject, readJsonFile } from "../util/json.ts";
+import { type PackedWeights, packedWeights } from "../packed/open.ts";
+import { quantizesTokens } from "../quant/scheme.ts";
+import { isJsonObject, type JsonObject, readJsonFile } from "../util/json.ts";
 import type { SavedRun } from "./state.ts";
 
 /** Keys of config.json that a format may set: how weights are packed, and the type of the others. */
@@ -23,20 +24,53 @@ export function checkDescription(run: SavedRun, folder: Checkpoint): void {
   const free = isStock ? new Set([...FREE, ...TYPE]) : FREE;
   checkKeys(path.join(folder.dir, "config.json"), folder.config, run.output.config, free);
   const scheme = packedWeights(folder);
-  const { wbits, groupSize } = run.config.scheme;
-  if (scheme && (scheme.bits !== wbits || !isSameGroup(scheme.group, groupSize))) {
-    const words = (bits: number, group: number): string => `${bits} bits, group size ${group}`;
-    throw differs(
-      `quantization_config of ${folder.dir}`,
-      words(wbits, groupSize),
-      words(scheme.bits, scheme.group),
-    );
-  }
+  if (scheme) checkScheme(run, folder, scheme);
+  if (scheme && scheme.format !== "aq") checkKept(run, folder);
   // Our own folders need what it says of activations.
   if (scheme?.format !== "aq" && !hasFile(folder.dir, AQ_CONFIG_NAME)) return;
   const file = path.join(folder.dir, AQ_CONFIG_NAME);
   const own = readJsonFile(path.join(run.dir, AQ_CONFIG_NAME));
   checkKeys(file, readJsonFile(file), own, new Set(["written_by"]));
+}
+
+function checkScheme(run: SavedRun, folder: Checkpoint, got: PackedWeights): void {
+  const { wbits, groupSize, numbers = null } = run.config.scheme;
+  const words = (bits: number, group: number, kind: string | null): string =>
+    kind ?? `${bits} bits, group size ${group}`;
+  const what = `quantization_config of ${folder.dir}`;
+  const isSame = got.bits === wbits && got.numbers === numbers && isSameGroup(got.group, groupSize);
+  if (!isSame) {
+    throw differs(what, words(wbits, groupSize, numbers), words(got.bits, got.group, got.numbers));
+  }
+  // Our own folders say it in aq_config.json.
+  if (!numbers || got.format === "aq") return;
+  const say = (isQuantized: boolean): string => `activations in ${isQuantized ? "4" : "16"} bits`;
+  const wanted = quantizesTokens(run.config.scheme);
+  if (wanted !== (got.tokens !== null)) throw differs(what, say(wanted), say(!wanted));
+}
+
+/** Loaders look for packed tensors of every linear that the description does not leave out. */
+function checkKept(run: SavedRun, folder: Checkpoint): void {
+  const leavesOut = exclusions(folder.quantization ?? {});
+  for (const { name } of run.blockSpecs()) {
+    const module = name.replace(/\.weight$/, "");
+    if (!run.isKept(name) || leavesOut(module)) continue;
+    const missing = "a description that packs all linears";
+    throw differs(`quantization_config of ${folder.dir}`, `${module} left out`, missing);
+  }
+}
+
+/** Keys under which formats list modules that are not quantized. */
+const LISTS: readonly string[] = ["ignore", "modules_to_not_convert"];
+
+/** By the lists, or by GPTQ's rules, which are patterns; ours fit one name each. */
+function exclusions(json: JsonObject): (module: string) => boolean {
+  const lists = LISTS.map((key) => json[key]).filter(Array.isArray);
+  const names = new Set<unknown>(lists.flat());
+  const { dynamic } = json;
+  const rules = isJsonObject(dynamic) ? dynamic : {};
+  return (module) =>
+    names.has(module) || Object.hasOwn(rules, `-:^${module.replaceAll(".", "\\.")}$`);
 }
 
 /** AWQ has no name for whole channels but their size, which is not the same for all linears. */

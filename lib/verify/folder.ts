@@ -8,14 +8,16 @@ import type { Checkpoint } from "../checkpoint/folder.ts";
 import { AqError } from "../errors.ts";
 import type { TensorSpec } from "../models/family.ts";
 import { encodeFloats, storedBits } from "../packed/half.ts";
-import type { PackedLinear } from "../packed/linear.ts";
+import type { PackedIntegers } from "../packed/linear.ts";
 import { type PackedWeights, packedWeights } from "../packed/open.ts";
 import { compareBits, compareNumbers, differs } from "./compare.ts";
+import { compareFloats, floatValues } from "./floats.ts";
 import {
   numbersOf,
   type PlainTensor,
   readPlain,
   type SavedRun,
+  type StateIntegers,
   type StateLinear,
 } from "./state.ts";
 import type { Tally } from "./tally.ts";
@@ -102,6 +104,15 @@ function compareLinear(
 ): void {
   const got = packed.read(spec);
   const place = (what: string) => ({ tensor: spec.name, path: folder.dir, what });
+  tally.linears++;
+  tally.codes += state.codes.length;
+  if (got.kind !== "integers" && got.kind === state.kind) {
+    compareFloats(got, state, place, packed.format !== "aq", tally);
+    return;
+  }
+  if (got.kind !== "integers" || state.kind !== "integers") {
+    throw differs(place("its numbers"), "", state.kind, got.kind);
+  }
   checkGroups(got, state, place("groups"));
   compareNumbers(place("code"), got.codes, state.codes, state.columns);
   if (got.scaleType === "BF16") {
@@ -122,15 +133,13 @@ function compareLinear(
   if (off >= 0) {
     throw differs(place("the description"), "", "asymmetric weights", "symmetric ones");
   }
-  tally.linears++;
-  tally.codes += state.codes.length;
   tally.scales += state.scales.length;
   tally.zeros += state.zeros.length;
 }
 
 function checkGroups(
-  got: PackedLinear,
-  state: StateLinear,
+  got: PackedIntegers,
+  state: StateIntegers,
   place: { tensor: string; path: string; what: string },
 ): void {
   const words = (group: number): string => `groups of ${group} columns`;
@@ -146,7 +155,8 @@ function compareDequantized(
   tally: Tally,
 ): void {
   const { dtype } = readable(folder, spec);
-  tally.note(`weights stored dequantized are compared as (code - zero) scale, rounded to ${dtype}`);
+  const formula = state.kind === "integers" ? "(code - zero) scale" : "value (scale / global)";
+  tally.note(`weights stored dequantized are compared as ${formula}, rounded to ${dtype}`);
   comparePlain(folder, spec, dequantized(state), tally);
   tally.others--;
   tally.values -= state.codes.length;
@@ -154,8 +164,10 @@ function compareDequantized(
   tally.codes += state.codes.length;
 }
 
-/** (code - zero) scale in float32. */
-export function dequantized({ rows, columns, group, groups, ...state }: StateLinear): Float32Array {
+/** (code - zero) scale in float32; of 4-bit floats value (scale / global). */
+export function dequantized(state: StateLinear): Float32Array {
+  if (state.kind !== "integers") return floatValues(state);
+  const { rows, columns, group, groups } = state;
   const w = new Float32Array(rows * columns);
   for (let o = 0; o < rows; o++) {
     for (let g = 0; g < groups; g++) {

@@ -5,6 +5,7 @@
 
 import * as fs from "node:fs";
 import * as path from "node:path";
+import type { Float4Name } from "../autograd/float4.ts";
 import { type Checkpoint, openCheckpoint } from "../checkpoint/folder.ts";
 import { readSafetensorsHeader } from "../checkpoint/safetensors.ts";
 import type { SafetensorsDType, TensorEntry } from "../checkpoint/safetensors-header.ts";
@@ -21,8 +22,10 @@ import { openForReading, readFully } from "../util/fs.ts";
 import { sha256File } from "../util/hash.ts";
 import type { JsonObject } from "../util/json.ts";
 
-/** A linear as the run found it. W = (code - zero) scale. */
-export interface StateLinear {
+/** A linear as the run found it. */
+export type StateLinear = StateIntegers | StateFloats;
+
+interface StateSize {
   readonly spec: TensorSpec;
   readonly rows: number;
   readonly columns: number;
@@ -31,6 +34,21 @@ export interface StateLinear {
   readonly groups: number;
   /** [O, I] */
   readonly codes: Uint8Array;
+}
+
+/** W = value(code) (scale / global) */
+export interface StateFloats extends StateSize {
+  readonly kind: Float4Name;
+  /** [O, G], as the run stores them. */
+  readonly scaleBytes: Uint8Array;
+  /** Of the whole matrix, and of what the linear reads; null where there is none. */
+  readonly global: number | null;
+  readonly input: number | null;
+}
+
+/** W = (code - zero) scale */
+export interface StateIntegers extends StateSize {
+  readonly kind: "integers";
   /** [O, G], float16 bits and values. */
   readonly scaleBits: Uint16Array;
   readonly scales: Float32Array;
@@ -73,7 +91,9 @@ export class SavedRun {
   readonly identity: JsonObject;
   readonly #files: readonly string[];
   readonly #blockOf = new Map<string, number>();
-  readonly #linears: ReadonlySet<string>;
+  /** What linears read, by the name of their weight. */
+  readonly #activations = new Map<string, string>();
+  readonly #inputGlobals: readonly Readonly<Record<string, number>>[];
   #open: OpenBlock | undefined;
 
   /** Throws: AQ_ARG where there is no finished run, AQ_FILE and AQ_FORMAT where it is damaged. */
@@ -84,10 +104,11 @@ export class SavedRun {
       const what = job ? "is not finished" : "holds no run (no aq/job.json)";
       throw new AqError("AQ_ARG", `${dir} ${what}; name the --out of a finished run with --run`);
     }
-    const { set } = liveBlocks(job);
+    const { set, inputGlobals } = liveBlocks(job);
     const live = set === "polished" ? (job.polish?.blocks ?? []) : job.finished;
     this.dir = dir;
     this.hashes = live.map(({ sha256 }) => sha256);
+    this.#inputGlobals = inputGlobals;
     this.#files = live.map((_, i) => state.blockFile(i, set));
     this.source = job.model;
     this.identity = job.identity;
@@ -105,24 +126,30 @@ export class SavedRun {
           `${dir}: its job.json lists ${live.length} of ${this.model.shape.blocks} blocks; copy the whole folder again`,
         );
       }
-      const keys = new Set(this.model.linears.map(({ key }) => key));
-      const linears = new Set<string>();
+      const read = new Map(this.model.linears.map(({ key, activation }) => [key, activation]));
       for (let i = 0; i < live.length; i++) {
         for (const { key, name } of this.model.blockTensors(i)) {
           this.#blockOf.set(name, i);
-          if (keys.has(key)) linears.add(name);
+          const activation = read.get(key);
+          if (activation !== undefined) this.#activations.set(name, activation);
         }
       }
-      this.#linears = linears;
     } catch (error) {
       this.output.close();
       throw error;
     }
   }
 
-  /** Is this the weight of a quantized linear? */
+  /** Is this the weight of a quantized linear? Throws: AQ_FILE. */
   isLinear(name: string): boolean {
-    return this.#linears.has(name);
+    if (!this.#activations.has(name)) return false;
+    const block = this.#blockOf.get(name) as number;
+    return this.#block(block).tensors.has(`${name}.codes`);
+  }
+
+  /** Is this the weight of a linear that the run left as it was? Throws: AQ_FILE. */
+  isKept(name: string): boolean {
+    return this.#activations.has(name) && !this.isLinear(name);
   }
 
   /** Every tensor of the blocks, in their order. */
@@ -141,13 +168,30 @@ export class SavedRun {
     const group = Math.min(columns, this.config.scheme.groupSize || columns);
     const groups = groupCount(columns, group);
     const codes = this.#read(spec.name, `${spec.name}.codes`, ["U8"], rows * columns).bytes;
+    const size = { spec, rows, columns, group, groups, codes };
+    const { numbers } = this.config.scheme;
+    if (numbers) return { ...size, ...this.#floats(spec, numbers, rows * groups) };
     const scale = this.#read(spec.name, `${spec.name}.scale`, ["F16"], rows * groups).bytes;
     const zero = this.#read(spec.name, `${spec.name}.zero`, ["U8", "F32"], rows * groups);
     const scaleBits = new Uint16Array(scale.buffer, 0, rows * groups);
     const zeros =
       zero.dtype === "U8" ? Float32Array.from(zero.bytes) : decodeFloats(zero.bytes, "F32");
     const scales = decodeFloats(scale, "F16");
-    return { spec, rows, columns, group, groups, codes, scaleBits, scales, zeros };
+    return { kind: "integers", ...size, scaleBits, scales, zeros };
+  }
+
+  #floats(
+    { name }: TensorSpec,
+    kind: Float4Name,
+    scales: number,
+  ): Pick<StateFloats, "kind" | "scaleBytes" | "global" | "input"> {
+    const scaleBytes = this.#read(name, `${name}.scale`, ["U8"], scales).bytes;
+    if (kind === "mxfp4") return { kind, scaleBytes, global: null, input: null };
+    const { bytes } = this.#read(name, `${name}.global`, ["F32"], 1);
+    const [global = Number.NaN] = decodeFloats(bytes, "F32");
+    const block = this.#blockOf.get(name) as number;
+    const input = this.#inputGlobals[block]?.[this.#activations.get(name) as string] ?? null;
+    return { kind, scaleBytes, global, input };
   }
 
   /**

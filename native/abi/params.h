@@ -136,6 +136,8 @@ typedef struct {
 //     quantized operand never exists in memory;
 //   BF16 or F16, without a grid: an operand that was rounded once for several products, read as it is
 //     (where it is the type of the products; else converted);
+//   T, BF16 or F16 with a scale of one number and no zero: the product is times that number (both of
+//     them where both have one; before the bias and what it is added to), as fp4_operand writes them;
 //   I8 with a scale of each stored row and no zero: such whole numbers times their scale, as
 //     quant_operand writes them. The product of two along their rows is exact.
 //   bf16 (T = f32): c is BF16. accumulate: c (then given by the caller) += ... instead of =.
@@ -143,6 +145,18 @@ typedef struct {
 typedef struct {
   int32_t trans_a, trans_b, a_bits, a_group, b_bits, b_group, accumulate, bf16;
 } aq_fake_quant_gemm_params;
+// quant_product_grad(a, b[N,K], b_scale T[N]?, add G[M,K]?, x S[M,K], scale T[M,G], zero T[M,G],
+//     clip T?, v T[M,K]?, r T[M]?, c T[K]?)
+//     -> (gx G[M,K], or [0] where need_gx is 0, gclip, gv, gr, gc)
+//   fake_quant_grad of x, its grid and what is learned, whose gradient is the product op(a) b (+ add):
+//   that of a linear's weight, g^T x^, or of its input, g w^. a is stored [M,N], or [N,M] (trans_a); a
+//   and b are read as fake_quant_gemm reads them without grids. The product need not exist in memory:
+//   where products are in less than f32 it may be rounded to BF16, and what flows through the extremes
+//   may be added to a gx that is rounded already.
+typedef struct {
+  double floor;
+  int32_t bits, group, symmetric, need_gx, rule, trans_a;
+} aq_quant_product_grad_params;
 // quantize(x T[M,K], scale T[M,G], zero T[M,G], v T[M,K]?) -> (codes U8[M,K])
 //   clamp(round(x/s + v) + z, 0, 2^bits-1)
 typedef struct { int32_t bits, group; } aq_quantize_params;
@@ -154,6 +168,39 @@ typedef struct { int32_t bits, group; } aq_quantize_params;
 typedef struct { double damping; int32_t bits, group, block, pad; } aq_gptq_params;
 // dequantize(codes U8[M,K], scale T[M,G], zero T[M,G]) -> (x T[M,K])  (code - z) s
 typedef struct { int32_t group, pad; } aq_dequantize_params;
+
+// ---------------------------------------------------------------- 4-bit floats
+// Element e2m1: codes 0..7 are 0 .5 1 1.5 2 3 4 6, 8..15 their negatives (8 is written for -0 and never
+// made). Groups of columns share a scale s, and G = K / group; K must be a multiple of group.
+//   format 0, NVFP4: group 16, s e4m3fn; format 1, MXFP4: group 32, s a power of two (e8m0).
+// g T[1]: the matrix's global scale (NVFP4); absent, or not finite: 1. Always absent in MXFP4.
+// clip: f = sigmoid(clip): numel 1 for all, else [M, G], one for each group; absent: f = 1.
+// Of the matrix x^ = r_m x_mk c_k (r, c as above), with a = f max |x^| over the group:
+//   NVFP4: s = e4m3(clamp(a / 6 g, 2^-9, 448)), nearest, ties to even; a NaN in the group: s = NaN
+//   MXFP4: s = 2^(e - 2), 2^e the power of two at or below a 8/7, that is: the f32 bits of a, plus 2^21,
+//     without their mantissa (f64: the same rule at its width); e - 2 is kept within -126 .. 127
+//   u = x^ (g / s);  h = .5 where |u| < 2, 1 where |u| < 4, else 2
+//   q = the e2m1 nearest to clamp(u + v h, -6, 6), ties to the even code; v absent = 0
+// and the quantized number is q s / g. Source: compressed-tensors 0.20; docs/method.md.
+// fp4_global(x S[M,K], g T[1]?, r T[M]?, c T[K]?) -> (g T[1])
+//   min(g, 2688 / max |x^|), 2688 = 448 6: infinite as long as all is zero; absent g = infinity. NaN in
+//   x^ or g: NaN. Matrices that share one are taken one after the other.
+typedef struct { int32_t pad[2]; } aq_fp4_global_params;
+// fp4_operand(x S[M,K], g T[1]?, clip T?, v T[M,K]?, r T[M]?, c T[K]?)
+//     -> (scale T[M,G], factor T[1], y[M,K])     scale = s, factor = 1 / g
+//   dtype T or BF16: y = q s, exactly (times factor it is the quantized number); U8: y = the codes.
+typedef struct { int32_t format, dtype; } aq_fp4_operand_params;
+// fp4_grad(x S[M,K], scale T[M,G], g T[1]?, grad G[M,K], clip T?, v T[M,K]?, r T[M]?, c T[K]?)
+//     -> (gx G[M,K], or [0] where need_gx is 0, gclip T like clip, else [0], gv G[M,K], or [0] without
+//         v, gr T like r, else [0], gc T like c, else [0])
+//   straight through the roundings of q and of s (MXFP4's in log2: ds/da = s / a); g and h are constants;
+//   the clamp of u + v h passes inside and at its bounds (P = 1, else 0), and that of s likewise (L):
+//   to x^ P grad; to v P grad s h / g; to s' = s / g: sum over the group of grad (q - P u)
+//   to a: that times L / 6 (MXFP4: times s / a, 0 where a is 0), from there with f to the elements of
+//   largest magnitude with their signs (ties share equally), and max |x^| f (1 - f) to clip.
+typedef struct { int32_t format, need_gx; } aq_fp4_grad_params;
+// fp4_values(codes U8[M,K], scale T[M,G], g T[1]?) -> (x T[M,K])      q (s / g), each rounded once
+typedef struct { int32_t format, pad; } aq_fp4_values_params;
 
 // ---------------------------------------------------------------- the block
 // rms_norm(x T[M,C], w T[C], b T[C]?) -> (y T[M,C], rstd T[M])
@@ -238,6 +285,26 @@ typedef struct { int32_t group, pad; } aq_int4_pack_params;
 //   precision for f32; bf16 and f16 products are of that type with f32 sums; with a grid the products
 //   are of integers and exact. group as in int4_pack.
 typedef struct { int32_t outputs, group, x_bits, pad; } aq_int4_matmul_params;
+// int8_pack(codes U8[O,I], scale T[O,G], zero T[O,G]) -> (packed U8[ceil(O/16), ceil(I/64), 1024],
+//     packed_scale F16[ceil(O/16), G, 16], packed_zero U8 like packed_scale)
+//   The same for codes of at most 8 bits and zeros 0 .. 255, for int8_matmul. Order: tiles of 16 rows x
+//   64 columns; byte 64 r + c of a tile holds row r's column c, and scale and zero of row r are at r.
+typedef struct { int32_t group, pad; } aq_int8_pack_params;
+// int8_matmul(x X[M,I], packed, packed_scale, packed_zero, bias X[outputs]?, x_scale S[M]?, x_zero S[M]?)
+//     -> (y X[M,outputs])                  as int4_matmul
+typedef struct { int32_t outputs, group, x_bits, pad; } aq_int8_matmul_params;
+// fp4_pack(codes U8[O,I], scale T[O,G]) -> (packed U8[ceil(O/16), ceil(I/128), 1024],
+//     packed_scale U8[ceil(O/16), G, 16])
+//   e2m1 codes in int4_pack's order, and the bytes of their scales (format 0: e4m3fn, 1: e8m0; group 16
+//   and 32) in that of its scales. Opaque like int4_pack's.
+typedef struct { int32_t format, pad; } aq_fp4_pack_params;
+// fp4_matmul(x X[M,I], packed, packed_scale, factor S[1]?, bias X[outputs]?, x_global S[1]?)
+//     -> (y X[M,outputs])                  y = factor x^ W^T + bias, W = q s; absent factor = 1
+//   X = f64, f32, bf16 or f16; S = X for f32 and f64, else f32. tokens 1: x^ = x quantized by the same
+//   format with the global scale x_global (fp4_operand without clip), 0: x^ = x. Products follow the
+//   queue's precision for f32; bf16 and f16 products are of that type with f32 sums. q s is exact in
+//   bf16; in f16 products MXFP4's scales may not fit, and then products are in bf16.
+typedef struct { int32_t outputs, format, tokens, pad; } aq_fp4_matmul_params;
 
 #ifdef __cplusplus
 }

@@ -18,6 +18,7 @@ const std::vector<OpSpec>& opRegistry() {
     addLinalgOps(*list);
     addOptimizerOps(*list);
     addQuantizeOps(*list);
+    addFp4Ops(*list);
     addBlockOps(*list);
     addEvaluationOps(*list);
     addPackedOps(*list);

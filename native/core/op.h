@@ -115,6 +115,7 @@ void addFoldOps(std::vector<OpSpec>& ops);
 void addLinalgOps(std::vector<OpSpec>& ops);
 void addOptimizerOps(std::vector<OpSpec>& ops);
 void addQuantizeOps(std::vector<OpSpec>& ops);
+void addFp4Ops(std::vector<OpSpec>& ops);
 void addBlockOps(std::vector<OpSpec>& ops);
 void addEvaluationOps(std::vector<OpSpec>& ops);
 void addPackedOps(std::vector<OpSpec>& ops);

@@ -27,6 +27,7 @@
 #include "native/cuda/device/code_epilogue.cuh"
 #include "native/cuda/device/hopper.cuh"
 #include "native/cuda/device/mma.cuh"
+#include "native/cuda/launch.h"
 #include "native/cuda/tensor_map.h"
 
 namespace aq::cuda {
@@ -296,20 +297,10 @@ int32_t codeProductHopper(aq_queue* queue, const CodeProduct& p, aq_error* err) 
   const auto kernel = p.a.rows || p.b.rows ? codeTiles<true> : codeTiles<false>;
   CUDA_CHECK(
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes));
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(unsigned(std::min(tiling.count, most) * kCluster));
-  config.blockDim = dim3(kThreads);
-  config.dynamicSmemBytes = kSharedBytes;
-  config.stream = queue->stream;
-  cudaLaunchAttribute attributes[2] = {};
-  attributes[0].id = cudaLaunchAttributeClusterDimension;
-  attributes[0].val.clusterDim = {kCluster, 1, 1};
   // The blocks set themselves up while the codes are still being made.
-  attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[1].val.programmaticStreamSerializationAllowed = 1;
-  config.attrs = attributes;
-  config.numAttrs = 2;
-  CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, mapA, mapB, p, tiling));
+  const dim3 blocks(unsigned(std::min(tiling.count, most) * kCluster));
+  const EarlyLaunch launch(queue, blocks, kThreads, kSharedBytes, kCluster);
+  CUDA_CHECK(cudaLaunchKernelEx(&launch.config, kernel, mapA, mapB, p, tiling));
   return AQ_OK;
 }
 

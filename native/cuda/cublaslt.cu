@@ -23,6 +23,14 @@ using namespace lt;
 
 constexpr uint64_t kWorkspaceBytes = 32u << 20;
 
+// Numbers in device memory, behind the workspace, for products with a factor: these take their beta
+// from there too. The self-check takes its factor from there.
+struct Constants {
+  double f64[3];
+  float f32[3];
+};
+constexpr Constants kConstants = {{0, 1, 2}, {0, 1, 2}};
+
 // Everything the choice of an algorithm depends on, as numbers.
 using PlanKey = std::array<int64_t, 14>;
 
@@ -88,8 +96,16 @@ struct Blas {
   const Library* library = nullptr;
   Handle handle = nullptr;
   void* workspace = nullptr;
-  std::array<Verdict, kKinds> verdicts{};
+  std::array<std::array<Verdict, 2>, kKinds> verdicts{};  // without a factor, with one
   std::unordered_map<PlanKey, Plan, PlanKeyHash> plans;
+
+  // 0, 1 or 2 in device memory, as a scalar of a product.
+  const void* constant(const Types& types, int value) const {
+    const char* const at = static_cast<const char*>(workspace) + kWorkspaceBytes;
+    const auto* const constants = reinterpret_cast<const Constants*>(at);
+    if (types.scale == kR64F) return constants->f64 + value;
+    return constants->f32 + value;
+  }
 
   void destroy(const Plan& plan) const {
     if (plan.first) library->layoutDestroy(plan.first);
@@ -121,6 +137,7 @@ Plan makePlan(const Blas& blas, const Gemm& g, const Types& types) {
   };
   if (g.b.transpose) set(kDescTransA, kOpTranspose);
   if (g.a.transpose) set(kDescTransB, kOpTranspose);
+  if (g.factor) set(kDescPointerMode, kScalarsOnDevice);
   if (g.bias) {
     set(kDescEpilogue, kEpilogueBias);
     set(kDescBiasPointer, g.bias);
@@ -155,8 +172,8 @@ Plan makePlan(const Blas& blas, const Gemm& g, const Types& types) {
 }
 
 const Plan& planOf(Blas& blas, const Gemm& g, const Types& types) {
-  const int64_t flags =
-      kindOf(g) | g.a.transpose << 8 | g.b.transpose << 9 | (g.bias != nullptr) << 10;
+  const int64_t flags = kindOf(g) | g.a.transpose << 8 | g.b.transpose << 9 |
+                        (g.bias != nullptr) << 10 | (g.factor != nullptr) << 11;
   const PlanKey key = {flags,
                        g.m,
                        g.n,
@@ -200,16 +217,18 @@ bool enqueue(aq_queue* queue, const Gemm& g) {
     }
     return s;
   };
-  const Scalar alpha = scalar(g.alpha), beta = scalar(g.beta);
-  return blas.library->matmul(blas.handle, plan.desc, &alpha, g.b.data, plan.first, g.a.data,
-                              plan.second, &beta, g.c, plan.result, g.c, plan.result, &plan.algo,
+  const Scalar hostAlpha = scalar(g.alpha), hostBeta = scalar(g.beta);
+  const void* const alpha = g.factor ? g.factor : &hostAlpha;
+  const void* const beta = g.factor ? blas.constant(types, g.beta == 0 ? 0 : 1) : &hostBeta;
+  return blas.library->matmul(blas.handle, plan.desc, alpha, g.b.data, plan.first, g.a.data,
+                              plan.second, beta, g.c, plan.result, g.c, plan.result, &plan.algo,
                               blas.workspace, kWorkspaceBytes, queue->stream) == kSuccess;
 }
 
 // ---------------------------------------------------------------- self-check
 
 // Computes one product of known values and compares every element.
-int32_t selfCheck(aq_queue* queue, int32_t kind, bool* good, aq_error* err) {
+int32_t selfCheck(aq_queue* queue, int32_t kind, bool hasFactor, bool* good, aq_error* err) {
   constexpr int64_t kM = 32, kN = 48, kK = 64;
   const Types types = typesOf(kind);
   const int32_t dtype = kind == kShortResult ? int32_t(AQ_BF16) : kind;
@@ -231,6 +250,7 @@ int32_t selfCheck(aq_queue* queue, int32_t kind, bool* good, aq_error* err) {
   g.b = {scratch.at<char>(aBytes), kK, 0, true};
   g.c = scratch.at<char>(aBytes + bBytes);
   g.ldc = kN;
+  if (hasFactor) g.factor = queue->blas->constant(types, 2);
   CUDA_CHECK(cudaMemcpyAsync(scratch.at<char>(), host.data(), host.size(), cudaMemcpyHostToDevice,
                              queue->stream));
   if (!enqueue(queue, g)) return AQ_OK;
@@ -240,6 +260,7 @@ int32_t selfCheck(aq_queue* queue, int32_t kind, bool* good, aq_error* err) {
     for (int64_t j = 0; j < kN; j++) {
       int64_t sum = 0;
       for (int64_t k = 0; k < kK; k++) sum += testValue(i * kK + k) * testValue(j * kK + k + 3);
+      if (hasFactor) sum *= 2;
       const char* const at = result.data() + (i * kN + j) * types.resultBytes;
       if (getValue(at, types.result) != storedSum(sum, types.result)) return AQ_OK;
     }
@@ -257,20 +278,24 @@ int32_t openBlas(aq_queue* queue, aq_error* err) {
   const Library* const library = openLibrary();
   if (!library || library->create(&blas->handle) != kSuccess) return AQ_OK;
   blas->library = library;
-  const cudaError_t status =
-      cudaMallocFromPoolAsync(&blas->workspace, kWorkspaceBytes, queue->pool, queue->stream);
+  cudaError_t status = cudaMallocFromPoolAsync(
+      &blas->workspace, kWorkspaceBytes + sizeof kConstants, queue->pool, queue->stream);
+  if (status == cudaSuccess) {
+    status = cudaMemcpyAsync(static_cast<char*>(blas->workspace) + kWorkspaceBytes, &kConstants,
+                             sizeof kConstants, cudaMemcpyHostToDevice, queue->stream);
+  }
   if (status == cudaSuccess) return AQ_OK;
   closeBlas(queue);
   return failCuda(err, status, "allocating the workspace of cuBLASLt");
 }
 
-// Whether the library is there and right for this kind. While a graph is being captured nothing can
+// Whether the library is there and right for this kind, with a factor or without. While a graph is being captured nothing can
 // be waited for, and an unchecked kind is taken on trust.
-int32_t trusts(aq_queue* queue, int32_t kind, bool* trusted, aq_error* err) {
+int32_t trusts(aq_queue* queue, int32_t kind, bool hasFactor, bool* trusted, aq_error* err) {
   *trusted = false;
   if (openBlas(queue, err) != AQ_OK) return err->code;
   if (!queue->blas->library) return AQ_OK;
-  Verdict& verdict = queue->blas->verdicts[size_t(kind)];
+  Verdict& verdict = queue->blas->verdicts[size_t(kind)][hasFactor];
   if (verdict == Verdict::kUnknown) {
     cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
     CUDA_CHECK(cudaStreamIsCapturing(queue->stream, &capture));
@@ -279,7 +304,7 @@ int32_t trusts(aq_queue* queue, int32_t kind, bool* trusted, aq_error* err) {
       return AQ_OK;
     }
     bool good = false;
-    if (selfCheck(queue, kind, &good, err) != AQ_OK) return err->code;
+    if (selfCheck(queue, kind, hasFactor, &good, err) != AQ_OK) return err->code;
     verdict = good ? Verdict::kGood : Verdict::kBad;
   }
   *trusted = verdict == Verdict::kGood;
@@ -292,8 +317,11 @@ int32_t blasProduct(aq_queue* queue, const Gemm& product, bool* done, aq_error* 
   *done = false;
   // BF16 alone has a BF16 result there, and no f32 bias with it.
   if (product.hasShortResult() && (product.dtype != AQ_BF16 || product.bias)) return AQ_OK;
+  // With a factor, alpha and beta are in device memory: beta as one of the constants there.
+  const bool hasFactor = product.factor != nullptr;
+  if (hasFactor && (product.alpha != 1 || (product.beta != 0 && product.beta != 1))) return AQ_OK;
   bool trusted = false;
-  if (trusts(queue, kindOf(product), &trusted, err) != AQ_OK) return err->code;
+  if (trusts(queue, kindOf(product), hasFactor, &trusted, err) != AQ_OK) return err->code;
   // The library reads a bias in vectors and does not say how long.
   const bool isAligned = reinterpret_cast<uintptr_t>(product.bias) % 16 == 0;
   if (trusted && isAligned && product.k > 0 && product.batch <= INT32_MAX)
@@ -304,7 +332,7 @@ int32_t blasProduct(aq_queue* queue, const Gemm& product, bool* done, aq_error* 
 bool hasBlas(aq_queue* queue) {
   aq_error ignored;
   bool trusted = false;
-  return trusts(queue, AQ_F32, &trusted, &ignored) == AQ_OK && trusted;
+  return trusts(queue, AQ_F32, false, &trusted, &ignored) == AQ_OK && trusted;
 }
 
 void closeBlas(aq_queue* queue) {

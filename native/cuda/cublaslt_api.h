@@ -32,6 +32,7 @@ constexpr int32_t kSuccess = 0;
 enum DataType : int32_t { kR32F = 0, kR64F = 1, kR16F = 2, kR8I = 3, kR32I = 10, kR16BF = 14 };
 enum ComputeType : int32_t { kCompute32F = 68, kCompute64F = 70, kCompute32I = 72 };
 enum DescAttribute : int32_t {
+  kDescPointerMode = 2,
   kDescTransA = 3,
   kDescTransB = 4,
   kDescEpilogue = 7,
@@ -45,6 +46,7 @@ enum PreferenceAttribute : int32_t {
 };
 constexpr uint32_t kReduceInComputeType = 2;
 constexpr int32_t kOpTranspose = 1;
+constexpr int32_t kScalarsOnDevice = 1;  // of the pointer mode: alpha and beta
 constexpr int32_t kEpilogueBias = 4;
 
 struct Library {

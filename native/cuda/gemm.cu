@@ -1,7 +1,7 @@
 // gemm: dense products for the other kernels, on cuBLASLt (cublaslt.cu) or our tiles
 // (gemm_tiles.cu).
 //
-// Math      C = alpha op(A) op(B) + beta C + bias. f32 operands in precision bf16 or f16 are first
+// Math      C = alpha factor op(A) op(B) + beta C + bias. f32 operands in precision bf16 or f16 are first
 //           rounded to it, to nearest and ties to even; sums are f32, and so is what a BF16 C is
 //           rounded from.
 // Layout    what is rounded is written without gaps, rows padded to 16 bytes, so that products of
@@ -202,7 +202,7 @@ int32_t gemm(aq_queue* queue, const Gemm& product, aq_error* err) {
   const Gemm g = normalized(product);
   if (g.m <= 0 || g.n <= 0 || g.batch <= 0) return AQ_OK;
   if (g.dtype == AQ_I8 &&
-      (g.a.transpose || !g.b.transpose || g.alpha != 1 || g.beta != 0 || g.bias))
+      (g.a.transpose || !g.b.transpose || g.alpha != 1 || g.beta != 0 || g.factor || g.bias))
     return fail(err, AQ_INTERNAL, "gemm: an i8 product takes A as it is and B transposed, alone.");
   if (g.resultDtype != AQ_F32 && g.resultDtype != AQ_BF16)
     return fail(err, AQ_INTERNAL, "gemm: a result is f32 or bf16, not dtype %d.", g.resultDtype);

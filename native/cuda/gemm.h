@@ -32,6 +32,9 @@ struct Gemm {
   void* c = nullptr;
   int64_t ldc = 0, strideC = 0;
   double alpha = 1, beta = 0;
+  // In device memory, of the type of the sums (f64 or f32; not for AQ_I8): the product is times this
+  // too, before what is added to it. Null: 1.
+  const void* factor = nullptr;
   const void* bias = nullptr;  // [n], of C's type (f32 for a BF16 C), added to every row; or null
 
   bool hasShortResult() const {

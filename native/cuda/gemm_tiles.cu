@@ -1,6 +1,6 @@
 // gemm_tiles: dense products on our own kernels, the fallback of gemm.
 //
-// Math      C = alpha op(A) op(B) + beta C + bias; beta 0 does not read C.
+// Math      C = alpha factor op(A) op(B) + beta C + bias; beta 0 does not read C.
 // Layout    any strides, sizes and alignments. f32, f64: blocks of 64 x 64 x 16 on the plain cores,
 //           4 x 4 sums a thread. bf16, f16, i8: blocks of 128 x 128 on the tensor cores, 64 bytes
 //           of k a stage, two stages in flight by cp.async; operands stay in shared memory as they
@@ -31,6 +31,7 @@ struct Product {
   const E* b;
   R* c;
   const R* bias;
+  const R* factor;
   int64_t m, n, k, batch;
   int64_t lda, ldb, ldc;
   int64_t strideA, strideB, strideC;
@@ -43,6 +44,7 @@ __device__ inline void storeResult(const Product<E, R>& p, R* c, int64_t i, int6
   if (i >= p.m || j >= p.n) return;
   R* const at = c + i * p.ldc + j;
   R value = p.alpha * sum;
+  if (p.factor) value *= *p.factor;
   if (p.bias) value += p.bias[j];
   if (p.beta != R(0)) value += p.beta * *at;
   *at = value;
@@ -230,6 +232,7 @@ Product<E, R> productOf(const Gemm& g) {
           static_cast<const E*>(g.b.data),
           static_cast<R*>(g.c),
           static_cast<const R*>(g.bias),
+          static_cast<const R*>(g.factor),
           g.m,
           g.n,
           g.k,

@@ -68,8 +68,18 @@ int32_t encodeMaps(Maps* maps, const Activations& x, const Weights& w, const Map
       {cuuint64_t(rowBytes), cuuint64_t(boxes.unitBytes)},
       {cuuint32_t(boxes.unitBytes) / 4, cuuint32_t(boxes.rowTiles), cuuint32_t(boxes.units)},
       CU_TENSOR_MAP_SWIZZLE_NONE};
-  const int32_t code = encode(&maps->x, xView, err);
-  return code == AQ_OK ? encode(&maps->codes, codesView, err) : code;
+  int32_t code = encode(&maps->x, xView, err);
+  if (code == AQ_OK) code = encode(&maps->codes, codesView, err);
+  if (code != AQ_OK || w.format == Format::kInt4) return code;
+  const int64_t groupBytes = int64_t(w.groups) * kTileRows;
+  const View scalesView = {
+      CU_TENSOR_MAP_DATA_TYPE_INT32,
+      w.bytes,
+      {cuuint64_t(groupBytes) / 4, cuuint64_t(w.tileRows), 1},
+      {cuuint64_t(groupBytes), cuuint64_t(groupBytes) * cuuint64_t(w.tileRows)},
+      {cuuint32_t(boxes.scaleBytes) / 4, cuuint32_t(boxes.rowTiles), 1},
+      CU_TENSOR_MAP_SWIZZLE_NONE};
+  return encode(&maps->scales, scalesView, err);
 }
 
 }  // namespace aq::cuda::int4

@@ -5,8 +5,8 @@
 // Layout    here: the choice of the way, and the rewriting of x that it needs. Few rows of x, and codes
 //           of x: one pass over the packed weights (int4_small.cu), for more than 32 codes' rows again
 //           and again. Many rows on Hopper: int4_batch.cu. Many elsewhere: weights are expanded slab by
-//           slab, small enough to stay in L2, and multiplied by the dense product (gemm.h). f64, and
-//           f32 at precision f32: always the dense way, in that type.
+//           slab, small enough to stay in L2, and multiplied by the dense product (int4_dense.cu). f64,
+//           and f32 at precision f32: always the dense way, in that type.
 // Cost      few rows: O I / 2 bytes, bandwidth-bound. Many: 2 M O I flop, bound by the matrix units.
 // Roofline  8192 x 8192, groups of 128: 10.5 us for the bytes at 3.35 TB/s; 2048 rows: 278 us for the
 //           flop at 989 TFLOP/s (H100 SXM data sheet).
@@ -19,7 +19,6 @@
 #include "native/cuda/device/dtype.cuh"
 #include "native/cuda/device/int4.cuh"
 #include "native/cuda/device/vec.cuh"
-#include "native/cuda/gemm.h"
 #include "native/cuda/int4.h"
 #include "native/cuda/kernels.h"
 #include "native/cuda/launch.h"
@@ -32,33 +31,9 @@ namespace {
 using namespace int4;
 
 constexpr int kThreads = 256, kMaxThreads = 1024;
-// Of expanded weights at a time: they, x and y share an L2 of 40 to 50 MB.
-constexpr int64_t kSlabBytes = 32 << 20;
-constexpr int64_t kSlabRows = 128;    // a multiple of it
 constexpr int64_t kCodeRows = 65536;  // of x as codes at a time
 
 int64_t ceilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-template <class T>
-__device__ T codeOf(T x, T scale, T zero, T top) {
-  const T code = rint(x / scale) + zero;
-  return code < T(0) ? T(0) : code > top ? top : code;  // a NaN stays
-}
-
-// y = x on its grid, if it has one, in another type and with rows ld apart.
-template <class X, class Y, class S>
-__global__ __launch_bounds__(kThreads) void convertRows(const X* x, int64_t rows, int64_t inputs,
-                                                        int64_t ld, const S* scale, const S* zero,
-                                                        S top, Y* y) {
-  const int64_t stride = int64_t(gridDim.x) * kThreads;
-  for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < rows * ld; i += stride) {
-    const int64_t row = i / ld, column = i % ld;
-    S value = column < inputs ? S(x[row * inputs + column]) : S(0);
-    if (scale && column < inputs)
-      value = (codeOf(value, scale[row], zero[row], top) - zero[row]) * scale[row];
-    y[i] = Y(value);
-  }
-}
 
 // Codes of x on its grid, rows ld apart, zeros beyond the columns; a block a row. A run of 32 columns
 // is in the order in which the packed weights meet it: bytes 8 t + 4 j + i hold column
@@ -88,18 +63,6 @@ __global__ __launch_bounds__(kMaxThreads) void quantizeRows(const X* x, int64_t 
   if (threadIdx.x == 0) yScale[row] = hasNan ? NAN : s;
 }
 
-// y[row, first + i] = sums[row, i] + bias[first + i].
-__global__ __launch_bounds__(kThreads) void finishRows(const float* sums, int64_t rows,
-                                                       int64_t count, int64_t first,
-                                                       int64_t outputs, Result y) {
-  const int64_t stride = int64_t(gridDim.x) * kThreads;
-  for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < rows * count; i += stride) {
-    const int64_t row = i / count, o = first + i % count;
-    const float bias = y.bias ? loadAs(y.dtype, y.bias, o) : 0.0f;
-    storeAs(y.dtype, y.y, row * outputs + o, sums[i] + bias);
-  }
-}
-
 // One call: the views of the op under names.
 struct Call {
   Weights w;
@@ -109,34 +72,8 @@ struct Call {
   int32_t bits;
 };
 
-template <class X, class Y, class S>
-int32_t convert(aq_queue* queue, const Call& call, int64_t ld, Y* to, aq_error* err) {
-  const S top = S((int64_t(1) << call.bits) - 1);
-  convertRows<X, Y, S><<<elementBlocks(call.rows * ld), kThreads, 0, queue->stream>>>(
-      static_cast<const X*>(call.x.data), call.rows, call.w.inputs, ld,
-      static_cast<const S*>(call.scale.data), static_cast<const S*>(call.zero.data), top, to);
-  LAUNCH_CHECK("int4_matmul (activations)");
-  return AQ_OK;
-}
-
-// x in the type `dtype` of the product.
-int32_t convertTo(aq_queue* queue, int32_t dtype, const Call& call, int64_t ld, void* to,
-                  aq_error* err) {
-  using Bf = __nv_bfloat16;
-  switch (call.x.dtype) {
-    case AQ_F64:
-      return convert<double, double, double>(queue, call, ld, static_cast<double*>(to), err);
-    case AQ_BF16:
-      return convert<Bf, Bf, float>(queue, call, ld, static_cast<Bf*>(to), err);
-    case AQ_F16:
-      return convert<__half, __half, float>(queue, call, ld, static_cast<__half*>(to), err);
-    default:
-      if (dtype == AQ_BF16)
-        return convert<float, Bf, float>(queue, call, ld, static_cast<Bf*>(to), err);
-      if (dtype == AQ_F16)
-        return convert<float, __half, float>(queue, call, ld, static_cast<__half*>(to), err);
-      return convert<float, float, float>(queue, call, ld, static_cast<float*>(to), err);
-  }
+Tokens tokensOf(const Call& call) {
+  return {call.x, call.scale, call.zero, call.rows, call.w.inputs, call.bits};
 }
 
 template <class X>
@@ -202,7 +139,7 @@ int32_t packedProduct(aq_queue* queue, int32_t dtype, const Call& call, aq_error
   if (call.x.dtype != dtype || ld != call.w.inputs || !isAligned16(call.x.data)) {
     int32_t code = scratch.allocate(uint64_t(call.rows * ld) * 2, "int4_matmul", err);
     if (code != AQ_OK) return code;
-    code = convertTo(queue, dtype, call, ld, scratch.at<void>(), err);
+    code = convertTokens(queue, tokensOf(call), dtype, ld, scratch.at<void>(), err);
     if (code != AQ_OK) return code;
     x.data = scratch.at<void>();
   }
@@ -213,53 +150,16 @@ int32_t packedProduct(aq_queue* queue, int32_t dtype, const Call& call, aq_error
 
 // Slabs of weights as numbers of `dtype`, times x.
 int32_t denseProduct(aq_queue* queue, int32_t dtype, const Call& call, aq_error* err) {
-  const Weights& w = call.w;
-  const int64_t size = dtype == AQ_F64 ? 8 : dtype == AQ_F32 ? 4 : 2, inputs = w.inputs;
-  const bool isWide = call.x.dtype == AQ_F64 || call.x.dtype == AQ_F32;  // then gemm writes y
-  const bool converts = call.x.dtype != dtype || call.scale.data;
-  const int64_t fit = kSlabBytes / std::max<int64_t>(1, inputs * size) / kSlabRows * kSlabRows;
-  const int64_t slab = std::clamp<int64_t>(fit, kSlabRows, ceilDiv(w.outputs, 16) * 16);
-  const uint64_t slabBytes = scratchBytes(uint64_t(slab * inputs * size));
-  const uint64_t xBytes = converts ? scratchBytes(uint64_t(call.rows * inputs * size)) : 0;
-  const uint64_t sumBytes = isWide ? 0 : uint64_t(call.rows * slab) * sizeof(float);
+  if (call.x.dtype == dtype && !call.scale.data)
+    return multiplyDense(queue, dtype, call.x.data, call.rows, call.w, nullptr, call.result, err);
+  const int64_t size = dtype == AQ_F64 ? 8 : dtype == AQ_F32 ? 4 : 2, inputs = call.w.inputs;
   Scratch scratch(queue);
-  int32_t code = scratch.allocate(slabBytes + xBytes + sumBytes, "int4_matmul", err);
+  int32_t code = scratch.allocate(uint64_t(call.rows * inputs * size), "int4_matmul", err);
   if (code != AQ_OK) return code;
-  const void* x = call.x.data;
-  if (converts) {
-    code = convertTo(queue, dtype, call, inputs, scratch.at<void>(slabBytes), err);
-    if (code != AQ_OK) return code;
-    x = scratch.at<void>(slabBytes);
-  }
-  const int64_t ySize = call.result.dtype == AQ_F64 ? 8 : 4;
-  for (int64_t first = 0; first < w.outputs; first += slab) {
-    const int64_t count = std::min(slab, w.outputs - first);
-    code = expand(queue, w, first, count, dtype, scratch.at<void>(), err);
-    if (code != AQ_OK) return code;
-    Gemm product;
-    product.m = call.rows;
-    product.n = count;
-    product.k = inputs;
-    product.dtype = dtype;
-    product.a = {.data = x, .ld = inputs};
-    product.b = {.data = scratch.at<void>(), .ld = inputs, .transpose = true};
-    if (isWide) {
-      product.c = static_cast<char*>(call.result.y) + first * ySize;
-      product.ldc = w.outputs;
-      if (call.result.bias)
-        product.bias = static_cast<const char*>(call.result.bias) + first * ySize;
-    } else {
-      product.c = scratch.at<float>(slabBytes + xBytes);
-      product.ldc = count;
-    }
-    code = gemm(queue, product, err);
-    if (code != AQ_OK) return code;
-    if (isWide) continue;
-    finishRows<<<elementBlocks(call.rows * count), kThreads, 0, queue->stream>>>(
-        scratch.at<float>(slabBytes + xBytes), call.rows, count, first, w.outputs, call.result);
-    LAUNCH_CHECK("int4_matmul (results)");
-  }
-  return AQ_OK;
+  code = convertTokens(queue, tokensOf(call), dtype, inputs, scratch.at<void>(), err);
+  if (code != AQ_OK) return code;
+  return multiplyDense(queue, dtype, scratch.at<void>(), call.rows, call.w, nullptr, call.result,
+                       err);
 }
 
 }  // namespace
@@ -285,9 +185,11 @@ int32_t int4_matmul(aq_queue* queue, const aq_view* in, int32_t, const aq_view* 
   const uint32_t groupSteps = p.group ? uint32_t(p.group / kStepColumns) : 1u << 30;
   const int32_t groupShift = std::has_single_bit(groupSteps) ? std::countr_zero(groupSteps) : -1;
   const Call call = {
-      .w = {.codes = static_cast<const uint8_t*>(in[1].data),
+      .w = {.format = Format::kInt4,
+            .codes = static_cast<const uint8_t*>(in[1].data),
             .scale = static_cast<const uint16_t*>(in[2].data),
             .zero = static_cast<const uint8_t*>(in[3].data),
+            .bytes = nullptr,
             .outputs = p.outputs,
             .inputs = int32_t(inputs),
             .tileRows = int32_t(in[1].dim[0]),

@@ -37,8 +37,13 @@
   AQ_CUDA_KERNEL(quant_operand)                                                                   \
   /* kernels/fake_quant_grad.cu */                                                                \
   AQ_CUDA_KERNEL(fake_quant_grad)                                                                 \
+  /* kernels/fp4_operand.cu, kernels/fp4_grad.cu */                                               \
+  AQ_CUDA_KERNEL(fp4_global) AQ_CUDA_KERNEL(fp4_operand) AQ_CUDA_KERNEL(fp4_values)               \
+  AQ_CUDA_KERNEL(fp4_grad)                                                                        \
   /* fake_quant_gemm.cu */                                                                        \
   AQ_CUDA_KERNEL(fake_quant_gemm)                                                                 \
+  /* grad_product.cu */                                                                           \
+  AQ_CUDA_KERNEL(quant_product_grad)                                                              \
   /* kernels/gptq.cu */                                                                           \
   AQ_CUDA_KERNEL(gptq)                                                                            \
   /* kernels/norm.cu, kernels/norm_grad.cu */                                                     \
@@ -54,7 +59,11 @@
   /* kernels/cached_attention.cu */                                                               \
   AQ_CUDA_KERNEL(cached_attention)                                                                \
   /* int4_pack.cu, int4_matmul.cu */                                                              \
-  AQ_CUDA_KERNEL(int4_pack) AQ_CUDA_KERNEL(int4_matmul)
+  AQ_CUDA_KERNEL(int4_pack) AQ_CUDA_KERNEL(int4_matmul)                                           \
+  /* int8_pack.cu, int8_matmul.cu */                                                              \
+  AQ_CUDA_KERNEL(int8_pack) AQ_CUDA_KERNEL(int8_matmul)                                           \
+  /* fp4_pack.cu, fp4_matmul.cu */                                                                \
+  AQ_CUDA_KERNEL(fp4_pack) AQ_CUDA_KERNEL(fp4_matmul)
 // clang-format on
 
 namespace aq::cuda {

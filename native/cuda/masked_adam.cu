@@ -12,27 +12,35 @@
 //           cost follows the band: entries outside are not read. The projection's second pass runs
 //           only for rows that break the limit, and finds them in L2.
 // Roofline  4096 x 4096 f32, full band: 470 MB -> 140 us at 3.35 TB/s (H100 SXM data sheet).
-//           Measured on an H100 80GB HBM3, in a graph, on arrays that are not in L2: 174 us =
-//           2.70 TB/s, 93 % of what a plain copy reaches (2.92 TB/s); band 512: 48 us, 1.18 times the
-//           live share; band 128: 17 us (11 us from L2); band 1: 5.8 us.
+//           Measured on an H100 80GB HBM3, in a graph, on arrays that are not in L2: 175 us =
+//           2.69 TB/s, 92 % of what a plain copy reaches (2.91 TB/s); band 512: 47.4 us, 1.16 times the
+//           live share; band 128: 14.6 us, 1.35 times; band 1: 4.8 us, of which 1.7 us are for the
+//           margin, from block to block.
 // Versions  v1 step, row sums and shrinking as three kernels; v2 fused by row, a launch before and
-//           one after it for the margin; v3 one launch, the last block makes the margins (this).
+//           one after it for the margin; v3 one launch, the last block makes the margins: bands 512,
+//           128 and 1 in 48.4, 17.6 and 6.0 us; v4 a launch that overlaps the one before and asks for
+//           data already, a ticket without fences, the step's constants by two threads (this).
 //           Tried: two to four vectors a thread (band 1024 3 % faster, band 128 9 % slower); blocks
 //           that stay, with 32 to 256 threads a row and the next row on its way while one is summed
-//           (full band 172 us, bands 512 and 128 49 and 19 us).
+//           (full band 172 us, bands 512 and 128 49 and 19 us); in v4, margins by a kernel of their
+//           own (16.1 us at band 128), blocks of 128 threads, one to four vectors ahead, and a row's
+//           last few numbers taken along with its first turn (14.2 us, 47.8 us at band 512).
 // Numerics  row sums in double in a fixed order; the maximum over rows by integer comparison of
 //           non-negative floats, which no order of blocks changes. A zero diagonal gives margin
 //           -infinity.
 #include <cmath>
+#include <initializer_list>
 
 #include "native/abi/params.h"
 #include "native/cuda/check.h"
 #include "native/cuda/device/adam.cuh"
 #include "native/cuda/device/dtype.cuh"
+#include "native/cuda/device/early.cuh"
 #include "native/cuda/device/last_block.cuh"
 #include "native/cuda/device/reduce.cuh"
 #include "native/cuda/device/vec.cuh"
 #include "native/cuda/kernels.h"
+#include "native/cuda/launch.h"
 #include "native/cuda/queue.h"
 #include "native/cuda/scratch.h"
 
@@ -42,8 +50,9 @@ namespace {
 
 // 256: enough bytes in flight for full bandwidth, and 8 warp-rows a block.
 constexpr int kThreads = 256;
-// Vectors of each array that a thread has in flight.
-constexpr int kUnroll = 1;
+// Vectors of each array that a thread has in flight, and that it asks for before the kernel in front
+// of this one is over.
+constexpr int kUnroll = 1, kAhead = 2;
 // Blocks that a multiprocessor is to hold: all rows of a large matrix at once.
 template <class T>
 constexpr int kBlocks = sizeof(T) == 4 ? 4 : 2;
@@ -93,6 +102,18 @@ struct Row {
       : x(all), start((matrix * all.size + i) * (all.size / kVec)) {
     low = i > x.band ? i - x.band : 0;
     high = x.size - 1 - i > x.band ? i + x.band : x.size - 1;
+  }
+
+  // Brings the first vectors to the L2 cache, where they stay as new as memory is: this is allowed
+  // while another kernel still writes them.
+  __device__ void announce(int32_t k) const {
+#pragma unroll
+    for (int u = 0; u < kAhead; u++, k += kLanes) {
+      if (k > high / kVec) break;
+      for (const T* array : std::initializer_list<const T*>{x.p, x.g, x.m, x.v}) {
+        asm volatile("prefetch.global.L2 [%0];" ::"l"(array + (start + k) * kVec));
+      }
+    }
   }
 
   __device__ void load(int32_t k) {
@@ -184,6 +205,9 @@ __global__ __launch_bounds__(kThreads, kBlocks<T>) void stepRows(Matrices<T> x,
 
   Row<T, kVec, kLanes> row(x, matrix, isRow ? i : x.size - 1);
   int32_t k = row.low / kVec + lane;
+  letNextKernelStart();
+  if (isRow) row.announce(k);
+  waitForKernelBefore();
   if (isRow) row.load(k);
   const auto [adam, mayChange] = BlockStep<T>::load(settings, control);
   if (!mayChange) {
@@ -230,9 +254,9 @@ int32_t launchRows(aq_queue* queue, Matrices<T> x, const aq_masked_adam_params& 
   if (scratch.allocate(uint64_t(blocks) * sizeof(T), "masked_adam", err) != AQ_OK) return err->code;
   x.worst = scratch.at<T>();
   const auto run = isWarpRow ? stepRows<T, kVec, kWarp> : stepRows<T, kVec, kThreads>;
-  run<<<unsigned(blocks), kThreads, 0, queue->stream>>>(x, AdamSettings::of(params), control,
-                                                        std::fabs(params.sf), params.limit);
-  LAUNCH_CHECK("masked_adam");
+  const EarlyLaunch launch(queue, dim3(unsigned(blocks)), kThreads);
+  CUDA_CHECK(cudaLaunchKernelEx(&launch.config, run, x, AdamSettings::of(params), control,
+                                std::fabs(params.sf), params.limit));
   return AQ_OK;
 }
 

@@ -92,19 +92,11 @@ int main(int argc, char** argv) {
 }
 
 #else
+// The ops that no check calls.
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wunused-function"
 namespace aq::cpu::AQ_LEVEL {
-// A header may use what the ones above it define.
-// clang-format off
-#include "native/cpu/kernels/simd.h"
-#include "native/cpu/kernels/grid_code.h"
-#include "native/cpu/kernels/gemm_kernel.h"
-#include "native/cpu/kernels/gemm.h"
-#include "native/cpu/kernels/fake_quant_gemm.h"
-#include "native/cpu/kernels/matmul.h"
-#include "native/cpu/kernels/attention_tiles.h"
-#include "native/cpu/kernels/attention.h"
-#include "native/cpu/kernels/attention_grad.h"
-#include "native/cpu/kernels/lu_inverse.h"
-// clang-format on
+#include "native/cpu/levels/products.inc"
 }  // namespace aq::cpu::AQ_LEVEL
+#pragma GCC diagnostic pop
 #endif

@@ -91,20 +91,52 @@ inline void drawFakeQuantGemm(Maker& m) {
   m.out(isShort ? m.convert(sum, AQ_BF16) : sum);
 }
 
-// Codes of at most 4 bits with their grid, as int4_pack takes them.
-inline std::vector<Tensor> drawPacked(Maker& m) {
-  const int64_t O = m["O"], K = m["K"], G = groupsOf(m);
-  return {m.integers({O, K}, 16, AQ_U8), m.uniform({O, G}, 0.01, 0.1),
-          m.convert(m.integers({O, G}, 16, AQ_U8), m.dtype())};
+// at: 5 where the input's operand is i8.
+inline void drawQuantProductGrad(Maker& m) {
+  const int64_t T = m["T"], M = m["M"], K = m["K"];
+  const double bits = double(m["bits"]);
+  const Tensor w = m.stored(m.normal({M, K}));
+  const std::vector<Tensor> factors = drawFactors(m, w);
+  const Tensor x = m.normal({T, K});
+  m.in(m.gradient(m.normal({T, M})));
+  if (m.get("at", 0) && m.dtype() == AQ_F32) {
+    const auto made = operandOf(m, x, 4, AQ_I8);
+    m.in(made[2]);
+    m.in(made[0]);
+  } else {
+    m.in(m.gradient(x));
+    m.absent();
+  }
+  m.absent();
+  m.in(w);
+  const auto made = m.run("quant_grid", {w, {}, factors[0], factors[1]},
+                          {{"bits", bits}, {"group", double(m["group"])}, {"floor", 1e-6}});
+  m.in(made[0]);
+  m.in(made[1]);
+  drawClip(m);
+  m.get("v", 0) ? m.in(m.uniform(w.shape, -0.5, 0.5)) : m.absent();
+  for (const Tensor& factor : factors) m.in(factor);
+  m.param("bits", bits);
+  m.param("group");
+  m.param("floor", 1e-6);
+  m.param("need_gx", double(m.get("scaled", 0)));
+  m.param("trans_a", 1);
 }
 
-inline void drawPackedProduct(Maker& m) {
+// `count` codes with their grid, as int4_pack and int8_pack take them.
+inline std::vector<Tensor> drawPacked(Maker& m, int64_t count) {
+  const int64_t O = m["O"], K = m["K"], G = groupsOf(m);
+  return {m.integers({O, K}, count, AQ_U8), m.uniform({O, G}, 0.16 / count, 1.6 / count),
+          m.convert(m.integers({O, G}, count, AQ_U8), m.dtype())};
+}
+
+inline void drawPackedProduct(Maker& m, const char* pack, int64_t count) {
   const Tensor x = m.normal({m["M"], m["K"]});
   const Params group = {{"group", double(m["group"])}};
   // A narrower x where the sizes say so.
   const int32_t type = int32_t(m.get("type", m.dtype()));
   m.in(m.convert(x, type));
-  for (const Tensor& part : m.run("int4_pack", drawPacked(m), group)) m.in(part);
+  for (const Tensor& part : m.run(pack, drawPacked(m, count), group)) m.in(part);
   m.get("bias", 0) ? m.in(m.convert(m.normal({m["O"]}), type)) : m.absent();
   if (m.get("bits", 0)) m.grid(x, double(m["bits"]), 0);
   m.param("outputs", double(m["O"]));
@@ -199,6 +231,15 @@ inline const std::vector<KernelCase>& quantizeCases() {
         "M=4096 N=4096 K=2048 ta=1 tb=0 a=0 b=0 at=2 bt=2 bf16=1"},
        drawFakeQuantGemm,
        50},
+      {"quant_product_grad",
+       {"T=5 M=7 K=13 group=0 bits=4 clip=2", "T=33 M=40 K=64 group=32 bits=3 clip=2 v=1 s=3",
+        "T=64 M=264 K=400 group=0 bits=4 clip=2 s=3 at=5",
+        "T=70 M=256 K=128 group=128 bits=2 clip=0 v=1 s=2",
+        "T=40 M=48 K=96 group=0 bits=4 clip=2 scaled=1 s=2 at=5"},
+       {"T=2048 M=4096 K=4096 group=0 bits=4 clip=2 s=3 at=5",
+        "T=2048 M=4096 K=4096 group=128 bits=3 clip=2 v=1 s=3"},
+       drawQuantProductGrad,
+       50},
       {"quantize", codes, codesReal, drawFakeQuant},
       // Where the order of additions turns one code, what follows in its row turns with it.
       {"gptq",
@@ -226,7 +267,14 @@ inline const std::vector<KernelCase>& quantizeCases() {
        {"O=5 K=70 group=0", "O=40 K=256 group=64"},
        {"O=8192 K=8192 group=128"},
        [](Maker& m) {
-         for (const Tensor& part : drawPacked(m)) m.in(part);
+         for (const Tensor& part : drawPacked(m, 16)) m.in(part);
+         m.param("group");
+       }},
+      {"int8_pack",
+       {"O=5 K=70 group=0", "O=40 K=256 group=64"},
+       {"O=8192 K=8192 group=128"},
+       [](Maker& m) {
+         for (const Tensor& part : drawPacked(m, 256)) m.in(part);
          m.param("group");
        }},
       {"int4_matmul",
@@ -235,7 +283,15 @@ inline const std::vector<KernelCase>& quantizeCases() {
         "M=20 O=48 K=256 group=128 bits=4"},
        {"M=1 O=8192 K=8192 group=128 type=2", "M=16 O=8192 K=8192 group=128 type=2",
         "M=2048 O=8192 K=8192 group=128 type=2", "M=2048 O=8192 K=8192 group=128 bits=4"},
-       drawPackedProduct,
+       [](Maker& m) { drawPackedProduct(m, "int4_pack", 16); },
+       5},
+      {"int8_matmul",
+       {"M=1 O=5 K=70 group=0", "M=3 O=40 K=256 group=64 bias=1",
+        "M=16 O=64 K=384 group=128 type=2", "M=150 O=130 K=256 group=32 type=2",
+        "M=20 O=48 K=256 group=128 bits=8", "M=5 O=40 K=300 group=0 bits=8"},
+       {"M=1 O=8192 K=8192 group=128 type=2", "M=16 O=8192 K=8192 group=128 type=2",
+        "M=2048 O=8192 K=8192 group=128 type=2", "M=2048 O=8192 K=8192 group=0 bits=8"},
+       [](Maker& m) { drawPackedProduct(m, "int8_pack", 256); },
        5},
   };
   return cases;

@@ -23,6 +23,7 @@
 
 #include "native/cpu/backend.h"
 #include "native/tools/kernel_cases_block.h"
+#include "native/tools/kernel_cases_fp4.h"
 #include "native/tools/kernel_cases_quantize.h"
 #include "native/tools/kernel_cases_weight.h"
 #include "native/tools/kernel_compare.h"
@@ -48,6 +49,7 @@ std::vector<KernelCase> allCases() {
   std::vector<KernelCase> cases = blockCases();
   cases.insert(cases.end(), weightCases().begin(), weightCases().end());
   cases.insert(cases.end(), quantizeCases().begin(), quantizeCases().end());
+  cases.insert(cases.end(), fp4Cases().begin(), fp4Cases().end());
   return cases;
 }
 

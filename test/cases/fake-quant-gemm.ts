@@ -11,7 +11,8 @@ import { drawFactors, drawGrid, drawOffset, scaled, WEIGHT_FLOOR } from "./quant
  * a, b: bits of the operand's grid, 0 without one; ag, bg: its groups along stored rows; v 1: b has
  * rounding offsets; f: b has factors of its stored rows (1), columns (2) or both (3). Where types lie
  * short: a b with a grid is short; ka, kb: the operand has no grid and is short (1) or i8 (2); out 1:
- * the result is bf16. Elsewhere these operands are as the others.
+ * the result is bf16. Elsewhere these operands are as the others. as, bs: an operand without a grid has
+ * a scale of one number.
  */
 const SETS: readonly Dims[] = [
   { M: 1, N: 1, K: 1, ta: 0, tb: 0, a: 0, b: 0, ag: 0, bg: 0, bias: 1, acc: 0 },
@@ -36,6 +37,7 @@ const SETS: readonly Dims[] = [
   { M: 19, N: 24, K: 40, ta: 0, tb: 1, a: 4, b: 0, ag: 0, bg: 0, bias: 1, acc: 0, kb: 1 },
   { M: 9, N: 130, K: 72, ta: 0, tb: 1, a: 8, b: 0, ag: 0, bg: 0, bias: 0, acc: 0, kb: 2 },
   ...shortOperands(),
+  ...scaledOperands(),
 ];
 
 /** Every kind of operand with every other, in the three products of a linear. */
@@ -49,6 +51,21 @@ function shortOperands(): Dims[] {
     { ...kind, M: 33, N: 17, K: 21, ta: 1, tb: 0, bias: 0, acc: 0, out: 1 },
     { ...kind, M: 64, N: 128, K: 96, ta: 1, tb: 0, bias: 0, acc: 1, out: 1 },
   ]);
+}
+
+/** One number for a, for b, or for both, beside every kind of the other operand. */
+function scaledOperands(): Dims[] {
+  const none = { a: 0, b: 0, ag: 0, bg: 0 };
+  return [
+    { ...none, M: 1, N: 1, K: 1, ta: 0, tb: 0, bias: 1, acc: 0, as: 1 },
+    { ...none, M: 19, N: 24, K: 48, ta: 0, tb: 1, bias: 1, acc: 0, ka: 1, kb: 1, as: 1, bs: 1 },
+    { ...none, M: 33, N: 40, K: 64, ta: 0, tb: 1, bias: 1, acc: 1, ka: 1, kb: 1, as: 1, bs: 1 },
+    { ...none, M: 24, N: 16, K: 72, ta: 0, tb: 0, bias: 0, acc: 1, kb: 1, bs: 1, out: 1 },
+    { ...none, M: 33, N: 17, K: 21, ta: 1, tb: 0, bias: 0, acc: 0, ka: 1, as: 1, out: 1 },
+    { ...none, M: 9, N: 130, K: 72, ta: 0, tb: 1, bias: 1, acc: 0, ka: 2, kb: 1, bs: 1 },
+    { ...none, M: 11, N: 20, K: 33, ta: 0, tb: 1, b: 3, bias: 1, acc: 0, ka: 1, as: 1, f: 3 },
+    { ...none, M: 150, N: 140, K: 600, ta: 0, tb: 1, bias: 1, acc: 1, ka: 1, kb: 1, as: 1, bs: 1 },
+  ];
 }
 
 /** The forward product of a linear, and the two products of its gradient. */
@@ -69,6 +86,9 @@ const REAL: readonly Dims[] = [
     .map((dims) => ({ ...dims, v: 1 })),
   ...linear(2048, 512, 512, 0, 0, 0),
   ...linear(2048, 4096, 4096, 4, 4, 0).slice(0, 1),
+  ...linear(2048, 4096, 4096, 0, 0, 0)
+    .slice(0, 1)
+    .map((dims) => ({ ...dims, ka: 1, kb: 1, as: 1, bs: 1 })),
 ];
 
 function gridOf(draw: Draw, x: Value, bits: number, group: number): readonly (Value | undefined)[] {
@@ -105,6 +125,14 @@ function drawOperand(
   return [{ ...codes, data: codes.data.map((code) => code - 7) }, [scale, undefined]];
 }
 
+/** Scale and zero of an operand that may have a number instead. */
+function withNumber(
+  grid: readonly (Value | undefined)[],
+  number: Value | undefined,
+): readonly (Value | undefined)[] {
+  return number ? [number, undefined] : grid;
+}
+
 /** The operand as the product sees it. */
 function used(call: Call, side: 0 | 1): Float64Array {
   const given = input(call, side);
@@ -115,6 +143,7 @@ function used(call: Call, side: 0 | 1): Float64Array {
   }
   const x = side === 1 ? scaled(given, call.inputs[8], call.inputs[9]) : given;
   const [scale, zero] = [call.inputs[2 + 2 * side], call.inputs[3 + 2 * side]];
+  if (scale && !zero) return x.data.map((value) => value * (scale.data[0] ?? 0));
   if (!scale || !zero) return x.data;
   const [M, K] = x.shape as [number, number];
   const bits = param(call, side === 0 ? "a_bits" : "b_bits");
@@ -150,13 +179,15 @@ const fakeQuantGemm: OpCase = {
         return gridOf(draw, scaled(x, ...factors), bBits, dim(dims, "bg"));
       },
     );
+    const number = (name: string, low: number) =>
+      dims[name] === 1 ? draw.uniform([1], low, 2 * low) : undefined;
     const isShort = draw.short !== undefined && dims["out"] === 1;
     const call: Call = {
       inputs: [
         a,
         b,
-        ...aGrid,
-        ...bGrid,
+        ...withNumber(aGrid, number("as", 0.3)),
+        ...withNumber(bGrid, number("bs", 1.2)),
         dim(dims, "bias") ? draw.normal([N]) : undefined,
         drawOffset(draw, dims, b),
         ...factors,

@@ -1,5 +1,5 @@
 // Case of fake_quant_grad: the gradient of learned clipping, against the written rule.
-import { sizeOf } from "../helpers/value.ts";
+import { sizeOf, type Value } from "../helpers/value.ts";
 import { fakeQuantGradient } from "../reference/straight-through.ts";
 import { type Dims, dim, input, type OpCase, param } from "./case.ts";
 import {
@@ -44,6 +44,26 @@ const SPECIAL_SETS: readonly Dims[] = SPECIAL.flatMap((_, i) =>
 );
 
 const elements = (dims: Dims) => dim(dims, "M") * dim(dims, "K");
+
+/** From the gradient of r x c those of x, r and c: each gathers it times the other two. */
+export function factorGradients(
+  g: Float64Array,
+  x: Value,
+  r: Value | undefined,
+  c: Value | undefined,
+): { gw: Float64Array; gr: Float64Array; gc: Float64Array } {
+  const [M, K] = x.shape as [number, number];
+  const [gw, gr, gc] = [g.slice(), new Float64Array(r ? M : 0), new Float64Array(c ? K : 0)];
+  for (let i = 0; i < M * K; i++) {
+    const [m, k] = [Math.floor(i / K), i % K];
+    const [rm, ck] = [r?.data[m] ?? 1, c?.data[k] ?? 1];
+    const product = (g[i] as number) * (x.data[i] as number);
+    if (r) gr[m] = (gr[m] as number) + product * ck;
+    if (c) gc[k] = (gc[k] as number) + product * rm;
+    gw[i] = (g[i] as number) * rm * ck;
+  }
+  return { gw, gr, gc };
+}
 
 const fakeQuantGrad: OpCase = {
   op: "fake_quant_grad",
@@ -113,18 +133,8 @@ const fakeQuantGrad: OpCase = {
     const [r, c] = [call.inputs[6], call.inputs[7]];
     const used = scaled(x, r, c).data;
     const { gx, gclip, gv } = fakeQuantGradient(used, clip?.data, g.data, options, offset);
-    // used = r x c: each factor gathers the gradient times the other two.
-    const gr = new Float64Array(r ? M : 0);
-    const gc = new Float64Array(c ? K : 0);
-    for (let i = 0; i < M * K; i++) {
-      const [m, k] = [Math.floor(i / K), i % K];
-      const [rm, ck] = [r?.data[m] ?? 1, c?.data[k] ?? 1];
-      const product = (gx[i] as number) * (x.data[i] as number);
-      if (r) gr[m] = (gr[m] as number) + product * ck;
-      if (c) gc[k] = (gc[k] as number) + product * rm;
-      gx[i] = (gx[i] as number) * rm * ck;
-    }
-    return [param(call, "need_gx") === 1 ? gx : new Float64Array(0), gclip, gv, gr, gc];
+    const { gw, gr, gc } = factorGradients(gx, x, r, c);
+    return [param(call, "need_gx") === 1 ? gw : new Float64Array(0), gclip, gv, gr, gc];
   },
   tolerance: { f32: { rtol: 1e-4, atol: 5e-5 }, f64: { rtol: 1e-10, atol: 1e-11 } },
   bytes: (dims, size) => (2 + (dims["x"] ?? 1) + 2 * (dims["v"] ?? 0)) * elements(dims) * size,

@@ -26,6 +26,7 @@ import { throughInverse } from "../../lib/autograd/ops/through-inverse.ts";
 import { Tensor } from "../../lib/tensor/tensor.ts";
 import type { Value } from "../helpers/value.ts";
 import { at, constant, draw, type GraphCase } from "./graph-case.ts";
+import { FLOAT4 } from "./graph-float4.ts";
 import { QUANTIZED } from "./graph-quantized.ts";
 
 /** A case whose result is held against random numbers. */
@@ -232,4 +233,4 @@ const SMOOTH: readonly GraphCase[] = [
 ];
 
 /** Every graph case. */
-export const GRAPH_CASES: readonly GraphCase[] = [...SMOOTH, ...QUANTIZED];
+export const GRAPH_CASES: readonly GraphCase[] = [...SMOOTH, ...QUANTIZED, ...FLOAT4];

@@ -7,12 +7,16 @@ import * as elementwise from "./elementwise.ts";
 import * as fakeQuantGemm from "./fake-quant-gemm.ts";
 import * as fakeQuantGrad from "./fake-quant-grad.ts";
 import * as fold from "./fold.ts";
+import * as fp4 from "./fp4.ts";
+import * as fp4Matmul from "./fp4-matmul.ts";
 import * as gptq from "./gptq.ts";
 import * as int4Matmul from "./int4-matmul.ts";
+import * as int8Matmul from "./int8-matmul.ts";
 import * as linalg from "./linalg.ts";
 import * as loss from "./loss.ts";
 import * as optimizer from "./optimizer.ts";
 import * as quantOperand from "./quant-operand.ts";
+import * as quantProductGrad from "./quant-product-grad.ts";
 import * as quantize from "./quantize.ts";
 
 /** All cases, in the order of native/abi/params.h. */
@@ -25,10 +29,14 @@ export const CASES: readonly OpCase[] = [
   quantOperand,
   fakeQuantGrad,
   fakeQuantGemm,
+  quantProductGrad,
   gptq,
+  fp4,
   block,
   attention,
   loss,
   cachedAttention,
   int4Matmul,
+  int8Matmul,
+  fp4Matmul,
 ].flatMap((file) => file.CASES);

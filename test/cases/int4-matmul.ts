@@ -1,13 +1,7 @@
 // Cases of packed inference: int4_pack and int4_matmul.
-import { F16, roundHalf } from "../helpers/half.ts";
-import type { Draw } from "../helpers/random.ts";
-import { sizeOf, type Value } from "../helpers/value.ts";
-import { type Codes, pack, unpack } from "../reference/int4-matmul.ts";
-import { matmul } from "../reference/linalg.ts";
-import { at } from "../reference/numbers.ts";
-import { fakeQuant, groupCount, quantGrid } from "../reference/quantize.ts";
-import { type Dims, dim, EXACT, input, type OpCase, param, SUMMED } from "./case.ts";
-import { TOKEN_FLOOR } from "./quantize.ts";
+import { pack, unpack } from "../reference/int4-matmul.ts";
+import type { Dims } from "./case.ts";
+import { packedCases } from "./packed-order.ts";
 
 const PACK_SETS: readonly Dims[] = [
   { O: 1, I: 1, group: 0, bits: 4 },
@@ -22,43 +16,6 @@ const PACK_REAL: readonly Dims[] = [
   { O: 1376, I: 512, group: 0, bits: 4 },
   { O: 8192, I: 8192, group: 128, bits: 4 },
 ];
-
-/** Scales and zeros that a packed matrix can hold, and codes of all values. */
-function drawCodes(draw: Draw, dims: Dims): readonly [codes: Value, scale: Value, zero: Value] {
-  const [O, I, bits] = [dim(dims, "O"), dim(dims, "I"), dim(dims, "bits")];
-  const grid = [O, groupCount({ M: O, K: I, group: dim(dims, "group") })];
-  const scale = draw.uniform(grid, 0.01, 0.04).data.map((s) => roundHalf(s, F16));
-  const zero = Float64Array.from({ length: sizeOf(grid) }, (_, i) => (i * 7 + O) % 2 ** bits);
-  return [draw.integers([O, I], 2 ** bits, "u8"), draw.value(scale, grid), draw.value(zero, grid)];
-}
-
-function codesOf(dims: Dims, [codes, scale, zero]: readonly [Value, Value, Value]): Codes {
-  const [O, I, group] = [dim(dims, "O"), dim(dims, "I"), dim(dims, "group")];
-  return { O, I, group, codes: codes.data, scale: scale.data, zero: zero.data };
-}
-
-const int4Pack: OpCase = {
-  op: "int4_pack",
-  sets: PACK_SETS,
-  real: PACK_REAL,
-  make: (draw, dims) => ({
-    inputs: drawCodes(draw, dims),
-    params: { group: dim(dims, "group") },
-  }),
-  reference: (call) => {
-    const [codes, scale, zero] = [input(call, 0), input(call, 1), input(call, 2)];
-    const [O, I] = codes.shape as [number, number];
-    const packed = pack({
-      ...{ O, I, group: param(call, "group") },
-      ...{ codes: codes.data, scale: scale.data, zero: zero.data },
-    });
-    return [packed.codes, packed.scale, packed.zero];
-  },
-  tolerance: EXACT,
-  bytes: (dims) => 1.5 * dim(dims, "O") * dim(dims, "I"),
-  flops: (dims) => dim(dims, "O") * dim(dims, "I"),
-  bound: "memory",
-};
 
 /**
  * x: bits of the tokens' grid, 0 without one. half 1 (2): x is bf16 (f16), and all numbers are so
@@ -96,106 +53,14 @@ const PRODUCT_REAL: readonly Dims[] = [
   { M: 16, O: 11008, I: 4096, group: 128, x: 0, half: 1 },
   { M: 16, O: 4096, I: 4096, group: 128, x: 8, half: 0 },
   { M: 16, O: 4096, I: 4096, group: 128, x: 0, half: 0 },
+  ...[1, 8].map((M) => ({ M, O: 11008, I: 4096, group: 128, x: 0, half: 0 })),
+  { M: 1, O: 11008, I: 4096, group: 0, x: 8, half: 0 },
 ].map((dims) => ({ ...dims, bits: 4, bias: 0 }));
 
-/** Scale and zero of every row of x; of x in halves such that its whole numbers stay what they are. */
-function drawTokenGrid(draw: Draw, x: Value, bits: number): readonly [scale: Value, zero: Value] {
-  const [M, K] = x.shape as [number, number];
-  if (x.dtype) {
-    const all = (value: number): Value => ({
-      data: new Float64Array(M).fill(value),
-      shape: [M],
-      dtype: "f32",
-    });
-    return [all(0.5), all(2 ** (bits - 1))];
-  }
-  const { scale, zero } = quantGrid(x.data, undefined, {
-    ...{ M, K, group: 0, bits, floor: TOKEN_FLOOR, symmetric: false, roundF16: false },
-  });
-  return [draw.value(scale, [M]), draw.value(zero, [M])];
-}
-
-/** x, away from the middle between two codes, where f32 and f64 may choose differently. */
-function awayFromMiddles(draw: Draw, x: Value, scale: Value): Value {
-  const K = x.shape[1] ?? 1;
-  const moved = x.data.map((v, i) => {
-    const s = at(scale.data, Math.floor(i / K));
-    const code = Math.round(v / s);
-    return s * (code + 0.9 * (v / s - code));
-  });
-  return draw.value(moved, x.shape);
-}
-
-const int4Matmul: OpCase = {
-  op: "int4_matmul",
-  sets: PRODUCT_SETS,
-  real: PRODUCT_REAL,
-  make: (draw, dims) => {
-    const [M, O, I] = [dim(dims, "M"), dim(dims, "O"), dim(dims, "I")];
-    const half = ([undefined, "bf16", "f16"] as const)[dim(dims, "half")];
-    let [codes, scale, zero] = drawCodes(draw, dims);
-    let x = draw.normal([M, I]);
-    let bias = draw.normal([O]);
-    if (half) {
-      // Whole numbers times powers of two: every sum is exact, and few bits wide.
-      const whole = ({ data, shape }: Value, round: (v: number) => number): Value => ({
-        data: data.map(round),
-        shape,
-        dtype: half,
-      });
-      const factor = I > 64 ? 0.22 : 0.8;
-      x = whole(x, (v) => Math.max(-1, Math.min(1, Math.round(v * factor))));
-      bias = whole(bias, Math.round);
-      scale = { ...scale, data: scale.data.map((_, i) => 2 ** -(i % 2)) };
-      codes = { ...codes, data: codes.data.map((code) => Math.min(code, 7)) };
-      zero = { ...zero, data: zero.data.map((_, i) => 3 + (i % 2)) };
-    }
-    const packed = pack(codesOf(dims, [codes, scale, zero]));
-    const bits = dim(dims, "x");
-    const xGrid = bits > 0 ? drawTokenGrid(draw, x, bits) : undefined;
-    if (xGrid && !half) x = awayFromMiddles(draw, x, xGrid[0]);
-    return {
-      inputs: [
-        x,
-        { data: packed.codes, shape: packed.codesShape, dtype: "u8" },
-        { data: packed.scale, shape: packed.gridShape, dtype: "f16" },
-        { data: packed.zero, shape: packed.gridShape, dtype: "u8" },
-        dim(dims, "bias") ? bias : undefined,
-        xGrid?.[0],
-        xGrid?.[1],
-      ],
-      params: { outputs: O, group: dim(dims, "group"), x_bits: bits },
-    };
-  },
-  reference: (call) => {
-    const [x, bias] = [input(call, 0), call.inputs[4]];
-    const [M, I] = x.shape as [number, number];
-    const [O, group] = [param(call, "outputs"), param(call, "group")];
-    const [codes, scale, zero] = [1, 2, 3].map((i) => input(call, i).data) as [
-      Float64Array,
-      Float64Array,
-      Float64Array,
-    ];
-    const w = unpack({ codes, scale, zero }, { O, I, group });
-    const [xScale, xZero] = [call.inputs[5]?.data, call.inputs[6]?.data];
-    const used =
-      xScale && xZero
-        ? fakeQuant(x.data, { scale: xScale, zero: xZero }, param(call, "x_bits"), {
-            ...{ M, K: I, group: 0 },
-          })
-        : x.data;
-    const sizes = { B: 1, M, N: O, K: I };
-    const y = matmul(used, w, sizes, { alpha: 1, transA: false, transB: true });
-    return [bias ? y.map((sum, i) => sum + (bias.data[i % O] ?? 0)) : y];
-  },
-  tolerance: SUMMED,
-  bytes: (dims, size) => {
-    const [M, O, I] = [dim(dims, "M"), dim(dims, "O"), dim(dims, "I")];
-    const groups = groupCount({ M: O, K: I, group: dim(dims, "group") });
-    return (O * I) / 2 + 3 * O * groups + M * (O + I) * size;
-  },
-  flops: (dims) => 2 * dim(dims, "M") * dim(dims, "O") * dim(dims, "I"),
-  bound: "memory",
-};
-
-export const CASES: readonly OpCase[] = [int4Pack, int4Matmul];
+export const CASES = packedCases({
+  pack: { op: "int4_pack", sets: PACK_SETS, real: PACK_REAL },
+  product: { op: "int4_matmul", sets: PRODUCT_SETS, real: PRODUCT_REAL },
+  bits: 4,
+  packed: pack,
+  unpacked: unpack,
+});

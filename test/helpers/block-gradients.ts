@@ -14,7 +14,7 @@ import { embedWindow } from "../../lib/eval/perplexity.ts";
 import type { BlockContext, Model } from "../../lib/models/family.ts";
 import { disposeAll, type LoadedWeights, loadBlock, loadOuter } from "../../lib/models/load.ts";
 import { openModel } from "../../lib/models/registry.ts";
-import { passThrough } from "../../lib/quant/tokens.ts";
+import { passThrough } from "../../lib/quant/activations.ts";
 import { scope } from "../../lib/tensor/scope.ts";
 import type { Tensor } from "../../lib/tensor/tensor.ts";
 import type { QuantizeOptions } from "../../lib/types.ts";
@@ -113,6 +113,7 @@ export function trainingGradients(
           targets,
           augTargets: undefined,
           scheme: settings.scheme,
+          kept: new Set(),
           recipe: settings.recipe,
           settings: settings.train,
           rotated: false,

@@ -31,7 +31,9 @@ export interface CudaCheck {
 
 const FIXTURES = path.join(packageRoot(), "test", "fixtures");
 const BOOKS = path.join(FIXTURES, "books-test-head.txt");
-const SMALL = { calib: BOOKS, nsamples: 4, seqlen: 64, epochs: 4, wbits: 4, abits: 4 } as const;
+const SMALL = { calib: BOOKS, nsamples: 4, seqlen: 64, epochs: 4 } as const;
+/** What is run where no scheme is named. */
+const W4A4 = { wbits: 4, abits: 4 } as const;
 
 const W3_GROUPS = { wbits: 3, abits: 16, groupSize: 32 } as const;
 
@@ -59,7 +61,8 @@ async function run(
   stops = false,
 ): Promise<Quantized> {
   const out = fs.mkdtempSync(path.join(tmpdir(), "aq-cuda-"));
-  const all = { ...SMALL, ...options, model: path.join(FIXTURES, model), out };
+  const bits = options.scheme ? {} : W4A4;
+  const all = { ...SMALL, ...bits, ...options, model: path.join(FIXTURES, model), out };
   try {
     if (stops) await stopInSecondBlock(all);
     const result = await quantize(all);
@@ -135,24 +138,27 @@ const counters: CudaCheck = {
   },
 };
 
-const twice: CudaCheck = {
-  name: "the same run gives the same bytes, spilled or resumed, and leaves no tensor",
-  async run(device) {
-    const live = liveTensors();
-    const first = await run({ device });
-    const others = {
-      again: await run({ device }),
-      spilled: await run({ device, streamMemory: 100_000 }),
-      resumed: await run({ device }, true),
-    };
-    const left = liveTensors() - live;
-    const unequal = Object.entries(others)
-      .filter(([, { bytes }]) => !first.bytes.equals(bytes))
-      .map(([name]) => name);
-    const text = `differs: ${unequal.join(", ") || "none"}; ${left} tensors left`;
-    return { ok: unequal.length === 0 && left === 0, text };
-  },
-};
+function sameTwice(name: string, options: Settings): CudaCheck {
+  return {
+    name: `${name} gives the same bytes, spilled or resumed, and leaves no tensor`,
+    async run(device) {
+      const live = liveTensors();
+      const all = { ...options, device };
+      const first = await run(all);
+      const others = {
+        again: await run(all),
+        spilled: await run({ ...all, streamMemory: 100_000 }),
+        resumed: await run(all, true),
+      };
+      const left = liveTensors() - live;
+      const unequal = Object.entries(others)
+        .filter(([, { bytes }]) => !first.bytes.equals(bytes))
+        .map(([name]) => name);
+      const text = `differs: ${unequal.join(", ") || "none"}; ${left} tensors left`;
+      return { ok: unequal.length === 0 && left === 0, text };
+    },
+  };
+}
 
 /** Runs `body` with recordings switched off or on, and counts the recorded steps that it runs. */
 async function withRecordings<T>(
@@ -186,6 +192,8 @@ const recorded: CudaCheck = {
       W4A4: {},
       "two windows a step": { nsamples: 9, batch: 2 },
       "OPT in groups": { model: "opt-5m", ...W3_GROUPS },
+      "a matrix behind each norm": { ...W3_GROUPS, normFull: true },
+      NVFP4: { scheme: "NVFP4" },
     })) {
       const [graph, ops] = [
         await withRecordings(true, () => run({ device, ...options })),
@@ -255,6 +263,12 @@ const sentences: CudaCheck = {
 /** Gradients of quantizers differ by a code on the other side of a boundary: up to this for one. */
 const ONE_CODE = 5e-2;
 
+/**
+ * The same where activations are 4-bit floats: there a code is up to a third of the number. On the CPU
+ * alone, an input that is changed by 1e-6 changes gradients by up to 0.16.
+ */
+const ONE_FLOAT = 0.3;
+
 /** Quick ones first. */
 export const CUDA_CHECKS: readonly CudaCheck[] = [
   sentences,
@@ -265,15 +279,28 @@ export const CUDA_CHECKS: readonly CudaCheck[] = [
   gradientCheck("gradients of a training step, W4A16 in groups", ONE_CODE, (device) =>
     trainingGradients(device, { wbits: 4, groupSize: 32 }),
   ),
+  gradientCheck("gradients of a training step, NVFP4", ONE_FLOAT, (device) =>
+    trainingGradients(device, { scheme: "NVFP4" }),
+  ),
+  gradientCheck("gradients of a training step, NVFP4A16", ONE_CODE, (device) =>
+    trainingGradients(device, { scheme: "NVFP4A16" }),
+  ),
+  gradientCheck("gradients of a training step, MXFP4A16", ONE_CODE, (device) =>
+    trainingGradients(device, { scheme: "MXFP4A16" }),
+  ),
   evaluation,
   counters,
-  twice,
+  sameTwice("the same run", {}),
+  sameTwice("the same run in NVFP4", { scheme: "NVFP4" }),
   recorded,
   runCheck("rounded to nearest", { recipe: "rtn" }, 1e-2),
   runCheck("OPT rounded to nearest", { model: "opt-5m", recipe: "rtn" }, 1e-2),
   runCheck("a run in f32", MEDIUM, 0.03),
   runCheck("a run in bf16", { ...MEDIUM, precision: "bf16" }, 0.04),
   runCheck("weights alone, in f16", { precision: "f16", ...W3_GROUPS }, 0.04),
+  runCheck("NVFP4 rounded to nearest", { scheme: "NVFP4", recipe: "rtn" }, 1e-2),
+  runCheck("NVFP4", { ...MEDIUM, scheme: "NVFP4" }, 0.03),
+  runCheck("MXFP4A16 in bf16", { ...MEDIUM, scheme: "MXFP4A16", precision: "bf16" }, 0.03),
   runCheck("polish and a Hadamard transform", { polish: 1, hadamard: "down" }, CHAOS),
   runCheck("OPT", { model: "opt-5m" }, CHAOS),
   runCheck("OPT with the published recipe", { model: "opt-5m", recipe: "paper-w4a4" }, CHAOS),

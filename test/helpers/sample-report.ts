@@ -20,6 +20,19 @@ export function sampleBlock(block: number, change: Partial<BlockReport> = {}): B
   };
 }
 
+/** Layers of a block as if it had two linears. */
+export function sampleLayers(
+  block: number,
+  q: number,
+  down: number,
+): NonNullable<BlockReport["layers"]> {
+  const name = (linear: string): string => `model.layers.${block}.${linear}`;
+  return {
+    q: { name: name("self_attn.q_proj"), weight: q, activation: null },
+    down: { name: name("mlp.down_proj"), weight: down, activation: down },
+  };
+}
+
 export function sampleReport(change: Partial<RunReport> = {}): RunReport {
   const linear = {
     linear: "q",
@@ -61,6 +74,7 @@ export function sampleReport(change: Partial<RunReport> = {}): RunReport {
     bits: {
       linears: [linear],
       total: { ...linear, linear: "all linears" },
+      kept: [],
       runtime: [],
       bitsPerWeight: 4.2,
       rest: [{ name: "embeddings", parameters: 256, bits: 4096 }],

@@ -6,6 +6,7 @@ import { createHash } from "node:crypto";
 import * as fs from "node:fs";
 import * as path from "node:path";
 import { BF16, F16, halfToBits } from "./half.ts";
+import { randomFloats, type SyntheticFloats } from "./synthetic-floats.ts";
 import { type StoredTensor, writeTensors } from "./tensor-file.ts";
 
 export interface SyntheticSettings {
@@ -20,6 +21,10 @@ export interface SyntheticSettings {
   readonly groupSize: number;
   readonly symmetric: boolean;
   readonly published?: boolean;
+  /** 4-bit floats; then bits, groupSize and symmetric are those of the format. */
+  readonly numbers?: "nvfp4" | "mxfp4";
+  /** Ends of names of linears that are not quantized, in every block: "down_proj". */
+  readonly kept?: readonly string[];
   readonly attentionBias?: boolean;
   readonly tied?: boolean;
   /** Embedding, norm and head are bfloat16. */
@@ -39,6 +44,8 @@ export interface SyntheticLinear {
   /** Bits of float16. */
   readonly scales: Uint16Array;
   readonly zeros: number[];
+  /** Of 4-bit floats, which have neither of the two above. */
+  readonly floats?: SyntheticFloats;
 }
 
 export interface SyntheticRun {
@@ -106,8 +113,6 @@ export function syntheticRun(dir: string, settings: SyntheticSettings): Syntheti
   json(path.join(dir, "config.json"), config);
   json(path.join(dir, "tokenizer.json"), TOKENIZER);
   json(path.join(dir, "tokenizer_config.json"), { bos_token: "<s>", eos_token: "</s>" });
-  json(path.join(dir, "aq_config.json"), aqConfig(settings));
-
   const linears: SyntheticLinear[] = [];
   const plain = new Map<string, Float32Array>();
   const outer = new Map<string, StoredTensor>();
@@ -120,6 +125,7 @@ export function syntheticRun(dir: string, settings: SyntheticSettings): Syntheti
   };
   put("model.embed_tokens.weight", [VOCABULARY, hidden]);
   const finished: object[] = [];
+  const globals: object[] = [];
   for (let i = 0; i < blocks; i++) {
     const at = `model.layers.${i}.`;
     const state = new Map<string, StoredTensor>();
@@ -131,17 +137,44 @@ export function syntheticRun(dir: string, settings: SyntheticSettings): Syntheti
     };
     norm(`${at}input_layernorm.weight`, hidden);
     norm(`${at}post_attention_layernorm.weight`, hidden);
-    const shapes: [string, number, number][] = [
-      ["self_attn.q_proj", heads * headDim, hidden],
-      ["self_attn.k_proj", kvHeads * headDim, hidden],
-      ["self_attn.v_proj", kvHeads * headDim, hidden],
-      ["self_attn.o_proj", hidden, heads * headDim],
-      ["mlp.gate_proj", mlp, hidden],
-      ["mlp.up_proj", mlp, hidden],
-      ["mlp.down_proj", hidden, mlp],
+    const shapes: [string, number, number, string][] = [
+      ["self_attn.q_proj", heads * headDim, hidden, "norm1"],
+      ["self_attn.k_proj", kvHeads * headDim, hidden, "norm1"],
+      ["self_attn.v_proj", kvHeads * headDim, hidden, "norm1"],
+      ["self_attn.o_proj", hidden, heads * headDim, "o"],
+      ["mlp.gate_proj", mlp, hidden, "norm2"],
+      ["mlp.up_proj", mlp, hidden, "norm2"],
+      ["mlp.down_proj", hidden, mlp, "down"],
     ];
-    for (const [name, rows, columns] of shapes) {
-      const linear = randomLinear(`${at}${name}.weight`, rows, columns, settings, random);
+    const inputs: Record<string, number> = {};
+    for (const [name, rows, columns, reads] of shapes) {
+      const full = `${at}${name}.weight`;
+      whole.set(full, halves(new Float32Array(rows * columns), [rows, columns]));
+      if (settings.kept?.some((end) => name.endsWith(end))) {
+        const numbers = Float32Array.from({ length: rows * columns }, () => random() - 0.5);
+        plain.set(full, numbers);
+        state.set(full, { dtype: "F32", shape: [rows, columns], bytes: bytesOf(numbers) });
+        continue;
+      }
+      if (settings.numbers) {
+        if (settings.numbers === "nvfp4" && settings.abits === 4) {
+          inputs[reads] ??= Math.fround(100 + 1000 * random());
+        }
+        const input = inputs[reads] ?? null;
+        const floats = randomFloats(rows, columns, settings.numbers, input, random);
+        const { scaleBytes: bytes, global, group, codes } = floats;
+        const groups = columns / group;
+        const size = { name: full, rows, columns, group, groups, codes };
+        linears.push({ ...size, scales: new Uint16Array(), zeros: [], floats });
+        state.set(`${full}.codes`, { dtype: "U8", shape: [rows, columns], bytes: codes });
+        state.set(`${full}.scale`, { dtype: "U8", shape: [rows, groups], bytes });
+        if (global !== null) {
+          const one = bytesOf(Float32Array.of(global));
+          state.set(`${full}.global`, { dtype: "F32", shape: [1], bytes: one });
+        }
+        continue;
+      }
+      const linear = randomLinear(full, rows, columns, settings, random);
       linears.push(linear);
       const { groups } = linear;
       const isWide = linear.zeros.some((z) => z < 0 || z > 255);
@@ -161,15 +194,16 @@ export function syntheticRun(dir: string, settings: SyntheticSettings): Syntheti
         shape: [rows, groups],
         bytes: bytesOf(zeros),
       });
-      whole.set(linear.name, halves(new Float32Array(rows * columns), [rows, columns]));
       if (attentionBias && name.startsWith("self_attn")) norm(`${at}${name}.bias`, rows);
     }
     // Bytes of odd sizes last, so that what is behind them is where its type wants it.
     const file = path.join(dir, "aq", "blocks", `block-${String(i).padStart(4, "0")}.safetensors`);
     writeTensors(file, new Map([...state].sort(([, a], [, b]) => widthOf(b) - widthOf(a))));
     const sha256 = createHash("sha256").update(fs.readFileSync(file)).digest("hex");
-    finished.push({ sha256, report: {}, tokenClips: {} });
+    finished.push({ sha256, report: {}, tokenClips: {}, inputGlobals: inputs });
+    globals.push(inputs);
   }
+  json(path.join(dir, "aq_config.json"), aqConfig(settings, globals));
   put("model.norm.weight", [hidden]);
   if (!tied) put("lm_head.weight", [VOCABULARY, hidden]);
   writeTensors(path.join(dir, "model.safetensors"), whole);
@@ -190,9 +224,19 @@ export function syntheticRun(dir: string, settings: SyntheticSettings): Syntheti
   return { dir, linears, plain, outer };
 }
 
-function aqConfig(settings: SyntheticSettings): object {
+/** Keys of the blocks' linears by the ends of their names. */
+const KEYS = ["q", "k", "v", "o", "gate", "up", "down"] as const;
+
+function aqConfig(settings: SyntheticSettings, globals: readonly object[]): object {
   const { bits, abits = 16, groupSize, symmetric, published = false, blocks } = settings;
-  const activations = { bits: abits, scale_floor: 1e-6, clip_logits: new Array(blocks).fill({}) };
+  const { numbers, kept = [] } = settings;
+  const activations = {
+    bits: abits,
+    ...(numbers ? {} : { scale_floor: 1e-6 }),
+    ...(numbers === "nvfp4" ? { global_scales: globals } : {}),
+    clip_logits: new Array(blocks).fill({}),
+  };
+  const keys = KEYS.filter((key) => kept.includes(`${key}_proj`));
   return {
     format: 1,
     written_by: "a test",
@@ -200,6 +244,8 @@ function aqConfig(settings: SyntheticSettings): object {
     abits,
     group_size: groupSize,
     symmetric,
+    ...(numbers ? { numbers } : {}),
+    ...(keys.length > 0 ? { kept: new Array(blocks).fill(keys) } : {}),
     recipe: "rtn",
     ...(published ? { grids: "published" } : {}),
     sites: [],

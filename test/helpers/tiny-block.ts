@@ -2,7 +2,7 @@
 import { Eager, type Var } from "../../lib/autograd/graph.ts";
 import type { Model } from "../../lib/models/family.ts";
 import { llama } from "../../lib/models/llama.ts";
-import { passThrough } from "../../lib/quant/tokens.ts";
+import { passThrough } from "../../lib/quant/activations.ts";
 import type { Tensor } from "../../lib/tensor/tensor.ts";
 import type { Draw } from "./random.ts";
 import { toTensor } from "./run-op.ts";

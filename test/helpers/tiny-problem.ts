@@ -60,6 +60,7 @@ export async function withTinyProblem<T>(
       targets,
       augTargets: undefined,
       scheme: settings.scheme,
+      kept: new Set(),
       recipe: recipeOf(options.recipe ?? "affine"),
       settings: settings.train,
       rotated: false,

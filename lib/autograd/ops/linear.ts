@@ -2,12 +2,14 @@ import { dtypeCode } from "../../tensor/dtype.ts";
 import { invoke, invokeOne } from "../../tensor/invoke.ts";
 import { precisionOf } from "../../tensor/precision.ts";
 import { Tensor } from "../../tensor/tensor.ts";
+import { FLOAT4_FORMATS } from "../float4.ts";
 import {
   type Graph,
   type Grid,
   materialize,
   type OpPair,
-  type Packed,
+  type PackedCodes,
+  type PackedFloats,
   tensorOf,
   type Value,
   type Var,
@@ -17,7 +19,7 @@ import {
 export interface Operand {
   readonly tensor: Tensor;
   readonly grid?: Grid | undefined;
-  /** Scales of the rows of whole numbers, which have no grid. */
+  /** Without a grid: scales of the rows of whole numbers, or one factor of all numbers. */
   readonly scale?: Tensor | undefined;
   readonly transpose: boolean;
 }
@@ -71,7 +73,8 @@ export function product(
 export const plain = (tensor: Tensor, transpose: boolean): Operand => ({ tensor, transpose });
 
 /** An operand as it is, or as it was quantized for products. */
-function operandOf({ tensor, grid }: Value, transpose: boolean): Operand {
+function operandOf({ tensor, grid, float4 }: Value, transpose: boolean): Operand {
+  if (float4) return { tensor: float4.made.values, scale: float4.made.factor, transpose };
   const quantized = grid?.quantized;
   if (!quantized) return { tensor, grid, transpose };
   return { tensor: quantized, scale: quantized.dtype === "i8" ? grid.scale : undefined, transpose };
@@ -79,7 +82,7 @@ function operandOf({ tensor, grid }: Value, transpose: boolean): Operand {
 
 /** The input of linears, which several may read: rounded once for all of them, forward and back. */
 export function inputOperand(x: Value, transpose: boolean): Operand {
-  if (x.grid || x.tensor.dtype !== "f32") return operandOf(x, transpose);
+  if (x.grid || x.float4 || x.tensor.dtype !== "f32") return operandOf(x, transpose);
   const precision = precisionOf(x.tensor.device);
   if (precision === "f32") return plain(x.tensor, transpose);
   x.rounded ??= invokeOne("cast", [x.tensor], { dtype: dtypeCode(precision) });
@@ -120,16 +123,34 @@ const isShort = ({ dtype }: Tensor): boolean => dtype === "f16" || dtype === "bf
 
 /** x times packed codes; tokens on a grid of whole rows are multiplied as whole numbers. */
 function packedProduct(x: Value, { tensor, packed }: Value, bias: Tensor | undefined): Tensor {
-  const { scale, zero, outputs, group } = packed as Packed;
+  if (packed && "kind" in packed) return floatsProduct(x, tensor, packed, bias);
+  const { bits, scale, zero, outputs, group } = packed as PackedCodes;
   const columns = x.tensor.shape.at(-1) as number;
   const onRows = x.grid && (x.grid.group === 0 || x.grid.group >= columns);
-  const own = x.grid && !onRows ? materialize(x) : x.tensor;
+  const own = (x.grid && !onRows) || x.float4 ? materialize(x) : x.tensor;
   const grid = onRows ? x.grid : undefined;
-  const y = invokeOne("int4_matmul", [own, tensor, scale, zero, bias, grid?.scale, grid?.zero], {
+  const inputs = [own, tensor, scale, zero, bias, grid?.scale, grid?.zero];
+  const y = invokeOne(bits === 8 ? "int8_matmul" : "int4_matmul", inputs, {
     outputs,
     group,
     x_bits: grid?.bits ?? 0,
   });
+  if (own !== x.tensor) own.dispose();
+  return y;
+}
+
+/** x times packed 4-bit floats; tokens of the same format are quantized on the way. */
+function floatsProduct(
+  x: Value,
+  codes: Tensor,
+  { format, scale, factor, outputs }: PackedFloats,
+  bias: Tensor | undefined,
+): Tensor {
+  const tokens = x.float4?.source;
+  const isOwn = tokens !== undefined && FLOAT4_FORMATS[tokens.format] === format;
+  const own = (tokens && !isOwn) || x.grid ? materialize(x) : x.tensor;
+  const inputs = [own, codes, scale, factor, bias, isOwn ? tokens.global : undefined];
+  const y = invokeOne("fp4_matmul", inputs, { outputs, format, tokens: isOwn ? 1 : 0 });
   if (own !== x.tensor) own.dispose();
   return y;
 }

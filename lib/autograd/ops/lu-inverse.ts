@@ -1,3 +1,4 @@
+import { dtypeCode } from "../../tensor/dtype.ts";
 import { invokeOne } from "../../tensor/invoke.ts";
 import { keep } from "../../tensor/scope.ts";
 import type { Tensor } from "../../tensor/tensor.ts";
@@ -17,11 +18,16 @@ export class LastInverses {
     return this.#byName.get(name);
   }
 
-  /** Keeps what `inverse` is now, also when that handle is disposed. On the CPU it is of no use. */
+  /**
+   * Takes the numbers of `inverse`. A name keeps its tensor, since a step that was recorded looks for
+   * its start, and leaves the next one's, where it did when it was recorded. On the CPU it is of no use.
+   */
   set(name: string, inverse: Tensor): void {
     if (inverse.device === "cpu") return;
-    this.#byName.get(name)?.dispose();
-    this.#byName.set(name, keep(inverse.view(0, inverse.shape)));
+    const last = this.#byName.get(name);
+    const copy = invokeOne("cast", [inverse], { dtype: dtypeCode(inverse.dtype) }, last);
+    if (last) copy.dispose();
+    else this.#byName.set(name, keep(copy));
   }
 
   dispose(): void {

@@ -3,14 +3,20 @@
 import { type MaskOf, maskOfEpoch } from "../../affine/gradual-mask.ts";
 import type { StartValue } from "../../affine/site.ts";
 import { startSites } from "../../affine/sites.ts";
-import type { Var } from "../../autograd/graph.ts";
 import { LastInverses } from "../../autograd/ops/lu-inverse.ts";
-import { CLIP_START, quantizesTokens } from "../../quant/scheme.ts";
-import { fakeQuantWeight, startClip } from "../../quant/weights.ts";
+import { keptActivations } from "../../models/kept.ts";
+import { CLIP_START, clipsTokens } from "../../quant/scheme.ts";
+import { fakeQuantLinears, startClip } from "../../quant/weights.ts";
 import { type PhaseResult, type TrainHooks, trainPhase } from "../attempts.ts";
 import { blockLoss, windowInputs } from "../block-loss.ts";
 import { cosine, disposeParameters, Parameter, type ParameterGroup } from "../parameters.ts";
-import { type BlockProblem, foldedWeights, tokenClipName, weightClipName } from "../problem.ts";
+import {
+  type BlockProblem,
+  foldedWeights,
+  quantizedLinears,
+  tokenClipName,
+  weightClipName,
+} from "../problem.ts";
 import { learns, recipeSites } from "../recipe.ts";
 import { type TrainingWeights, trainingWeights } from "../short-weights.ts";
 import { isWorthRecording } from "../step-recorder.ts";
@@ -48,7 +54,7 @@ export function startParameters(problem: BlockProblem): Parameter[] {
 function* starts(
   problem: BlockProblem,
 ): Generator<readonly [name: string, group: ParameterGroup, start: StartValue]> {
-  const { model, recipe, scheme, settings, weights, statistics } = problem;
+  const { model, recipe, scheme, settings, weights, statistics, kept } = problem;
   if (recipe.sites) {
     const context = {
       shape: model.shape,
@@ -64,13 +70,14 @@ function* starts(
     }
   }
   if (recipe.weightClip) {
-    for (const { key, out, in: columns } of model.linears) {
-      const start = { ...startClip(out, columns, scheme.groupSize), masked: false };
+    for (const { key, out, in: columns } of model.linears.filter(({ key }) => !kept.has(key))) {
+      const start = { ...startClip(out, columns, scheme), masked: false };
       yield [weightClipName(key), "clip", start];
     }
   }
-  if (recipe.tokenClip && quantizesTokens(scheme)) {
-    for (const name of model.activations) {
+  if (recipe.tokenClip && clipsTokens(scheme)) {
+    const plain = keptActivations(model, kept);
+    for (const name of model.activations.filter((name) => !plain.has(name))) {
       const start = { data: Float32Array.of(CLIP_START), shape: [1], masked: false };
       yield [tokenClipName(name), "clip", start];
     }
@@ -79,13 +86,17 @@ function* starts(
 
 /** Trains transforms and clipping of a block. Throws: AQ_STOPPED. */
 export async function affinePhase(problem: BlockProblem, hooks: TrainHooks): Promise<AffineResult> {
-  const { settings, model, scheme, recipe } = problem;
+  const { settings, recipe } = problem;
+  const linears = quantizedLinears(problem);
   const { affineEpochs: epochs, sf } = settings;
   const { floor, dominance, rates: fall, mask: maskRule } = recipe.transforms;
   const idle: MaskOf = () => ({ band: 0, sf });
   if (!learns(recipe) || epochs === 0) {
     const none = { losses: [], margin: null, skippedSteps: 0, fallback: null };
-    return { ...none, parameters: [], maskOf: idle, failed: false };
+    // Without transforms clipping learns in the phase that follows, if there is one.
+    const goesOn = !recipe.sites && settings.roundEpochs > 0;
+    const parameters = goesOn ? startParameters(problem) : [];
+    return { ...none, parameters, maskOf: idle, failed: false };
   }
   const masksOf =
     (epoch: number): MaskOf =>
@@ -99,11 +110,7 @@ export async function affinePhase(problem: BlockProblem, hooks: TrainHooks): Pro
       batch: settings.batch,
       device: problem.context.device,
       epochs,
-      // The last inverses are other tensors in each step.
-      repeats:
-        isWorthRecording(problem) && !(recipe.sites && recipe.transforms.norms === "full")
-          ? "within an epoch"
-          : "never",
+      repeats: isWorthRecording(problem) ? "within an epoch" : "never",
       async start() {
         const training = await trainingWeights(problem, "affine", problem.weights);
         try {
@@ -128,10 +135,9 @@ export async function affinePhase(problem: BlockProblem, hooks: TrainHooks): Pro
           inputs: () => windowInputs(problem, windows),
           record(tape, vars, inputs) {
             const weights = foldedWeights(problem, tape, training.weights, vars, maskOf, inverses);
-            for (const { key } of model.linears) {
-              const clip = vars.get(weightClipName(key));
-              weights[key] = fakeQuantWeight(tape, weights[key] as Var, clip, scheme);
-            }
+            fakeQuantLinears(tape, weights, linears, (key) => ({
+              clip: vars.get(weightClipName(key)),
+            }));
             return blockLoss(problem, tape, weights, vars, inputs);
           },
           apply(gradients, control) {

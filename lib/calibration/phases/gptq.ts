@@ -8,14 +8,16 @@ import type { Eager, Graph, Var } from "../../autograd/graph.ts";
 import { materialize } from "../../autograd/graph.ts";
 import { AqError } from "../../errors.ts";
 import type { LoadedWeights } from "../../models/load.ts";
-import type { ActivationHook } from "../../quant/tokens.ts";
-import { dequantizeWeight, gptqWeight, type QuantizedWeight } from "../../quant/weights.ts";
+import type { ActivationHook } from "../../quant/activations.ts";
+import { gptqWeight } from "../../quant/integers.ts";
+import type { QuantizedWeight } from "../../quant/quantizer.ts";
+import { dequantizeWeight, disposeQuantized } from "../../quant/weights.ts";
 import { dtypeCode } from "../../tensor/dtype.ts";
 import { invoke, invokeOne } from "../../tensor/invoke.ts";
 import { scope } from "../../tensor/scope.ts";
 import { Tensor } from "../../tensor/tensor.ts";
 import type { Parameter } from "../parameters.ts";
-import { clipConstants, forward } from "../passes.ts";
+import { forward, tokenConstants } from "../passes.ts";
 import { activationHook, type BlockProblem, tokenClipName, weightClipName } from "../problem.ts";
 
 /** Codes by linear; the caller owns them. Throws: AQ_STOPPED, AQ_NUMERIC. */
@@ -25,7 +27,7 @@ export async function gptqPhase(
   clips: readonly Parameter[],
   signal: AbortSignal | undefined,
 ): Promise<Record<string, QuantizedWeight>> {
-  const { model, scheme } = problem;
+  const { model, scheme, kept } = problem;
   const clipOf = new Map(clips.map((p) => [p.name, p.value]));
   const tokenClips: Record<string, Tensor> = {};
   for (const name of model.activations) {
@@ -36,8 +38,9 @@ export async function gptqPhase(
   const current: Record<string, Tensor> = { ...folded };
   const made: Tensor[] = [];
   try {
-    for (const activation of new Set(model.linears.map((linear) => linear.activation))) {
-      const linears = model.linears.filter((linear) => linear.activation === activation);
+    const quantizing = model.linears.filter(({ key }) => !kept.has(key));
+    for (const activation of new Set(quantizing.map((linear) => linear.activation))) {
+      const linears = quantizing.filter((linear) => linear.activation === activation);
       const size = linears[0]?.in ?? 0;
       const moments = await secondMoments(problem, current, tokenClips, activation, size, signal);
       try {
@@ -55,9 +58,7 @@ export async function gptqPhase(
     }
     return quantized;
   } catch (error) {
-    for (const { codes, scale, zero } of Object.values(quantized)) {
-      for (const tensor of [codes, scale, zero]) tensor.dispose();
-    }
+    disposeQuantized(quantized);
     throw error;
   } finally {
     for (const tensor of made) tensor.dispose();
@@ -83,7 +84,10 @@ async function secondMoments(
       if (signal?.aborted) throw new AqError("AQ_STOPPED", `stopped in block ${problem.index}`);
       scope(() => {
         const watch = (graph: Eager): ActivationHook => {
-          const inner = activationHook(problem.scheme, clipConstants(graph, tokenClips));
+          const inner = activationHook(
+            problem,
+            tokenConstants(graph, { clips: tokenClips, globals: {} }),
+          );
           return new Watch(inner, activation, (x) => {
             tokens += x.size / size;
             addMoments(sum, x);

@@ -15,7 +15,7 @@ import { scope } from "../../tensor/scope.ts";
 import type { Tensor } from "../../tensor/tensor.ts";
 import { significant } from "../../util/format.ts";
 import { createRandom, type Random } from "../../util/random.ts";
-import type { RunParts } from "../calibrate-all.ts";
+import { givenGlobals, type RunParts } from "../calibrate-all.ts";
 import { type Comparison, divergence, type WrittenBlock } from "../divergence.ts";
 import { disposeFinished, throughStored } from "../finish-block.ts";
 import { cosine } from "../parameters.ts";
@@ -79,9 +79,10 @@ async function polishStored(parts: RunParts): Promise<JobPolish> {
     run.dropPolished();
     const start = await divergence(compared, (i) => storedBlock(parts, i), disposeFinished);
     tell(parts, { epoch: -1, step: 0, steps: 0, loss: null, divergence: start, secondsLeft: null });
-    const student = own(new PolishModel(model, context, settings.scheme), (s) => s.dispose());
+    const student = own(new PolishModel(model, context, settings), (s) => s.dispose());
     for (let i = 0; i < model.shape.blocks; i++) {
-      student.add(readLearnedBlock(run.learnedFile(i), device));
+      const { inputGlobals = {} } = record.job.finished[i] ?? {};
+      student.add(readLearnedBlock(run.learnedFile(i), device), inputGlobals);
     }
 
     const training = new Training(parts, student, compared);
@@ -255,7 +256,8 @@ function storedBlock(
   const file = run.openBlock(i, "blocks", source.device);
   try {
     const finished = file.load(i, written, settings.scheme.groupSize);
-    return { ...finished, tokenClips: record.job.finished[i]?.tokenClips ?? {} };
+    const { tokenClips = {}, inputGlobals = {} } = record.job.finished[i] ?? {};
+    return { ...finished, tokenClips, inputGlobals };
   } finally {
     file.close();
   }
@@ -265,14 +267,15 @@ function storedBlock(
 function storeBlocks({ written, run }: RunParts, student: PolishModel): JobPolish["blocks"] {
   return Array.from({ length: written.shape.blocks }, (_, i) => {
     const finished = student.finish(i);
-    const { tokenClips } = finished;
+    const { tokenClips, inputGlobals } = finished;
     try {
       const metadata = { block: String(i), token_clips: JSON.stringify(tokenClips) };
       run.writeBlock(i, written, finished, metadata, "polished");
     } finally {
       disposeFinished(finished);
     }
-    return { sha256: run.blockHash(i, "polished") as string, tokenClips };
+    const sha256 = run.blockHash(i, "polished") as string;
+    return { sha256, tokenClips, ...givenGlobals(inputGlobals) };
   });
 }
 

@@ -5,15 +5,14 @@
  */
 
 import { constants } from "../../affine/sites.ts";
-import type { Var } from "../../autograd/graph.ts";
-import type { LoadedWeights } from "../../models/load.ts";
-import { fakeQuantWeight } from "../../quant/weights.ts";
+import { disposeAll, type LoadedWeights } from "../../models/load.ts";
+import { fakeQuantLinears, sharedByLinears } from "../../quant/weights.ts";
 import { invoke } from "../../tensor/invoke.ts";
 import { Tensor } from "../../tensor/tensor.ts";
 import { type PhaseResult, type TrainHooks, trainPhase } from "../attempts.ts";
 import { blockLoss, windowInputs } from "../block-loss.ts";
 import { controlled, disposeParameters, NO_MATRICES, Parameter } from "../parameters.ts";
-import { type BlockProblem, weightClipName } from "../problem.ts";
+import { type BlockProblem, quantizedLinears, weightClipName } from "../problem.ts";
 import { type TrainingWeights, trainingWeights } from "../short-weights.ts";
 import { isWorthRecording } from "../step-recorder.ts";
 import type { StepControl } from "../train-step.ts";
@@ -37,6 +36,8 @@ export interface Rounding {
 
 interface Attempt extends Rounding {
   readonly training: TrainingWeights;
+  /** What fused linears have in common, from the weights whose codes will be made. */
+  readonly shared: LoadedWeights;
 }
 
 /** Rounding learned for `folded` weights, from the clipping logits that `clips` have. Throws: AQ_STOPPED. */
@@ -46,7 +47,8 @@ export async function roundPhase(
   clips: readonly Parameter[],
   hooks: TrainHooks,
 ): Promise<PhaseResult<Rounding>> {
-  const { settings, model, scheme } = problem;
+  const { settings } = problem;
+  const linears = quantizedLinears(problem);
   const result = await trainPhase<Attempt>(
     {
       name: "round",
@@ -59,7 +61,8 @@ export async function roundPhase(
       async start() {
         const training = await trainingWeights(problem, "round", folded);
         try {
-          return { ...startRounding(problem, clips), training };
+          const shared = sharedByLinears(folded, linears);
+          return { ...startRounding(problem, clips), training, shared };
         } catch (error) {
           training.dispose();
           throw error;
@@ -67,7 +70,7 @@ export async function roundPhase(
       },
       dispose(attempt) {
         disposeRounding(attempt);
-        attempt.training.dispose();
+        endAttempt(attempt);
       },
       step(state, windows, { t, steps, rate }) {
         const clipRate = settings.lwcLr * CLIP_RATE;
@@ -79,11 +82,10 @@ export async function roundPhase(
           inputs: () => windowInputs(problem, windows),
           record(tape, vars, inputs) {
             const weights = constants(tape, state.training.weights);
-            for (const { key } of model.linears) {
-              const clip = vars.get(weightClipName(key));
-              const offset = vars.get(offsetName(key));
-              weights[key] = fakeQuantWeight(tape, weights[key] as Var, clip, scheme, offset);
-            }
+            fakeQuantLinears(tape, weights, { ...linears, shared: state.shared }, (key) => ({
+              clip: vars.get(weightClipName(key)),
+              offset: vars.get(offsetName(key)),
+            }));
             return blockLoss(problem, tape, weights, vars, inputs);
           },
           apply(gradients, control) {
@@ -107,8 +109,14 @@ export async function roundPhase(
     },
     hooks,
   );
-  result.state?.training.dispose();
+  if (result.state) endAttempt(result.state);
   return result;
+}
+
+/** Frees what an attempt has besides what it learned. */
+function endAttempt({ training, shared }: Attempt): void {
+  training.dispose();
+  disposeAll(shared);
 }
 
 /** Moves offsets against the signs of their gradients, as far as they have any, in one call. */
@@ -128,7 +136,8 @@ function startRounding(problem: BlockProblem, starts: readonly Parameter[]): Rou
   const offsets = new Map<string, Tensor>();
   const clips: Parameter[] = [];
   try {
-    for (const { key, out, in: columns } of problem.model.linears) {
+    const { model, kept } = problem;
+    for (const { key, out, in: columns } of model.linears.filter(({ key }) => !kept.has(key))) {
       const v = Tensor.empty([out, columns], "f32", device);
       offsets.set(key, v);
       invoke("fill", [v], { value: 0 });

@@ -5,7 +5,7 @@ import type { TensorSpec } from "../../models/family.ts";
 import { decodeFloats, encodeFloats, f16Bits, storedBits } from "../../packed/half.ts";
 import { compareBits, compareNumbers, differs, type Place } from "../compare.ts";
 import { dequantized, type OnTensor, type OuterValues } from "../folder.ts";
-import { numbersOf, type SavedRun, type StateLinear } from "../state.ts";
+import { numbersOf, type SavedRun, type StateIntegers } from "../state.ts";
 import type { Tally } from "../tally.ts";
 import { BLOCK, takeApart } from "./blocks.ts";
 import { GgufFile, type GgufTensor } from "./file.ts";
@@ -87,11 +87,15 @@ class Check {
     this.#tally.linears++;
     this.#tally.codes += state.codes.length;
     if (tensor.type === "F16" || tensor.type === "F32") {
+      const formula = state.kind === "integers" ? "(code - zero) scale" : "value (scale / global)";
       this.#tally.note(
-        `weights in ${tensor.type} are compared as (code - zero) scale, rounded to ${tensor.type}`,
+        `weights in ${tensor.type} are compared as ${formula}, rounded to ${tensor.type}`,
       );
       this.#floats(tensor, spec, dequantized(state));
       return;
+    }
+    if (state.kind !== "integers") {
+      throw differs(this.#place(tensor.name, "its type"), "", "F16", tensor.type);
     }
     this.#blocks(tensor, tensor.type, spec, state);
     this.#tally.scales += state.scales.length;
@@ -152,7 +156,7 @@ class Check {
     tensor: GgufTensor,
     type: "Q4_0" | "Q4_1" | "Q8_0",
     spec: TensorSpec,
-    state: StateLinear,
+    state: StateIntegers,
   ): void {
     const { rows, columns, group, groups, codes, scaleBits, scales, zeros } = state;
     if (group < columns && group % BLOCK !== 0) {

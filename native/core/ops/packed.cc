@@ -1,13 +1,25 @@
-// Shape rules of packed inference: weights of at most 4 bits in the order of the matrix units, and
-// their product with activations.
+// Shape rules of packed inference: weights as codes in an order of our own, and their product
+// with activations.
 #include "native/core/op.h"
 
 namespace aq {
 
 namespace {
 
-// One tile of the packed order (params.h): 16 outputs x 128 inputs in 1024 bytes.
-constexpr int64_t kTileRows = 16, kTileColumns = 128, kTileBytes = 1024;
+// A packed order (params.h): its tiles are 16 outputs x so many inputs in 1024 bytes.
+constexpr int64_t kTileRows = 16, kTileBytes = 1024;
+struct Int4 {
+  using Pack = aq_int4_pack_params;
+  using Product = aq_int4_matmul_params;
+  static constexpr const char* kPack = "int4_pack";
+  static constexpr int64_t kTileColumns = 128;
+};
+struct Int8 {
+  using Pack = aq_int8_pack_params;
+  using Product = aq_int8_matmul_params;
+  static constexpr const char* kPack = "int8_pack";
+  static constexpr int64_t kTileColumns = 64;
+};
 
 int64_t ceilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -21,32 +33,35 @@ int64_t groupsOf(const Infer& in, int32_t group, int64_t columns) {
   return group == 0 ? 1 : ceilDiv(columns, group);
 }
 
+template <class Form>
 Shape codesShape(int64_t outputs, int64_t inputs) {
-  return {ceilDiv(outputs, kTileRows), ceilDiv(inputs, kTileColumns), kTileBytes};
+  return {ceilDiv(outputs, kTileRows), ceilDiv(inputs, Form::kTileColumns), kTileBytes};
 }
 
 Shape gridShape(int64_t outputs, int64_t groups) {
   return {ceilDiv(outputs, kTileRows), groups, kTileRows};
 }
 
+template <class Form>
 void inferPack(Infer& in) {
   in.compute({1, 2});
   if (in.dtype(0) != AQ_U8) in.fail(AQ_DTYPE, "codes must be u8, got %s", dtypeName(in.dtype(0)));
   in.rank(0, 2);
   const int64_t outputs = in.rows(0), inputs = in.cols(0);
-  const int64_t groups = groupsOf(in, in.params<aq_int4_pack_params>().group, inputs);
+  const int64_t groups = groupsOf(in, in.params<typename Form::Pack>().group, inputs);
   in.elements(1, outputs * groups, "one per row and group");
   in.elements(2, outputs * groups, "one per row and group");
-  in.output(AQ_U8, codesShape(outputs, inputs));
+  in.output(AQ_U8, codesShape<Form>(outputs, inputs));
   in.output(AQ_F16, gridShape(outputs, groups));
   in.output(AQ_U8, gridShape(outputs, groups));
 }
 
-// An output of int4_pack in input i: its type, and the shape that x and the parameters ask for.
-void checkPacked(const Infer& in, int i, const char* name, int32_t dtype, const Shape& want) {
+// What the pack op gave in input i: its type, and the shape that x and the parameters ask for.
+void checkPacked(const Infer& in, int i, const char* name, const char* pack, int32_t dtype,
+                 const Shape& want) {
   if (in.dtype(i) != dtype) {
-    in.fail(AQ_DTYPE, "%s must be the %s tensor that int4_pack gave, got %s", name,
-            dtypeName(dtype), dtypeName(in.dtype(i)));
+    in.fail(AQ_DTYPE, "%s must be the %s tensor that %s gave, got %s", name, dtypeName(dtype), pack,
+            dtypeName(in.dtype(i)));
   }
   if (in.shape(i) != want) {
     in.fail(AQ_SHAPE, "%s must be %s for these inputs, outputs and groups, got %s", name,
@@ -60,17 +75,18 @@ void checkType(const Infer& in, int i, const char* name, int32_t dtype) {
   }
 }
 
+template <class Form>
 void inferMatmul(Infer& in) {
-  const auto& p = in.params<aq_int4_matmul_params>();
+  const auto& p = in.params<typename Form::Product>();
   const int32_t dtype = in.dtype(0);
   if (!isFloat(dtype)) {
     in.fail(AQ_DTYPE, "x must be f64, f32, bf16 or f16, got %s", dtypeName(dtype));
   }
   in.range("outputs", p.outputs, 0, 2147483647.0);
   const int64_t inputs = in.cols(0), groups = groupsOf(in, p.group, inputs);
-  checkPacked(in, 1, "packed", AQ_U8, codesShape(p.outputs, inputs));
-  checkPacked(in, 2, "packed_scale", AQ_F16, gridShape(p.outputs, groups));
-  checkPacked(in, 3, "packed_zero", AQ_U8, gridShape(p.outputs, groups));
+  checkPacked(in, 1, "packed", Form::kPack, AQ_U8, codesShape<Form>(p.outputs, inputs));
+  checkPacked(in, 2, "packed_scale", Form::kPack, AQ_F16, gridShape(p.outputs, groups));
+  checkPacked(in, 3, "packed_zero", Form::kPack, AQ_U8, gridShape(p.outputs, groups));
   checkType(in, 4, "bias", dtype);
   if (in.has(4)) in.elements(4, p.outputs, "one per output");
   if (in.has(5) != in.has(6)) {
@@ -147,11 +163,33 @@ void inferCachedAttention(Infer& in) {
   in.outputLike(0);
 }
 
+template <class Form>
+void addForm(std::vector<OpSpec>& ops, const char* product) {
+  using Pack = typename Form::Pack;
+  using Product = typename Form::Product;
+  ops.push_back({Form::kPack,
+                 {{"codes"}, {"scale"}, {"zero"}},
+                 {"packed", "packed_scale", "packed_zero"},
+                 {AQ_INT(Pack, group)},
+                 sizeof(Pack),
+                 inferPack<Form>});
+  ops.push_back({product,
+                 {{"x"},
+                  {"packed"},
+                  {"packed_scale"},
+                  {"packed_zero"},
+                  {"bias", kOptional},
+                  {"x_scale", kOptional},
+                  {"x_zero", kOptional}},
+                 {"y"},
+                 {AQ_INT(Product, outputs), AQ_INT(Product, group), AQ_INT(Product, x_bits)},
+                 sizeof(Product),
+                 inferMatmul<Form>});
+}
+
 }  // namespace
 
 void addPackedOps(std::vector<OpSpec>& ops) {
-  using Pack = aq_int4_pack_params;
-  using Product = aq_int4_matmul_params;
   using Cached = aq_cached_attention_params;
   ops.push_back({"cached_attention",
                  {{"q"},
@@ -174,24 +212,8 @@ void addPackedOps(std::vector<OpSpec>& ops) {
                   AQ_INT(Cached, bits)},
                  sizeof(Cached),
                  inferCachedAttention});
-  ops.push_back({"int4_pack",
-                 {{"codes"}, {"scale"}, {"zero"}},
-                 {"packed", "packed_scale", "packed_zero"},
-                 {AQ_INT(Pack, group)},
-                 sizeof(Pack),
-                 inferPack});
-  ops.push_back({"int4_matmul",
-                 {{"x"},
-                  {"packed"},
-                  {"packed_scale"},
-                  {"packed_zero"},
-                  {"bias", kOptional},
-                  {"x_scale", kOptional},
-                  {"x_zero", kOptional}},
-                 {"y"},
-                 {AQ_INT(Product, outputs), AQ_INT(Product, group), AQ_INT(Product, x_bits)},
-                 sizeof(Product),
-                 inferMatmul});
+  addForm<Int4>(ops, "int4_matmul");
+  addForm<Int8>(ops, "int8_matmul");
 }
 
 }  // namespace aq

@@ -1,158 +1,136 @@
 // cached_attention.h: attention of tokens whose predecessors' keys and values lie in caches (params.h).
 //
-// Every token and kv head is a task: it reads each key of its slot once for all of its query heads.
-
-// One kind of cache: how a head's values of a place are written and read.
-template <class T>
-class HeadCache {
- public:
-  HeadCache(const aq_view& cache, const aq_view& grid, int64_t heads, int64_t size)
-      : cache_(cache), grid_(mut<T>(grid)), heads_(heads), size_(size) {
-    isCodes_ = cache.dtype == AQ_U8;
-    bytes_ = (size + 1) / 2;
-  }
-
-  // x is on its grid (s, z, top) if there is one.
-  void write(int64_t place, int64_t head, const T* x, const T* s, const T* z, T top) const {
-    const int64_t at = place * heads_ + head;
-    if (isCodes_) {
-      uint8_t* const to = mut<uint8_t>(cache_) + at * bytes_;
-      for (int64_t b = 0; b < bytes_; b++) {
-        const int32_t low = code(x[2 * b], *s, *z, top);
-        const int32_t high = 2 * b + 1 < size_ ? code(x[2 * b + 1], *s, *z, top) : 0;
-        to[b] = uint8_t(low | high << 4);
-      }
-      grid_[2 * at] = *s;
-      grid_[2 * at + 1] = *z;
-      return;
-    }
-    T values[kPiece];
-    for (int64_t d = 0; d < size_; d += kPiece) {
-      const int64_t n = std::min(kPiece, size_ - d);
-      if (s) {
-        fakeQuantRange(x + d, static_cast<const T*>(nullptr), *s, *z, top, values, n);
-      }
-      const T* const from = s ? values : x + d;
-      for (int64_t i = 0; i < n; i++) store(at * size_ + d + i, from[i]);
-    }
-  }
-
-  void read(int64_t place, int64_t head, T* __restrict y) const {
-    const int64_t at = place * heads_ + head;
-    if (isCodes_) {
-      const uint8_t* const from = ptr<uint8_t>(cache_) + at * bytes_;
-      const T s = grid_[2 * at], z = grid_[2 * at + 1];
-      for (int64_t d = 0; d < size_; d++)
-        y[d] = (T(int32_t(from[d / 2] >> (d % 2 * 4) & 15)) - z) * s;
-      return;
-    }
-    const int64_t first = at * size_;
-    switch (cache_.dtype) {
-      case AQ_BF16:
-        for (int64_t d = 0; d < size_; d++) y[d] = T(toFloat(ptr<Bfloat>(cache_)[first + d]));
-        return;
-      case AQ_F16:
-        for (int64_t d = 0; d < size_; d++) y[d] = T(toFloat(ptr<Half>(cache_)[first + d]));
-        return;
-      default:
-        for (int64_t d = 0; d < size_; d++) y[d] = ptr<T>(cache_)[first + d];
-    }
-  }
-
- private:
-  static constexpr int64_t kPiece = 64;
-
-  static int32_t code(T x, T s, T z, T top) { return int32_t(codeOf(x / s, z, top)); }
-
-  void store(int64_t at, T value) const {
-    if (cache_.dtype == AQ_BF16) {
-      mut<Bfloat>(cache_)[at] = toBfloat(float(value));
-    } else if (cache_.dtype == AQ_F16) {
-      mut<Half>(cache_)[at] = toHalf(float(value));
-    } else {
-      mut<T>(cache_)[at] = value;
-    }
-  }
-
-  aq_view cache_;
-  T* grid_;  // (scale, zero) of a place and head, or null
-  int64_t heads_, size_, bytes_;
-  bool isCodes_;
-};
+// Tokens of a slot that follow each other are a run, and a run and kv head is a task: it reads each key
+// and value once for all of its rows, which are the query heads of those tokens. Keys and values become
+// panels (gemm_pack.h) a few at a time and meet the rows in the product's tiles. The cut into panels is by
+// position, and every row is a chain of its own: what a token gets does not depend on its run.
 
 // Inputs by position, those of attention first.
 namespace cached {
 enum : int { kKeys = 9, kValues, kKeyGrid, kValueGrid, kSlots, kPositions };
-}
+inline constexpr int64_t kMostRows = 2 * kTileRows;  // of a run, where a token has fewer
+inline constexpr int64_t kDeep = 64;                 // values that are added up at a time
+}  // namespace cached
 
 template <class T>
-static void cachedAttention(const aq_view* in, const aq_view& out,
-                            const aq_cached_attention_params& p) {
-  const int64_t tokens = rowCount(in[0]), size = lastDim(in[0]) / p.heads;
-  const int64_t kvHeads = p.kv_heads, group = p.heads / p.kv_heads;
-  const int64_t capacity = in[cached::kKeys].dim[1];
-  const int32_t* const slots = ptr<int32_t>(in[cached::kSlots]);
-  const int32_t* const positions = ptr<int32_t>(in[cached::kPositions]);
-  const T top = T((1 << p.bits) - 1);
-  const HeadCache<T> caches[] = {{in[cached::kKeys], in[cached::kKeyGrid], kvHeads, size},
-                                 {in[cached::kValues], in[cached::kValueGrid], kvHeads, size}};
+struct CachedAttention {
+  const aq_view* in;
+  const aq_view& out;
+  const aq_cached_attention_params& p;
+  int64_t tokens = rowCount(in[0]), size = lastDim(in[0]) / p.heads, kvHeads = p.kv_heads;
+  int64_t group = p.heads / p.kv_heads, capacity = in[cached::kKeys].dim[1];
+  const int32_t* slots = ptr<int32_t>(in[cached::kSlots]);
+  const int32_t* positions = ptr<int32_t>(in[cached::kPositions]);
+  T top = T((1 << p.bits) - 1);
+  HeadCache<T> keys{in[cached::kKeys], in[cached::kKeyGrid], kvHeads, size};
+  HeadCache<T> values{in[cached::kValues], in[cached::kValueGrid], kvHeads, size};
 
-  parallelFor(tokens, [&](int64_t m) {
+  void run() const {
+    parallelFor(tokens, [&](int64_t m) { write(m); });
+    auto* const starts =
+        static_cast<int64_t*>(threadScratch(kSlotShared, uint64_t(tokens + 1) * sizeof(int64_t)));
+    const int64_t most = std::max<int64_t>(1, cached::kMostRows / group);
+    int64_t runs = 0;
+    for (int64_t m = 0; m < tokens; m++) {
+      const bool follows = m > 0 && slots[m] == slots[m - 1] &&
+                           positions[m] == positions[m - 1] + 1 && m - starts[runs - 1] < most;
+      if (!follows) starts[runs++] = m;
+    }
+    starts[runs] = tokens;
+    parallelFor(runs * kvHeads, [&](int64_t task) {
+      const int64_t i = task / kvHeads;
+      attend(starts[i], starts[i + 1] - starts[i], task % kvHeads);
+    });
+  }
+
+ private:
+  void write(int64_t m) const {
     const int64_t place = slots[m] * capacity + positions[m];
     for (int side = 0; side < 2; side++) {
       const T *const scale = ptr<T>(in[5 + 2 * side]), *const zero = ptr<T>(in[6 + 2 * side]);
       for (int64_t h = 0; h < kvHeads; h++) {
         const int64_t at = m * kvHeads + h;
-        caches[side].write(place, h, ptr<T>(in[1 + side]) + at * size, scale ? scale + at : nullptr,
-                           zero ? zero + at : nullptr, top);
+        (side ? values : keys)
+            .write(place, h, ptr<T>(in[1 + side]) + at * size, scale ? scale + at : nullptr,
+                   zero ? zero + at : nullptr, top);
       }
     }
-  });
+  }
 
-  constexpr int kSlotQuery = 2, kSlotLogits = 3;  // threadScratch
-  parallelFor(tokens * kvHeads, [&](int64_t task) {
-    const int64_t m = task / kvHeads, h = task % kvHeads, seen = positions[m] + 1;
-    const int64_t first = int64_t(slots[m]) * capacity;
-    T* const query =
-        static_cast<T*>(threadScratch(kSlotQuery, uint64_t((group + 1) * size) * sizeof(T)));
-    T* const row = query + group * size;
-    T* const logits =
-        static_cast<T*>(threadScratch(kSlotLogits, uint64_t(group * seen) * sizeof(T)));
-    const T *const scale = ptr<T>(in[3]), *const zero = ptr<T>(in[4]);
-    const int64_t q0 = m * p.heads + h * group;
-    for (int64_t g = 0; g < group; g++) {
-      const T* const x = ptr<T>(in[0]) + (q0 + g) * size;
-      if (scale) {
-        fakeQuantRange(x, static_cast<const T*>(nullptr), scale[q0 + g], zero[q0 + g], top,
-                       query + g * size, size);
-      } else {
-        for (int64_t d = 0; d < size; d++) query[g * size + d] = x[d];
+  // One query head of a token in the order of the keys.
+  void readQuery(int64_t m, int64_t head, T* buffer, T* to) const {
+    const int64_t at = m * p.heads + head;
+    const T* x = ptr<T>(in[0]) + at * size;
+    if (const T* const scale = ptr<T>(in[3])) {
+      fakeQuantRange(x, static_cast<const T*>(nullptr), scale[at], ptr<T>(in[4])[at], top, buffer,
+                     size);
+      x = buffer;
+    }
+    keys.sort(x, to);
+  }
+
+  // Logits to weights of the first `seen` keys of `all`; returns their sum.
+  T weigh(T* l, int64_t seen, int64_t all) const {
+    T least = 0, most = T(p.scale) * l[0];
+    for (int64_t t = 0; t < seen; t++) l[t] = T(p.scale) * l[t];
+    minMaxOf(l, seen, least, most);
+    for (int64_t t = 0; t < seen; t++) l[t] = expOf(l[t] - most);
+    for (int64_t t = seen; t < all; t++) l[t] = 0;
+    return sumOf(l, seen);
+  }
+
+  // Tokens m .. m + count of a slot and the query heads of kv head h.
+  void attend(int64_t m, int64_t count, int64_t h) const {
+    constexpr int64_t N = kTileCols<T>, R = kTileRows;
+    const int64_t rows = count * group, all = positions[m + count - 1] + 1;
+    const int64_t first = int64_t(slots[m]) * capacity, ld = roundToPanel<T>(all);
+    Carver<T> carver{nullptr};
+    T *query, *logits, *panel, *buffer, *sums, *totals;
+    for (int pass = 0; pass < 2; pass++) {
+      query = carver.take(rows * size);
+      sums = carver.take(rows * size);
+      totals = carver.take(rows);
+      buffer = carver.take(std::max(N, cached::kDeep) * (size + 1));
+      panel = carver.take(std::max(N * size, cached::kDeep * roundToPanel<T>(size)) +
+                          kPackSlack / int64_t(sizeof(T)));
+      logits = carver.take(rows * ld);
+      if (pass == 0)
+        carver = {static_cast<T*>(threadScratch(kSlotKeys, uint64_t(carver.used) * sizeof(T)))};
+    }
+    for (int64_t r = 0; r < rows; r++)
+      readQuery(m + r / group, h * group + r % group, buffer, query + r * size);
+
+    for (int64_t t = 0; t < all; t += N) {
+      const int64_t n = std::min(N, all - t);
+      packPanels<T, int(N)>(keys.rows(first + t, n, h, buffer, false), 0, n, 0, size, panel);
+      for (int64_t i = 0; i < rows; i += R)
+        runTile(int(std::min(R, rows - i)),
+                TileJob<T>{size, query + i * size, size, 1, panel, logits + i * ld + t, ld, int(N),
+                           false, nullptr});
+    }
+    for (int64_t r = 0; r < rows; r++)
+      totals[r] = weigh(logits + r * ld, positions[m + r / group] + 1, all);
+
+    for (int64_t t = 0; t < all; t += cached::kDeep) {
+      const int64_t n = std::min(cached::kDeep, all - t);
+      packPanels<T, int(N)>(values.rows(first + t, n, h, buffer, true), 0, size, 0, n, panel);
+      for (int64_t j = 0; j < size; j += N) {
+        for (int64_t i = 0; i < rows; i += R)
+          runTile(int(std::min(R, rows - i)),
+                  TileJob<T>{n, logits + i * ld + t, ld, 1, panel + j * n, sums + i * size + j,
+                             size, int(std::min(N, size - j)), t > 0, nullptr});
       }
     }
-    for (int64_t t = 0; t < seen; t++) {
-      caches[0].read(first + t, h, row);
-      for (int64_t g = 0; g < group; g++)
-        logits[g * seen + t] = T(p.scale) * dotOf(query + g * size, row, size);
-    }
-    T* const o = mut<T>(out) + q0 * size;
-    for (int64_t i = 0; i < group * size; i++) o[i] = T(0);
-    for (int64_t g = 0; g < group; g++) {
-      T* const l = logits + g * seen;
-      T most = l[0];
-      for (int64_t t = 1; t < seen; t++) most = l[t] > most ? l[t] : most;
-      for (int64_t t = 0; t < seen; t++) l[t] = expOf(l[t] - most);
-      const T total = sumOf(l, seen);
-      for (int64_t t = 0; t < seen; t++) l[t] /= total;
-    }
-    for (int64_t t = 0; t < seen; t++) {
-      caches[1].read(first + t, h, row);
-      for (int64_t g = 0; g < group; g++) {
-        const T weight = logits[g * seen + t];
-        T* __restrict const y = o + g * size;
-        for (int64_t d = 0; d < size; d++) y[d] += weight * row[d];
-      }
-    }
-  });
+    for (int64_t r = 0; r < rows; r++)
+      values.unsort(sums + r * size, totals[r],
+                    mut<T>(out) + ((m + r / group) * p.heads + h * group + r % group) * size);
+  }
+};
+
+template <class T>
+static void cachedAttention(const aq_view* in, const aq_view& out,
+                            const aq_cached_attention_params& p) {
+  CachedAttention<T>{in, out, p}.run();
 }
 
 static int32_t cached_attention(aq_queue*, const aq_view* in, int32_t, const aq_view* out, int32_t,

@@ -11,10 +11,6 @@
 namespace int4 {
 
 inline constexpr int64_t kPieceHalves = 16;  // half tiles summed as whole numbers
-inline constexpr float kMostCode = 255;      // of x; its zeros must be codes too
-typedef int8_t ByteVector __attribute__((vector_size(4 * kWidth)));
-typedef int16_t ShortVector __attribute__((vector_size(4 * kWidth)));
-typedef uint16_t UnsignedShortVector __attribute__((vector_size(4 * kWidth)));
 
 // sum + the products of four neighbours: bytes 0 .. 255 of x, -15 .. 15 of w.
 struct PlainDot {
@@ -45,13 +41,6 @@ struct VnniDot {
   }
 };
 #endif
-
-// x as codes: rows of bytes in the order of a line's, zeros up to whole half tiles.
-struct CodedRows {
-  const uint8_t* codes;
-  int64_t step;
-  const float* minusZero;
-};
 
 // sums[m * 16 + slot] for the slots of Lines lines from `line` on, and Rows rows; not scaled by sx.
 template <class Dot, bool kShort, int Lines, int Rows>
@@ -106,7 +95,7 @@ static void codeLines(const TileRow& tile, int line, const CodedRows& x, float* 
         AQ_UNROLL
         for (int m = 0; m < Rows; m++)
           total[r][m] +=
-              scale * Floats::fma(weights, Floats::splat(x.minusZero[m]), numbersOf(sum[r][m]));
+              scale * Floats::fma(weights, Floats::splat(-x.zero[m]), numbersOf(sum[r][m]));
       }
     }
     for (int r = 0; r < 2 * Lines; r++)
@@ -129,7 +118,7 @@ static void codeRows(const TileRow& tile, const CodedRows& x, int64_t rows, floa
                                         codeTile<Dot, kShort, 2, 3>, codeTile<Dot, kShort, 2, 4>};
   for (int64_t m = 0; m < rows;) {
     const int64_t count = ceilDiv(rows - m, ceilDiv(rows - m, 4));
-    const CodedRows part = {x.codes + m * kHalfColumns, x.step, x.minusZero + m};
+    const CodedRows part = {x.codes + m * kHalfColumns, x.step, x.zero + m, nullptr};
     kernels[count - 1](tile, part, sums + m * kRows);
     m += count;
   }

@@ -1,126 +1,31 @@
 // int4_matmul.h: the product of activations with a packed matrix of codes of at most 4 bits.
-//
-// For few rows of x, as decoding has them, the codes are multiplied where they lie (int4_few.h). For
-// many the product multiplies numbers in the order of the columns by the gemm of dense weights, so
-// that a packed model computes what its dequantized weights give, bit for bit: with quantized
-// activations anything else drifts apart, since a rounding that falls the other way is a whole step
-// in the next block.
 
 namespace int4 {
 
-inline constexpr int64_t kFewRows = 16;          // up to here gemm's preparations cost more
-inline constexpr int64_t kSlabBytes = 16 << 20;  // of weights as numbers, at a time
+// The order for packed_few.h and packed_product.h.
+struct Form {
+  static constexpr int64_t kColumns = int4::kColumns;
+  static constexpr auto columnAt = int4::columnAt;
+  static constexpr auto gridSlot = int4::gridSlot;
+  static constexpr auto multiplyCodes = int4::multiplyCodes;
+  static constexpr auto multiplyNumbers = int4::multiplyNumbers;
 
-// A product: x [rows, inputs] through the grids of its rows, if it has any, times the matrix.
-template <class T, class X, class Read, class Write>
-struct Product {
-  const aq_view* in;
-  const aq_view& out;
-  int32_t xBits;
-  int64_t rows, inputs, outputs, padded;  // padded: inputs, up to whole tiles
-  Weights<T> weights;
-  Read read;    // X -> T
-  Write write;  // T -> X
-
-  T topCode() const { return T((int64_t(1) << xBits) - 1); }
-
-  // Row m of x as numbers of T.
-  void readRow(int64_t m, T* y) const {
-    const X* const x = ptr<X>(in[0]) + m * inputs;
-    for (int64_t i = 0; i < inputs; i++) y[i] = read(x[i]);
-    if (!present(in[5])) return;
-    const T s = ptr<T>(in[5])[m], z = ptr<T>(in[6])[m], top = topCode();
-    for (int64_t i = 0; i < inputs; i++) y[i] = (codeOf(y[i] / s, z, top) - z) * s;
+  static uint8_t byteOf(int32_t code) { return uint8_t(code); }
+  // The values for byte i of a line's 16 words together.
+  static void sortNumbers(const float* x, float* to) {
+    for (int64_t b = 0; b < kHalfColumns; b++) to[b % 4 * 16 + b / 4] = x[columnAt(b)];
   }
-
-  void finish(T sum, int64_t m, int64_t o) const {
-    const X* const bias = ptr<X>(in[4]);
-    mut<X>(out)[m * outputs + o] = write(bias ? sum + read(bias[o]) : sum);
-  }
-
-  // The codes where they lie.
-  void few() const {
-    const T *const scale = ptr<T>(in[5]), *const zero = ptr<T>(in[6]);
-    const FewRows job{weights, rows, inputs, outputs, scale, zero, topCode()};
-    const X* const x = ptr<X>(in[0]);
-    job.run(
-        [&](int64_t m, T* y) {
-          for (int64_t i = 0; i < inputs; i++) y[i] = read(x[m * inputs + i]);
-        },
-        [&](T sum, int64_t m, int64_t o) { finish(sum, m, o); });
-  }
-
-  // Slabs of the matrix as numbers, for gemm.
-  void many() const {
-    constexpr bool isOwn = std::is_same_v<T, X>;  // else gemm reads and writes copies of type T
-    const int64_t rowBytes = padded * int64_t(sizeof(T)) + 1;
-    const int64_t slab = std::min(outputs, std::max<int64_t>(kRows, kSlabBytes / rowBytes));
-    const int64_t copied = isOwn ? 0 : rows * (inputs + slab);
-    T* const memory = static_cast<T*>(
-        threadScratch(kSlotWeights, uint64_t(slab * padded + copied) * sizeof(T) + 1));
-    T *const x = memory + slab * padded, *const sums = x + rows * inputs;
-    if (!isOwn) parallelFor(rows, [&](int64_t m) { readRow(m, x + m * inputs); });
-    for (int64_t first = 0; first < outputs; first += slab) {
-      const int64_t count = std::min(slab, outputs - first);
-      parallelFor(count, [&](int64_t i) {
-        auto* const bytes = static_cast<uint8_t*>(threadScratch(kSlotRow, uint64_t(padded) + 1));
-        weights.row(first + i, bytes, memory + i * padded);
-      });
-      const Operand<T> w(memory, padded, false);
-      if constexpr (isOwn) {
-        const Operand<T> given = gridOperand<T>(in[0], false, in[5], in[6], xBits, 0);
-        const T* const bias = ptr<T>(in[4]);
-        gemm<T>(rows, count, inputs, given, w, mut<T>(out) + first, outputs, false,
-                bias ? bias + first : nullptr);
-      } else {
-        gemm<T>(rows, count, inputs, Operand<T>(x, inputs, false), w, sums, count);
-        parallelFor(rows, [&](int64_t m) {
-          for (int64_t i = 0; i < count; i++) finish(sums[m * count + i], m, first + i);
-        });
-      }
-    }
+  static void sumCodes(const CodedRows&, int64_t, int64_t, int64_t, int32_t*) {}
+  template <class T>
+  static void readRow(const Codes& w, int64_t r, uint8_t* bytes, T* y) {
+    int4::readRow(w, r, bytes, y);
   }
 };
-
-template <class T, class X, class Read, class Write>
-static void multiply(const aq_view* in, const aq_view& out, const aq_int4_matmul_params& p,
-                     const Read& read, const Write& write) {
-  const int64_t rows = rowCount(in[0]), inputs = lastDim(in[0]), outputs = p.outputs;
-  if (rows == 0 || outputs == 0) return;
-  const int64_t tiles = ceilDiv(inputs, kColumns), padded = tiles * kColumns;
-  const int64_t group = p.group ? p.group : std::max<int64_t>(padded, 1);
-  const int64_t groups = p.group ? ceilDiv(inputs, group) : 1;
-  const Weights<T> weights{
-      ptr<uint8_t>(in[1]), ptr<Half>(in[2]), ptr<uint8_t>(in[3]), tiles, groups, group};
-  const Product<T, X, Read, Write> product{in,      out,    p.x_bits, rows, inputs,
-                                           outputs, padded, weights,  read, write};
-  if constexpr (std::is_same_v<T, float>) {
-    if (rows <= kFewRows) return product.few();
-  }
-  product.many();
-}
 
 }  // namespace int4
 
 static int32_t int4_matmul(aq_queue*, const aq_view* in, int32_t, const aq_view* out, int32_t,
                            const void* params, aq_error* err) {
   const auto& p = *static_cast<const aq_int4_matmul_params*>(params);
-  return withScratch("int4_matmul", err, [&]() -> int32_t {
-    const auto same = [](auto value) { return value; };
-    const auto widen = [](auto value) { return toFloat(value); };
-    switch (in[0].dtype) {
-      case AQ_F64:
-        int4::multiply<double, double>(in, out[0], p, same, same);
-        break;
-      case AQ_F32:
-        int4::multiply<float, float>(in, out[0], p, same, same);
-        break;
-      case AQ_BF16:
-        int4::multiply<float, Bfloat>(in, out[0], p, widen, [](float v) { return toBfloat(v); });
-        break;
-      default:
-        int4::multiply<float, Half>(in, out[0], p, widen, [](float v) { return toHalf(v); });
-    }
-    return AQ_OK;
-  });
+  return packed::multiply<int4::Form>("int4_matmul", in, out[0], p, err);
 }

@@ -10,23 +10,6 @@
 
 namespace int4 {
 
-using Floats = Vec<float>;
-inline constexpr int kWidth = Floats::kWidth, kParts = 16 / kWidth;  // kParts vectors make a line
-typedef int32_t IntVector __attribute__((vector_size(4 * kWidth)));
-typedef uint32_t WordVector __attribute__((vector_size(4 * kWidth)));
-typedef float FloatVector __attribute__((vector_size(4 * kWidth)));
-
-template <class V>
-inline V loadVector(const void* from) {
-  V x;
-  std::memcpy(&x, from, sizeof x);
-  return x;
-}
-
-inline Floats::Type numbersOf(IntVector x) {
-  return (Floats::Type) __builtin_convertvector(x, FloatVector);
-}
-
 // Groups of 32 columns: words 4 t + 0, 1 of a line belong to one, words 4 t + 2, 3 to the next.
 #if defined(AQ_LEVEL_AVX512)
 inline constexpr __mmask16 kSecond = 0xcccc;
@@ -44,48 +27,6 @@ inline V alternate(V a, V b) {
   return alternate(a, b, std::make_integer_sequence<int, kWidth>{});
 }
 #endif
-
-// 16 rows of the matrix; their scales and zeros as numbers, 16 of a group together.
-struct TileRow {
-  const uint8_t *codes, *next;  // next: those of the tile row after it
-  const float *scale, *shift;   // shift = -zero scale
-  const uint8_t* zero;
-  int64_t halves, perGroup;  // half tiles of a row, and of a group; perGroup 0: groups of 32
-  int64_t groups;
-};
-
-// The half tiles of a row, those together that share their scales.
-struct GroupWalk {
-  const TileRow& tile;
-  int64_t group = 0, groupEnd = tile.perGroup;
-
-  // Where the scales of the first and the second 32 columns lie; the latter for groups of 32 alone.
-  int64_t first() const { return group * kRows; }
-  int64_t second() const { return std::min(group + 1, tile.groups - 1) * kRows; }
-  template <bool kShort>
-  int64_t endFrom(int64_t half) const {
-    return kShort ? half + 1 : std::min(groupEnd, tile.halves);
-  }
-  // Having come to `half`.
-  template <bool kShort>
-  void advance(int64_t half) {
-    if (kShort) {
-      group += 2;
-    } else if (half == groupEnd) {
-      group++;
-      groupEnd += tile.perGroup;
-    }
-  }
-};
-
-// A tile row's codes are read in passes of Lines lines. Each fetches its share of the next tile row,
-// so that memory is as busy in the last pass as in the first.
-template <int Lines>
-inline void fetchAhead(const TileRow& tile, int line, int64_t half) {
-  const uint8_t* const share = tile.next + (line / Lines * tile.halves + half) * (Lines * 64);
-  AQ_UNROLL
-  for (int l = 0; l < Lines; l++) __builtin_prefetch(share + l * 64, 0, 2);
-}
 
 // The numbers of one row's codes: exact, since a scale has 11 bits and a code 4.
 struct Affine {

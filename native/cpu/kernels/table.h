@@ -32,9 +32,14 @@ static const aq_kernel_row kKernelRows[] = {
     AQ_SHORT_ROW(fake_quant_grad),
     AQ_ROW_AS(fake_quant_gemm, operandGemm),
     AQ_ROW_AS(quant_operand, widenedOperand),
+    AQ_ROW(quant_product_grad),
     AQ_ROW(quantize),
     AQ_ROW(gptq),
     AQ_ROW(dequantize),
+    AQ_SHORT_ROW(fp4_global),
+    AQ_ROW(fp4_operand),
+    AQ_SHORT_ROW(fp4_grad),
+    AQ_ROW(fp4_values),
     AQ_ROW(rms_norm),
     AQ_ROW(rms_norm_grad),
     AQ_ROW(layer_norm),
@@ -58,6 +63,10 @@ static const aq_kernel_row kKernelRows[] = {
     AQ_ROW(cached_attention),
     AQ_ROW(int4_pack),
     AQ_ROW(int4_matmul),
+    AQ_ROW(int8_pack),
+    AQ_ROW(int8_matmul),
+    AQ_ROW(fp4_pack),
+    AQ_ROW(fp4_matmul),
 };
 #undef AQ_ROW
 #undef AQ_SHORT_ROW

@@ -3,6 +3,7 @@
 #pragma once
 #include <cstdint>
 
+#include "native/cuda/device/reduce.cuh"
 #include "native/cuda/device/step_control.cuh"
 
 namespace aq::cuda {
@@ -38,18 +39,6 @@ struct AdamStep {
   T denomScale;  // 1 / sqrt(1 - beta2^step)
   T eps;
 
-  static __device__ AdamStep of(const AdamSettings& s, const StepControl& control) {
-    const double lr = control.rate(s.lr);
-    const int32_t step = control.step(s.step);
-    return {T(1 - lr * s.weightDecay),
-            T(1 - s.beta1),
-            T(1 - s.beta2),
-            T(s.beta2),
-            T(lr / (1 - power(s.beta1, step))),
-            T(1 / sqrt(1 - power(s.beta2, step))),
-            T(s.eps)};
-  }
-
   __device__ void apply(T& p, T g, T& m, T& v) const {
     m += mix1 * (g - m);
     v = keep2 * v + mix2 * g * g;
@@ -57,17 +46,29 @@ struct AdamStep {
   }
 };
 
-// A block's step: one thread computes it for all. Every thread of the block calls `load` (after it
-// has asked for its data, so that both are waited for together).
+// A block's step: two threads compute half of it each for all. Every thread of the block, which has
+// more than kWarp, calls `load` (after it has asked for its data, so that both are waited for together).
 template <class T>
 struct BlockStep {
   AdamStep<T> step;
   bool mayChange;
 
-  static __device__ BlockStep load(const AdamSettings& settings, const StepControl& control) {
+  static __device__ BlockStep load(const AdamSettings& s, const StepControl& control) {
     __shared__ alignas(16) unsigned char bytes[sizeof(BlockStep)];
     auto* const shared = reinterpret_cast<BlockStep*>(bytes);
-    if (threadIdx.x == 0) *shared = {AdamStep<T>::of(settings, control), control.mayChange()};
+    AdamStep<T>& step = shared->step;
+    if (threadIdx.x == 0) {
+      const double lr = control.rate(s.lr);
+      step.decay = T(1 - lr * s.weightDecay);
+      step.mix1 = T(1 - s.beta1);
+      step.rate = T(lr / (1 - power(s.beta1, control.step(s.step))));
+      step.eps = T(s.eps);
+    } else if (threadIdx.x == kWarp) {
+      step.mix2 = T(1 - s.beta2);
+      step.keep2 = T(s.beta2);
+      step.denomScale = T(1 / sqrt(1 - power(s.beta2, control.step(s.step))));
+      shared->mayChange = control.mayChange();
+    }
     __syncthreads();
     return *shared;
   }

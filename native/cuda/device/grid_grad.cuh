@@ -51,9 +51,23 @@ struct GradGrid {
       sums.high = fmax(sums.high, x[e]);
       sums.low = fmin(sums.low, x[e]);
     }
-    if constexpr (sizeof(T) == 4) {
-      if (takeSure<kOffset>(x, g, v, sums)) return;
+    T passing[N], steps = sums.steps, outside = sums.outside;
+    bool isSure = false;
+    if constexpr (sizeof(T) == 4) isSure = addSure<kOffset>(x, g, v, steps, outside, passing);
+    if (isSure) {
+      sums.steps = steps;
+      sums.outside = outside;
+    } else {
+      addExactly<kOffset>(x, g, v, sums.steps, sums.outside, passing);
     }
+#pragma unroll
+    for (int e = 0; e < N; e++) g[e] = passing[e];
+  }
+
+  // Adds to S and Z and says what of g passes, without the extremes, code by code.
+  template <bool kOffset, int N>
+  __device__ void addExactly(const T (&x)[N], const T (&g)[N], const T (&v)[N], T& steps,
+                             T& outside, T (&passing)[N]) const {
     const GridCode<T> exact(s, z, top);
 #pragma unroll
     for (int e = 0; e < N; e++) {
@@ -61,24 +75,19 @@ struct GradGrid {
       const T code = exact.place(kOffset ? addRn(u, v[e]) : u);
       const T q = exact.clamp(code);
       const bool inside = q == code;
-      sums.steps += g[e] * ((q - z) - (inside ? u : T(0)));
-      sums.outside += inside ? T(0) : g[e];
-      g[e] = inside ? g[e] : T(0);
+      steps += g[e] * ((q - z) - (inside ? u : T(0)));
+      outside += inside ? T(0) : g[e];
+      passing[e] = inside ? g[e] : T(0);
     }
   }
 
- private:
-  float lowest_ = 0, highest_ = 0;  // biased codes of 0 and top
-  float inverse_ = 0, margin_ = 0;
-
-  // By the reciprocal: q is the nearest code, d what is left of the quotient beside it, and the
-  // clamp acts where that is more than one half. False, with nothing done, where an element is so
-  // near to one half, or not a number, that this cannot decide.
+  // The same by the reciprocal: q is the nearest code, d what is left of the quotient beside it, and
+  // the clamp acts where that is more than one half. False, and what it gave means nothing, where an
+  // element is so near to one half, or not a number, that this cannot decide.
   template <bool kOffset, int N>
-  __device__ bool takeSure(const float (&x)[N], float (&g)[N], const float (&v)[N],
-                           GroupSums<float>& sums) const {
-    float steps = sums.steps, outside = sums.outside;
-    float nearest = 1, farthest = 0, passing[N];
+  __device__ bool addSure(const float (&x)[N], const float (&g)[N], const float (&v)[N],
+                          float& steps, float& outside, float (&passing)[N]) const {
+    float nearest = 1, farthest = 0;
 #pragma unroll
     for (int e = 0; e < N; e++) {
       const float sum = kOffset ? __fmaf_rn(x[e], inverse_, v[e]) : 0.0f;
@@ -93,13 +102,12 @@ struct GradGrid {
       if (!inside) outside += g[e];
       passing[e] = inside ? g[e] : 0.0f;
     }
-    if (!(nearest > margin_) || (kOffset && !(farthest <= 1.0f))) return false;
-    sums.steps = steps;
-    sums.outside = outside;
-#pragma unroll
-    for (int e = 0; e < N; e++) g[e] = passing[e];
-    return true;
+    return nearest > margin_ && (!kOffset || farthest <= 1.0f);
   }
+
+ private:
+  float lowest_ = 0, highest_ = 0;  // biased codes of 0 and top
+  float inverse_ = 0, margin_ = 0;
 };
 
 // The sums over kWidth neighbours of a warp, given to all of them.

@@ -10,6 +10,8 @@
 
 #include <cstdint>
 
+#include "native/cuda/int4.h"
+
 namespace aq::cuda::int4 {
 
 // 16 bytes from global to shared memory; only the first `bytes` are read, the rest become zeros.
@@ -143,6 +145,57 @@ __device__ inline void multiplyBytes(int32_t (&c)[4], const uint32_t (&a)[4], ui
       : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
+
+// The code of x on a grid of codes 0 .. top.
+template <class T>
+__device__ T codeOf(T x, T scale, T zero, T top) {
+  const T code = rint(x / scale) + zero;
+  return code < T(0) ? T(0) : code > top ? top : code;  // a NaN stays
+}
+
+// Words of the factors of a row tile's groups of 4-bit floats in shared memory: rows of `factorPitch`,
+// and what keeps tables that follow each other on other banks (device/fp4_decode.cuh).
+__host__ __device__ constexpr int factorPitch(int groups) { return groups == 8 ? 12 : groups; }
+__host__ __device__ constexpr int factorWords(int groups) {
+  return 8 * factorPitch(groups) + (groups == 4 ? 4 : 0);
+}
+
+// What sums of products with 4-bit floats are times: loaded where nothing waits for it, and put
+// together where it is used.
+struct Factors {
+  float factor, xGlobal;
+
+  __device__ explicit Factors(const Result& y)
+      : factor(y.factor ? *y.factor : 1.0f), xGlobal(y.xGlobal ? *y.xGlobal : 1.0f) {}
+  __device__ float of(const Result& y) const {
+    const float both = y.unit * factor;
+    return isfinite(xGlobal) ? both / xGlobal : both;
+  }
+};
+
+// Numbers beside sums, loaded early likewise; -0 where there is none, which changes no sum.
+template <int N>
+struct EarlyNumbers {
+  uint32_t bits[N];
+
+  __device__ EarlyNumbers(int32_t dtype, const void* data, int64_t first, int64_t end) {
+    if (dtype == AQ_F32) {
+#pragma unroll
+      for (int i = 0; i < N; i++)
+        bits[i] =
+            data && first + i < end ? static_cast<const uint32_t*>(data)[first + i] : 0x80000000u;
+    } else {
+#pragma unroll
+      for (int i = 0; i < N; i++)
+        bits[i] = data && first + i < end ? static_cast<const uint16_t*>(data)[first + i] : 0x8000u;
+    }
+  }
+  __device__ float at(int32_t dtype, int i) const {
+    if (dtype == AQ_F32) return __uint_as_float(bits[i]);
+    if (dtype == AQ_BF16) return __uint_as_float(bits[i] << 16);
+    return __half2float(__ushort_as_half(uint16_t(bits[i])));
+  }
+};
 
 // Loads and stores of results by the number of their type.
 __device__ inline float loadAs(int32_t dtype, const void* data, int64_t i) {

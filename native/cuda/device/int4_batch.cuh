@@ -77,11 +77,11 @@ struct Consumer {
   using Grid = std::conditional_t<P::kScalesSums, SumGrid<H>, WeightGrid<H>>;
   static constexpr int kSums = P::kTokens / 2;
   const uint32_t memory;
-  const char* const base;  // the same place, as a pointer
-  const int slot, lane;    // slot: the warp
+  char* const base;      // the same place, as a pointer
+  const int slot, lane;  // slot: the warp
   float sum[kSums];
 
-  __device__ Consumer(uint32_t memory, const char* base, int slot, int lane)
+  __device__ Consumer(uint32_t memory, char* base, int slot, int lane)
       : memory(memory), base(base), slot(slot), lane(lane) {}
 
   __device__ void release(int stage) const {
@@ -102,6 +102,84 @@ struct Consumer {
   }
 
   __device__ void run(const Weights& w, const Work& work, Turn<P::kStages>& turn) {
+    if constexpr (P::kIsFloats) {
+      runFloats(work, turn);
+    } else {
+      runCodes(w, work, turn);
+    }
+  }
+
+  // Of 4-bit floats: each operand is times its scale. The factors of a unit are made while the one
+  // before is multiplied.
+  __device__ void runFloats(const Work& work, Turn<P::kStages>& turn) {
+    using Table = ScaleTable<P::kFormat, H, P::kUnitGroups>;
+    static_assert(Table::kWords == P::kTableWords && Table::kRawBytes == P::kSlotGrids);
+    constexpr int kWords = 4 * P::kHalves, kTogether = P::kTogether;
+    static_assert(kWords / kTogether % 2 == 0);  // a's halves take turns, over units too
+    const int phase = P::phaseOf(slot);
+    const int mine = (work.units - phase + P::kPhases - 1) / P::kPhases;
+    uint32_t* const tables =
+        reinterpret_cast<uint32_t*>(base + P::kTables) + slot * (2 * P::kTableWords);
+    const auto makeFactors = [&](const Turn<P::kStages>& of, int i) {
+      barrierWait(memory + P::kFull + 8 * of.stage, of.parity);
+      const int row = P::rowTileOf(slot) * P::kPhases + phase;
+      uint32_t made[Table::kMade];
+      Table::make(base + P::kGrids + of.stage * P::kGridsBytes + row * P::kSlotGrids, made, lane);
+      Table::put(made, tables + i % 2 * P::kTableWords, lane);
+    };
+#pragma unroll
+    for (int i = 0; i < kSums; i++) sum[i] = 0;
+    uint32_t a[2][kTogether][4];
+    int last = 0;
+    if (mine > 0) makeFactors(turn, 0);
+    for (int i = 0; i < mine; i++) {
+      Turn<P::kStages> next = turn;
+      next.next();
+      const char* const codes =
+          base + P::kCodes + turn.stage * P::kCodeBytes + slot * P::kPiece + lane * 16;
+      const uint64_t x =
+          tileDescriptor(memory + turn.stage * P::kXBytes + phase * P::kHalves * P::kXTile);
+      uint4 words[P::kHalves];
+#pragma unroll
+      for (int h = 0; h < P::kHalves; h++)
+        words[h] = *reinterpret_cast<const uint4*>(codes + h * kTileBytes / 2);
+      __syncwarp();
+      uint32_t scales[P::kUnitGroups];
+      Table::read(tables + i % 2 * P::kTableWords, lane, scales);
+#pragma unroll
+      for (int k = 0; k < kWords; k += kTogether) {
+        uint32_t(&operands)[kTogether][4] = a[k / kTogether % 2];
+#pragma unroll
+        for (int e = 0; e < kTogether; e++) {
+          const uint4 w4 = words[(k + e) / 4];
+          const int p = (k + e) % 4;
+          scaledWord<P::kFormat, H>(p == 0   ? w4.x
+                                    : p == 1 ? w4.y
+                                    : p == 2 ? w4.z
+                                             : w4.w,
+                                    scales[(k + e) * stepGroups(P::kFormat) / 2], operands[e]);
+        }
+        wgmmaFence();
+#pragma unroll
+        for (int e = 0; e < kTogether; e++) {
+          const int at = k + e;
+          wgmmaHalves<H, P::kTokens>(sum, operands[e], x + at / 4 * (P::kXTile >> 4) + at % 4 * 2,
+                                     true);
+        }
+        wgmmaCommit();
+        if (k == kWords / 2 && i + 1 < mine) makeFactors(next, i + 1);
+        wgmmaWait<1>();  // the operands of the products before may be overwritten
+        if (k == 0 && i > 0) release(last);
+      }
+      last = turn.stage;
+      turn = next;
+    }
+    wgmmaWait<0>();
+    fenceSums(sum);
+    if (mine > 0) release(last);
+  }
+
+  __device__ void runCodes(const Weights& w, const Work& work, Turn<P::kStages>& turn) {
     // 32-column steps of a grid, at most the unit's: 1, 2 or 4.
     const int gridSteps = min(w.groupSteps, P::kUnitSteps);
     const bool fine = gridSteps < P::kUnitSteps;

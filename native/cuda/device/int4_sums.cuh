@@ -13,8 +13,9 @@ inline constexpr int kPieceColumns = kTileColumns / 2, kPieceBytes = kTileBytes 
 inline constexpr int kPieceSteps = kTileSteps / 2;
 
 // A stage of the warp's ring, in bytes: codes, grids of up to kPieceSteps groups, kTokens rows of x.
-template <Math kMath, int kN>
+template <Format kFormat, Math kMath, int kN>
 struct Stage {
+  static constexpr bool kIsFloats = kFormat != Format::kInt4;
   static constexpr int kTokens = 8 * kN;
   // Two blocks share a multiprocessor where that leaves stages enough: so the next kernel's blocks
   // already bring their weights while this one's end.
@@ -23,9 +24,17 @@ struct Stage {
   static constexpr int kTokenBytes = kMath == Math::kInteger ? kPieceColumns : 2 * kPieceColumns;
   static constexpr int kScale = kRowTiles * kPieceBytes;
   static constexpr int kScaleBytes = kTileRows * 2, kZeroBytes = kTileRows;  // of a tile and group
-  static constexpr int kZero = kScale + kRowTiles * kPieceSteps * kScaleBytes;
-  static constexpr int kX = kZero + kRowTiles * kPieceSteps * kZeroBytes;
+  static constexpr int kGroups = kPieceSteps * (kIsFloats ? stepGroups(kFormat) : 1);
+  static constexpr int kGrids = kIsFloats ? 0 : kRowTiles * kGroups;  // in the stage
+  static constexpr int kZero = kScale + kGrids * kScaleBytes;
+  static constexpr int kX = kZero + kGrids * kZeroBytes;
   static constexpr int kBytes = kX + kTokens * kTokenBytes;
+  // Beside a warp's ring of 4-bit floats: one of their scales' bytes, a stage longer, and factors made
+  // of a stage of them (fp4_sums.cuh).
+  static constexpr int kRawBytes = kIsFloats ? kRowTiles * kGroups * kTileRows : 0;
+  static constexpr int kRaws = kStages + 1;
+  static constexpr int kTable = kIsFloats ? kRowTiles * factorWords(kGroups) * 4 : 0;
+  static constexpr int kWarpBytes = kStages * kBytes + kRaws * kRawBytes + kTable;
 
   // Byte of 16-byte part `part` of token n: exchanged so that the reads of a warp hit all banks.
   __device__ static int xByte(int n, int part) {
@@ -52,7 +61,7 @@ __device__ inline int2 zerosAt(const char* stage, int m, int j, int lane) {
 // more product per step, of ones and x, for all rows, instead of a subtraction per weight.
 template <class H, Math kMath, int kN>
 struct HalfSums {
-  using S = Stage<kMath, kN>;
+  using S = Stage<Format::kInt4, kMath, kN>;
   float total[kRowTiles][kN][4] = {};
 
   __device__ HalfSums(const Activations&, int64_t, int) {}
@@ -115,7 +124,7 @@ struct HalfSums {
 // A warp's sums, for x as codes.
 template <int kN>
 struct IntegerSums {
-  using S = Stage<Math::kInteger, kN>;
+  using S = Stage<Format::kInt4, Math::kInteger, kN>;
   float total[kRowTiles][kN][4] = {};
   int32_t xZero[kN][2];
 
@@ -188,18 +197,18 @@ struct IntegerSums {
   }
 };
 
-template <Math kMath, int kN>
+template <Format kFormat, Math kMath, int kN>
 struct SumsOf;
 template <int kN>
-struct SumsOf<Math::kBf16, kN> {
+struct SumsOf<Format::kInt4, Math::kBf16, kN> {
   using Type = HalfSums<__nv_bfloat16, Math::kBf16, kN>;
 };
 template <int kN>
-struct SumsOf<Math::kF16, kN> {
+struct SumsOf<Format::kInt4, Math::kF16, kN> {
   using Type = HalfSums<__half, Math::kF16, kN>;
 };
 template <int kN>
-struct SumsOf<Math::kInteger, kN> {
+struct SumsOf<Format::kInt4, Math::kInteger, kN> {
   using Type = IntegerSums<kN>;
 };
 

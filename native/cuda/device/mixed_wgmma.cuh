@@ -84,6 +84,32 @@ __device__ inline void wgmmaMixed(float (&sum)[128], const uint32_t (&left)[4], 
 }
 
 #undef AQ_MIXED
+
+#define AQ_MIXED(turned)                                                                          \
+  asm volatile(                                                                                   \
+      "{ .reg .pred p; setp.ne.b32 p, %69, 0;"                                                    \
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"                                   \
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                    \
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "          \
+      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "          \
+      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"            \
+      "}, {%64, %65, %66, %67}, %68, p, 1, 1, " turned "; }"                                      \
+      : AQ_SUMS16(kFirst), AQ_SUMS16(kFirst + 16), AQ_SUMS16(kFirst + 32), AQ_SUMS16(kFirst + 48) \
+      : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "l"(right), "r"(int32_t(add)))
+
+// Half of that, with a right operand of 16 x 128: the sums from place kFirst on, 0 or 64. For kernels
+// whose blocks are so large that the compiler has too few registers for the whole.
+template <bool kTurned, int kFirst>
+__device__ inline void wgmmaMixedHalf(float (&sum)[128], const uint32_t (&left)[4], uint64_t right,
+                                      bool add) {
+  if constexpr (kTurned) {
+    AQ_MIXED("1");
+  } else {
+    AQ_MIXED("0");
+  }
+}
+
+#undef AQ_MIXED
 #undef AQ_SUMS16
 #undef AQ_SUMS4
 

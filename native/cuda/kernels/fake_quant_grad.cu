@@ -27,6 +27,7 @@
 #include "native/cuda/device/grid_grad.cuh"
 #include "native/cuda/device/group.cuh"
 #include "native/cuda/device/reduce.cuh"
+#include "native/cuda/device/sequence.cuh"
 #include "native/cuda/device/stored.cuh"
 #include "native/cuda/device/vec.cuh"
 #include "native/cuda/kernels.h"
@@ -42,19 +43,6 @@ namespace {
 constexpr int kAhead = 16;        // numbers of x and of g in flight a thread
 constexpr int kMostAhead = 48;    // as many as leave registers for two blocks on a multiprocessor
 constexpr int kSumThreads = 512;  // of the block that adds up the partial sums
-
-// The kernel that adds up the partial sums may be launched while this one still runs (it then waits
-// for its end), which hides most of what a launch costs. From Hopper on.
-__device__ inline void letNextLaunch() {
-#if __CUDA_ARCH__ >= 900
-  cudaTriggerProgrammaticLaunchCompletion();
-#endif
-}
-__device__ inline void awaitLast() {
-#if __CUDA_ARCH__ >= 900
-  cudaGridDependencySynchronize();
-#endif
-}
 
 // Blocks on a multiprocessor that the registers are to leave room for.
 template <class S, int kLanes, int kNumbers, bool kOffset>
@@ -198,21 +186,11 @@ bool isWide(const QuantGrad<S>& a) {
   return !a.v || isAligned16(a.gv);
 }
 
-template <class S>
-int32_t launchSum(aq_queue* queue, const QuantGrad<S>& a, int64_t count, Wide<S>* clipGrad,
-                  aq_error* err) {
-  cudaLaunchAttribute early = {};
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = 1;
-  config.blockDim = kSumThreads;
-  config.stream = queue->stream;
-  config.attrs = &early;
-  config.numAttrs = queue->computeCapability >= 90 ? 1 : 0;
-  const double* const partials = a.partials;
-  CUDA_CHECK(
-      cudaLaunchKernelEx(&config, addPartials<Wide<S>>, partials, count, a.clip.logits, clipGrad));
+template <class T>
+int32_t launchSum(aq_queue* queue, const double* partials, int64_t count, const T* logit,
+                  T* clipGrad, aq_error* err) {
+  const EarlyLaunch launch(queue, dim3(1), kSumThreads);
+  CUDA_CHECK(cudaLaunchKernelEx(&launch.config, addPartials<T>, partials, count, logit, clipGrad));
   return AQ_OK;
 }
 
@@ -254,10 +232,16 @@ int32_t run(aq_queue* queue, const aq_view* in, const aq_view* out, void* gy,
   }
   const int64_t blocks = launchFor<S>(queue, a, isWide(a));
   LAUNCH_CHECK("fake_quant_grad");
-  return isOneLogit ? launchSum(queue, a, blocks, clipGrad, err) : int32_t(AQ_OK);
+  if (!isOneLogit) return AQ_OK;
+  return launchSum<T>(queue, a.partials, blocks, a.clip.logits, clipGrad, err);
 }
 
 }  // namespace
+
+int32_t addClipPartials(aq_queue* queue, const double* partials, int64_t count, const float* logit,
+                        float* clipGrad, aq_error* err) {
+  return launchSum<float>(queue, partials, count, logit, clipGrad, err);
+}
 
 int32_t groupFakeQuantGrad(aq_queue* queue, const aq_view* in, const aq_view* out, void* gy,
                            const aq_fake_quant_grad_params& params, aq_error* err) {

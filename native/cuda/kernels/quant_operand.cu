@@ -19,6 +19,7 @@
 #include "native/cuda/check.h"
 #include "native/cuda/device/grid.cuh"
 #include "native/cuda/device/group.cuh"
+#include "native/cuda/device/plain_operand.cuh"
 #include "native/cuda/device/quant_operand.cuh"
 #include "native/cuda/device/stored.cuh"
 #include "native/cuda/kernels.h"
@@ -36,6 +37,10 @@ constexpr int kSomeThreads = 384;     // of a block: 8192 .. 12288 numbers, few 
 template <int kNumbers, int kThreads>
 inline constexpr int kBlocksOf = kNumbers == kFew ? (kThreads == kGroupThreads ? 3 : 2)
                                                   : (kThreads == kGroupThreads ? 2 : 1);
+
+template <class S, int kNumbers, int kThreads>
+inline constexpr int kPlainBlocks = (kNumbers * int(sizeof(S)) <= 128 ? 4 : 2) * kGroupThreads /
+                                    (kThreads == kGroupThreads ? kGroupThreads : 2 * kGroupThreads);
 
 // A group belongs to kLanes threads, which hold kNumbers numbers each. kThreads: of a block, at
 // most.
@@ -120,20 +125,74 @@ __global__ __launch_bounds__(kThreads,
   a.zero[group] = grid.z;
 }
 
+// The same of a matrix without factors and offsets (device/plain_operand.cuh).
+template <class S, int kLanes, int kNumbers, int kThreads>
+__global__ __launch_bounds__(kThreads, kPlainBlocks<S, kNumbers, kThreads>) void quantizePlain(
+    OperandCall<S> a) {
+  constexpr int kVec = kVecWidth<S>, kBatch = kNumbers / kVec;
+  const int lanes = kLanes == kBlock ? int(blockDim.x) : kLanes;
+  const int lane = kLanes == kBlock ? int(threadIdx.x) : int(threadIdx.x) % kLanes;
+  int64_t group = blockIdx.x;
+  if constexpr (kLanes != kBlock) {
+    group = group * (kGroupThreads / kLanes) + int(threadIdx.x) / kLanes;
+  }
+  const bool isLive = group < a.groups.count;
+  if (!isLive) group = a.groups.count - 1;
+  const int64_t begin = a.groups.begin(group);
+  const int last = int(a.groups.length(group)) / kVec - 1;
+  Vec<S, kVec> raw[kBatch];
+#pragma unroll
+  for (int i = 0; i < kBatch; i++)
+    raw[i] = loadVec<S, kVec>(a.x + begin, min(lane + i * lanes, last));
+  const ClipFactors<float> clip(a.clip, group);
+  float low = a.rule.published ? static_cast<float>(a.x[begin]) : 0.0f, high = low;
+  ownExtremes<S, kVec, kBatch>(raw, low, high);
+  if constexpr (kLanes == kBlock) {
+    blockExtremes(low, high);
+  } else {
+    neighbourExtremes<kLanes>(low, high);
+  }
+  const FoundGrid<float> grid(a, clip, low, high);
+  const BiasedCode codes(grid.s, grid.z, a.rule.top);
+  const auto place = [&](int i) {
+    return isLive && lane + i * lanes <= last ? lane + i * lanes : -1;
+  };
+  const auto write = [&]<class Y>() {
+    return writeCodes<Y, S, kVec, kBatch>(a.y, begin, raw, codes, grid.s, place);
+  };
+  bool isNone = !isfinite(grid.s);
+  if (a.dtype == AQ_I8) {
+    isNone = write.template operator()<int8_t>() || isNone;
+  } else if (a.dtype == AQ_BF16) {
+    write.template operator()<__nv_bfloat16>();
+  } else if (a.dtype == AQ_F16) {
+    write.template operator()<__half>();
+  } else {
+    write.template operator()<float>();
+  }
+  const bool anyNone = a.dtype == AQ_I8 && groupAny<kLanes>(isNone);
+  if (lane != 0 || !isLive) return;
+  a.scale[group] = anyNone ? nanf("") : grid.s;
+  a.zero[group] = grid.z;
+}
+
 template <class S>
 int32_t inVectors(aq_queue* queue, const OperandCall<S>& a, aq_error* err) {
   const int64_t length = a.groups.group;
+  const bool isPlain = !a.v && !a.r && !a.c;
   const auto shared = [&]<int kLanes>() -> int32_t {
-    quantizeGroups<S, kLanes, kFew, kGroupThreads>
-        <<<groupBlocks<kLanes>(a.groups.count), kGroupThreads, 0, queue->stream>>>(a);
+    const auto kernel = isPlain ? quantizePlain<S, kLanes, kFew, kGroupThreads>
+                                : quantizeGroups<S, kLanes, kFew, kGroupThreads>;
+    kernel<<<groupBlocks<kLanes>(a.groups.count), kGroupThreads, 0, queue->stream>>>(a);
     LAUNCH_CHECK("quant_operand");
     return AQ_OK;
   };
   const auto own = [&]<int kNumbers, int kThreads>() -> int32_t {
     const int64_t perWarp = kNumbers * kWarp;
-    const unsigned threads = unsigned((length + perWarp - 1) / perWarp) * kWarp;
-    quantizeGroups<S, kBlock, kNumbers, kThreads>
-        <<<unsigned(a.groups.count), threads, 0, queue->stream>>>(a);
+    const int threads = int((length + perWarp - 1) / perWarp) * kWarp;
+    const auto kernel = isPlain ? quantizePlain<S, kBlock, kNumbers, kThreads>
+                                : quantizeGroups<S, kBlock, kNumbers, kThreads>;
+    kernel<<<unsigned(a.groups.count), threads, 0, queue->stream>>>(a);
     LAUNCH_CHECK("quant_operand");
     return AQ_OK;
   };

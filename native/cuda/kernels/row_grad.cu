@@ -22,6 +22,7 @@
 
 #include "native/cuda/check.h"
 #include "native/cuda/device/row_grad.cuh"
+#include "native/cuda/device/sequence.cuh"
 #include "native/cuda/device/vec.cuh"
 #include "native/cuda/kernels/fake_quant_grad.h"
 #include "native/cuda/launch.h"
@@ -37,18 +38,6 @@ constexpr int kThreads = kWarps * kWarp;
 constexpr int kBlocksPerMulti = 5;  // that the registers leave room for
 constexpr int kRowWarps = 8;        // of a block of finishRows
 constexpr int kPart = 4;            // numbers that are worked on at once
-
-// The next kernel may be launched while this one still runs. From Hopper on.
-__device__ inline void letNextLaunch() {
-#if __CUDA_ARCH__ >= 900
-  cudaTriggerProgrammaticLaunchCompletion();
-#endif
-}
-__device__ inline void awaitLast() {
-#if __CUDA_ARCH__ >= 900
-  cudaGridDependencySynchronize();
-#endif
-}
 
 template <class S>
 struct TileRow {
@@ -225,21 +214,6 @@ __global__ __launch_bounds__(kColumnWarps* kWarp) void addColumns(
 
 // ---------------------------------------------------------------- launch
 
-template <class S, class... Args>
-cudaError_t launchEarly(aq_queue* queue, void (*kernel)(Args...), int64_t blocks, int threads,
-                        const RowGrad<S>& a, auto... rest) {
-  cudaLaunchAttribute early = {};
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = unsigned(blocks);
-  config.blockDim = unsigned(threads);
-  config.stream = queue->stream;
-  config.attrs = &early;
-  config.numAttrs = queue->computeCapability >= 90 ? 1 : 0;
-  return cudaLaunchKernelEx(&config, kernel, a, rest...);
-}
-
 template <class S>
 int32_t launch(aq_queue* queue, RowGrad<S>& a, float* gc, aq_error* err) {
   a.tiles = (a.columns + kTileColumns - 1) / kTileColumns;
@@ -263,10 +237,12 @@ int32_t launch(aq_queue* queue, RowGrad<S>& a, float* gc, aq_error* err) {
   gradTiles<S><<<unsigned(a.rowBlocks * a.tiles), kThreads, 0, queue->stream>>>(a);
   LAUNCH_CHECK("fake_quant_grad");
   const int64_t rowBlocks = (a.rows + kRowWarps - 1) / kRowWarps;
-  CUDA_CHECK(launchEarly(queue, finishRows<S>, rowBlocks, kRowWarps * kWarp, a));
+  const EarlyLaunch finish(queue, dim3(unsigned(rowBlocks)), kRowWarps * kWarp);
+  CUDA_CHECK(cudaLaunchKernelEx(&finish.config, finishRows<S>, a));
   if (!gc) return AQ_OK;
   const int64_t columnBlocks = (a.columns + kWarp - 1) / kWarp;
-  CUDA_CHECK(launchEarly(queue, addColumns<S>, columnBlocks, kColumnWarps * kWarp, a, gc));
+  const EarlyLaunch columns(queue, dim3(unsigned(columnBlocks)), kColumnWarps * kWarp);
+  CUDA_CHECK(cudaLaunchKernelEx(&columns.config, addColumns<S>, a, gc));
   return AQ_OK;
 }
 

@@ -1,10 +1,13 @@
-// int4_few.h: the packed product for few rows of x in f32, around its two inner loops: x in the order
-// of the matrix, scales as numbers, tasks.
+// packed_few.h: the product of few rows of x in f32 with a packed matrix, around its inner loops: x in
+// the order of the matrix, scales as numbers, tasks.
+//
+// A Form (int4_matmul.h, int8_matmul.h) is a packed order with its inner loops.
 
-namespace int4 {
+namespace packed {
 
 inline constexpr int64_t kTaskBytes = 64 << 10;  // of codes times rows of x, at least, in a task
 inline constexpr int64_t kTaskTileRows = 16, kTasksPerThread = 4;
+inline constexpr float kMostCode = 255;  // of x; its zeros must be codes too
 
 // Scales and -zero scale of `count` slots as numbers.
 static void readGrids(const Half* half, const uint8_t* zero, int64_t count, float* __restrict scale,
@@ -25,17 +28,22 @@ static void readGrids(const Half* half, const uint8_t* zero, int64_t count, floa
 }
 
 // The product of `rows` rows with the packed matrix.
+template <class Form>
 struct FewRows {
-  const Weights<float>& weights;
+  const Codes& weights;
   int64_t rows, inputs, outputs;
   const float *scale, *zero;  // the grids of x, or null
   float top;
 
-  int64_t halves() const { return ceilDiv(inputs, kHalfColumns); }
-  int64_t stride() const { return halves() * kHalfColumns; }
-  // x lies by half tiles, 64 columns of every row together: rows that are powers of two apart would
-  // fall on the same few lines of the cache.
-  int64_t step() const { return rows * kHalfColumns; }
+  int64_t steps() const { return ceilDiv(inputs, kStepColumns); }
+  int64_t stride() const { return steps() * kStepColumns; }
+  // x lies by steps, 64 columns of every row together: rows that are powers of two apart would fall
+  // on the same few lines of the cache.
+  int64_t step() const { return rows * kStepColumns; }
+  // Steps that share their scales; 0: two groups to a step.
+  int64_t perGroup() const {
+    return weights.groups == 1 ? steps() : weights.group == 32 ? 0 : weights.group / kStepColumns;
+  }
 
   // Whether all zeros of the grids are such that codes can be multiplied as whole numbers.
   bool hasWholeZeros() const {
@@ -50,19 +58,19 @@ struct FewRows {
   void run(const Read& read, const Finish& finish) const {
     const int64_t most = stride();
     float* const x = static_cast<float*>(
-        threadScratch(kSlotX, uint64_t(rows + 1) * uint64_t(most + 2) * sizeof(float)));
-    float* const row = x + rows * most;
+        threadScratch(kSlotX, uint64_t(rows + 1) * uint64_t(most + 2 * kRows) * sizeof(float)));
+    float* const row = x + rows * (most + 2 * kRows);
     if (hasWholeZeros()) {
-      auto* const codes = reinterpret_cast<uint8_t*>(x);
-      auto* const factors = reinterpret_cast<float*>(codes + rows * most);
-      float* const minusZero = factors + rows;
+      float* const factors = x;
+      auto* const codes = reinterpret_cast<uint8_t*>(factors + rows);
+      auto* const sums = reinterpret_cast<int32_t*>(codes + rows * most);
       for (int64_t m = 0; m < rows; m++) {
         read(m, row);
-        factors[m] = encodeRow(row, m, codes + m * kHalfColumns);
-        minusZero[m] = -zero[m];
+        factors[m] = encodeRow(row, m, codes + m * kStepColumns);
       }
-      const CodedRows coded = {codes, step(), minusZero};
-      forTiles([&](const TileRow& tile, float* sums) { multiplyCodes(tile, coded, rows, sums); },
+      const CodedRows coded = {codes, step(), zero, sums};
+      Form::sumCodes(coded, rows, steps(), perGroup(), sums);
+      forTiles([&](const TileRow& tile, float* y) { Form::multiplyCodes(tile, coded, rows, y); },
                [&](float sum, int64_t m, int64_t o) { finish(sum * factors[m], m, o); });
       return;
     }
@@ -71,19 +79,18 @@ struct FewRows {
       if (scale)
         for (int64_t i = 0; i < inputs; i++)
           row[i] = (codeOf(row[i] / scale[m], zero[m], top) - zero[m]) * scale[m];
-      sortRow(row, x + m * kHalfColumns);
+      sortRow(row, x + m * kStepColumns);
     }
     forTiles(
-        [&](const TileRow& tile, float* sums) { multiplyNumbers(tile, x, step(), rows, sums); },
+        [&](const TileRow& tile, float* y) { Form::multiplyNumbers(tile, x, step(), rows, y); },
         finish);
   }
 
  private:
-  // The values for byte i of a line's 16 words together.
   void sortRow(float* row, float* to) const {
     for (int64_t i = inputs; i < stride(); i++) row[i] = 0;
-    for (int64_t half = 0; half < stride(); half += kHalfColumns, to += step())
-      for (int64_t b = 0; b < kHalfColumns; b++) to[b % 4 * 16 + b / 4] = row[half + columnAt(b)];
+    for (int64_t first = 0; first < stride(); first += kStepColumns, to += step())
+      Form::sortNumbers(row + first, to);
   }
 
   // Codes of a row in the order of a line's bytes. Returns its scale, NaN where a code would be it.
@@ -96,8 +103,9 @@ struct FewRows {
       row[i] = code == code ? code : 0.0f;
     }
     for (int64_t i = inputs; i < stride(); i++) row[i] = z;
-    for (int64_t half = 0; half < stride(); half += kHalfColumns, to += step())
-      for (int64_t b = 0; b < kHalfColumns; b++) to[b] = uint8_t(int32_t(row[half + columnAt(b)]));
+    for (int64_t first = 0; first < stride(); first += kStepColumns, to += step())
+      for (int64_t b = 0; b < kStepColumns; b++)
+        to[b] = Form::byteOf(int32_t(row[first + Form::columnAt(b)]));
     return isNumber ? s : std::numeric_limits<float>::quiet_NaN();
   }
 
@@ -110,9 +118,6 @@ struct FewRows {
     const int64_t perTask =
         std::max(ceilDiv(kTaskBytes, tileRowBytes * rows + 1),
                  std::min(kTaskTileRows, tileRows / (kTasksPerThread * threadCount())));
-    const int64_t perGroup = groups == 1           ? halves()
-                             : weights.group == 32 ? 0
-                                                   : weights.group / kHalfColumns;
     parallelFor(ceilDiv(tileRows, perTask), [&](int64_t task) {
       float* const numbers = static_cast<float*>(
           threadScratch(kSlotRow, uint64_t(2 * grids + rows * kRows) * sizeof(float) + 1));
@@ -122,16 +127,16 @@ struct FewRows {
         const uint8_t* const zeros = weights.zero + tileRow * grids;
         readGrids(weights.scale + tileRow * grids, zeros, grids, numbers, shifts);
         const uint8_t* const codes = weights.codes + tileRow * tileRowBytes;
-        multiply(TileRow{codes, codes + tileRowBytes, numbers, shifts, zeros, halves(), perGroup,
+        multiply(TileRow{codes, codes + tileRowBytes, numbers, shifts, zeros, steps(), perGroup(),
                          groups},
                  sums);
         const int64_t count = std::min(kRows, outputs - tileRow * kRows);
         for (int64_t m = 0; m < rows; m++)
           for (int64_t r = 0; r < count; r++)
-            finish(sums[m * kRows + gridSlot(r)], m, tileRow * kRows + r);
+            finish(sums[m * kRows + Form::gridSlot(r)], m, tileRow * kRows + r);
       }
     });
   }
 };
 
-}  // namespace int4
+}  // namespace packed

@@ -1,0 +1,249 @@
+// int4_small.cuh: the kernel of int4_small.cu and fp4_small.cu, which says how it works.
+#pragma once
+#include <cooperative_groups.h>
+
+#include <algorithm>
+
+#include "native/cuda/check.h"
+#include "native/cuda/device/fp4_sums.cuh"
+#include "native/cuda/device/int4.cuh"
+#include "native/cuda/device/int4_fetch.cuh"
+#include "native/cuda/device/int4_sums.cuh"
+#include "native/cuda/int4.h"
+#include "native/cuda/scratch.h"
+
+namespace aq::cuda::int4 {
+
+inline constexpr int kMaxThreads = 256;
+inline constexpr int kBlockRows = kRowTiles * kTileRows;  // 64
+inline constexpr int kPaddedRows =
+    kBlockRows + 4;                          // between tokens of a sum, against bank conflicts
+inline constexpr int64_t kTilesOfBlock = 8;  // fewer would leave warps without work
+inline constexpr int kEarlyBytes = 16384;    // of a row tile, before the block may start
+inline constexpr int64_t kFixedTiles =
+    16;  // start and end of a block cost as much as so many tiles
+
+// What a result has beside its sum, loaded before that is there.
+template <Format kFormat>
+struct EarlyResult {
+  EarlyNumbers<1> bias;
+  Factors factors;
+
+  __device__ EarlyResult(const Task& task, int row)
+      : bias(task.result.dtype, task.result.bias, row, task.w.outputs), factors(task.result) {}
+
+  __device__ void store(const Task& task, bool scaled, int64_t token, int row, float sum) const {
+    const Result& r = task.result;
+    if (kFormat != Format::kInt4) sum *= factors.of(r);
+    if (scaled) sum *= task.x.scale[token];
+    storeAs(r.dtype, r.y, token * task.w.outputs + row, sum + bias.at(r.dtype, 0));
+  }
+};
+
+template <Format kFormat, Math kMath, int kN>
+__global__ __launch_bounds__(kMaxThreads, Stage<kFormat, kMath, kN>::kBlocks) void multiplyRows(
+    const __grid_constant__ Task task) {
+  using S = Stage<kFormat, kMath, kN>;
+  extern __shared__ __align__(128) char memory[];
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, warps = blockDim.x / kWarp;
+  const int rank = blockIdx.x % task.splits, tileRow0 = blockIdx.x / task.splits * kRowTiles;
+  const int64_t token0 = int64_t(blockIdx.y) * S::kTokens;
+  const int live = int(min(int64_t(S::kTokens), task.x.rows - token0));
+
+  // The warp's pieces are warp, warp + warps, ... of the block's, which begin elsewhere in every
+  // block: all blocks read all of x, and not the same part at the same time.
+  const int begin = 2 * partStart(task.w.tiles, rank, task.splits);
+  const int count = 2 * partStart(task.w.tiles, rank + 1, task.splits) - begin;
+  const int shift = count > 0 ? int(blockIdx.x * 5u % unsigned(count)) : 0;
+  const auto pieceAt = [&](int i) {
+    const int piece = i + shift;
+    return begin + (piece < count ? piece : piece - count);
+  };
+
+  // The first weights may come as far as L2 while the kernel before still runs; there they are right
+  // even if it writes them. All else has to wait for its end.
+  if (warp == 0 && lane < kRowTiles && count > 0) {
+    const int first = pieceAt(0), bytes = min((begin + count - first) * kPieceBytes, kEarlyBytes);
+    const int64_t tileRow = min(tileRow0 + lane, task.w.tileRows - 1);
+    prefetch(task.w.codes + tileRow * task.w.tiles * kTileBytes + int64_t(first) * kPieceBytes,
+             bytes);
+  }
+  // Tokens that do not exist are zeros in every stage.
+  char* const ring = memory + warp * S::kWarpBytes;
+  const uint32_t ringAddress = sharedAddress(ring);
+  constexpr int kParts = S::kTokenBytes / 16;
+  for (int s = 0; s < S::kStages; s++)
+    for (int i = live * kParts + lane; i < S::kTokens * kParts; i += kWarp)
+      *reinterpret_cast<uint4*>(ring + s * S::kBytes + S::kX + i * 16) = make_uint4(0, 0, 0, 0);
+  const std::conditional_t<S::kIsFloats, FloatFetch<S>, NoFetch> fetchFloats(task, tileRow0, token0,
+                                                                             live, lane);
+  [[maybe_unused]] const uint32_t raws = ringAddress + S::kStages * S::kBytes;
+  // Piece i, and the scales of the one after it.
+  const auto fetch = [&](int i, int s, [[maybe_unused]] int raw) {
+    if (i < count) {
+      const uint32_t stage = ringAddress + s * S::kBytes;
+      if constexpr (S::kIsFloats) {
+        fetchFloats(pieceAt(i), stage);
+        if (i + warps < count)
+          fetchFloats.fetchScales(pieceAt(i + warps), raws + raw * S::kRawBytes);
+      } else {
+        fetchWeights<S>(task.w, tileRow0, pieceAt(i), stage, lane);
+        fetchX<S>(task, token0, live, pieceAt(i), stage, lane);
+      }
+    }
+    commitCopies();
+  };
+  waitForKernelBefore();
+  if constexpr (S::kIsFloats) {
+    if (warp < count) fetchFloats.fetchScales(pieceAt(warp), raws);
+  }
+  for (int s = 0; s < S::kStages; s++) fetch(warp + s * warps, s, s + 1);
+
+  typename SumsOf<kFormat, kMath, kN>::Type sums(task.x, token0, lane);
+  [[maybe_unused]] const char* const rawRing = ring + S::kStages * S::kBytes;
+  [[maybe_unused]] uint32_t* const table =
+      reinterpret_cast<uint32_t*>(ring + S::kStages * S::kBytes + S::kRaws * S::kRawBytes);
+  if constexpr (S::kIsFloats) {
+    waitCopies<S::kStages - 1>();
+    __syncwarp();
+    sums.makeFactors(rawRing, lane);
+    sums.putFactors(table, lane);
+  }
+  int at = 0;
+  [[maybe_unused]] int raw = 0;
+  for (int i = warp; i < count; i += warps) {
+    waitCopies<S::kStages - 1>();
+    __syncwarp();
+    if constexpr (S::kIsFloats) {
+      const int next = raw + 1 == S::kRaws ? 0 : raw + 1;
+      sums.makeFactors(rawRing + next * S::kRawBytes, lane);
+      sums.addPiece(ring + at * S::kBytes, table, lane);
+      __syncwarp();
+      sums.putFactors(table, lane);
+      fetch(i + S::kStages * warps, at, raw);
+      raw = next;
+    } else {
+      sums.addPiece(ring + at * S::kBytes, task.w, pieceAt(i), lane);
+      __syncwarp();
+      fetch(i + S::kStages * warps, at, 0);
+    }
+    if (warp == 0 && i + S::kStages * warps >= count) letNextKernelStart();
+    at = at + 1 == S::kStages ? 0 : at + 1;
+  }
+  const int results = live * kBlockRows;
+  const int row0 = tileRow0 * kTileRows;
+  const bool inCluster = task.splits > 1 && !task.parts;
+  // A block has whole runs of rows of threads, so that each has results of one row.
+  const int firstResult = inCluster ? results * rank / task.splits : 0;
+  const EarlyResult<kFormat> last(task, row0 + (firstResult + int(threadIdx.x)) % kBlockRows);
+  waitCopies<0>();
+  __syncthreads();  // the ring becomes [warps][tokens][kPaddedRows] sums
+
+  float* const all = reinterpret_cast<float*>(memory);
+  constexpr int kWarpSums = S::kTokens * kPaddedRows;
+#pragma unroll
+  for (int m = 0; m < kRowTiles; m++) {
+#pragma unroll
+    for (int n = 0; n < kN; n++) {
+#pragma unroll
+      for (int e = 0; e < 4; e++) {
+        const int token = 8 * n + lane % 4 * 2 + e % 2;
+        const int row = m * kTileRows + lane / 4 + e / 2 * 8;
+        all[warp * kWarpSums + token * kPaddedRows + row] = sums.total[m][n][e];
+      }
+    }
+  }
+  __syncthreads();
+  for (int i = threadIdx.x; i < results; i += blockDim.x) {
+    const int token = i / kBlockRows, row = i % kBlockRows;
+    float* const sum = all + token * kPaddedRows + row;
+    float value = *sum;
+    for (int w = 1; w < warps; w++) value += sum[w * kWarpSums];
+    if (inCluster) {
+      *sum = value;
+    } else if (row0 + row < task.w.outputs) {
+      if (task.parts) {
+        task.parts[(rank * task.x.rows + token0 + token) * task.w.outputs + row0 + row] = value;
+      } else {
+        last.store(task, kMath == Math::kInteger, token0 + token, row0 + row, value);
+      }
+    }
+  }
+#if __CUDA_ARCH__ >= 900
+  if (!inCluster) return;
+  // Each block of the cluster finishes a share of the sums.
+  const auto cluster = cooperative_groups::this_cluster();
+  cluster.sync();
+  for (int i = firstResult + int(threadIdx.x); i < results * (rank + 1) / task.splits;
+       i += blockDim.x) {
+    const int token = i / kBlockRows, row = i % kBlockRows;
+    float* const sum = all + token * kPaddedRows + row;
+    float value = 0;
+    for (int r = 0; r < task.splits; r++) value += *cluster.map_shared_rank(sum, r);
+    if (row0 + row < task.w.outputs)
+      last.store(task, kMath == Math::kInteger, token0 + token, row0 + row, value);
+  }
+  cluster.sync();  // no block may end while its sums are read
+#endif
+}
+
+// Adds the parts of blocks that share rows, where there are no clusters.
+template <Format kFormat>
+__global__ __launch_bounds__(kMaxThreads) void addParts(const __grid_constant__ Task task,
+                                                        bool scaled) {
+  const int64_t count = task.x.rows * task.w.outputs;
+  const int64_t i = int64_t(blockIdx.x) * kMaxThreads + threadIdx.x;
+  if (i >= count) return;
+  float value = task.parts[i];
+  for (int r = 1; r < task.splits; r++) value += task.parts[r * count + i];
+  const int row = int(i % task.w.outputs);
+  EarlyResult<kFormat>(task, row).store(task, scaled, i / task.w.outputs, row, value);
+}
+
+template <Format kFormat, Math kMath, int kN>
+int32_t launchSmall(aq_queue* queue, Task task, aq_error* err) {
+  using S = Stage<kFormat, kMath, kN>;
+  const auto kernel = multiplyRows<kFormat, kMath, kN>;
+  int limit = 0;
+  CUDA_CHECK(
+      cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, queue->device));
+  int warps = kMaxThreads / kWarp;
+  while (warps > kBlockRows / kWarp && warps * S::kWarpBytes > limit) warps /= 2;
+  const int sumBytes = warps * S::kTokens * kPaddedRows * int(sizeof(float));
+  const int bytes = std::max(warps * S::kWarpBytes, sumBytes);
+  CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+
+  const int64_t rowBlocks = (task.w.tileRows + kRowTiles - 1) / kRowTiles;
+  const int64_t tokenBlocks = (task.x.rows + S::kTokens - 1) / S::kTokens;
+  task.splits = chooseSplits(queue, reinterpret_cast<const void*>(kernel), warps * kWarp, bytes,
+                             {rowBlocks * tokenBlocks, task.w.tiles, kTilesOfBlock, kFixedTiles})
+                    .count;
+  const bool clusters = queue->computeCapability >= 90;
+  Scratch scratch(queue);
+  if (task.splits > 1 && !clusters) {
+    const int64_t sums = task.splits * task.x.rows * task.w.outputs;
+    const int32_t code = scratch.allocate(uint64_t(sums) * sizeof(float), "int4_matmul", err);
+    if (code != AQ_OK) return code;
+    task.parts = scratch.at<float>();
+  }
+  const dim3 grid(unsigned(rowBlocks * task.splits), unsigned(tokenBlocks));
+  const Launch shape(queue, grid, warps * kWarp, bytes, clusters ? task.splits : 1);
+  CUDA_CHECK(cudaLaunchKernelEx(&shape.config, kernel, task));
+  if (task.parts) {
+    const int64_t count = task.x.rows * task.w.outputs;
+    addParts<kFormat>
+        <<<unsigned((count + kMaxThreads - 1) / kMaxThreads), kMaxThreads, 0, queue->stream>>>(
+            task, kMath == Math::kInteger);
+    LAUNCH_CHECK("int4_matmul (sum of parts)");
+  }
+  return AQ_OK;
+}
+
+template <Format kFormat, Math kMath>
+int32_t launchSmallFor(aq_queue* queue, const Task& task, aq_error* err) {
+  if (task.x.rows <= 8) return launchSmall<kFormat, kMath, 1>(queue, task, err);
+  if (task.x.rows <= 16) return launchSmall<kFormat, kMath, 2>(queue, task, err);
+  return launchSmall<kFormat, kMath, 4>(queue, task, err);
+}
+
+}  // namespace aq::cuda::int4

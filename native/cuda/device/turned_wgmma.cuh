@@ -1,0 +1,36 @@
+// turned_wgmma.cuh: Hopper's product of two bf16 matrices that both have k across their rows. Only
+// code under AQ_HAS_HOPPER may use this.
+#pragma once
+#include <cstdint>
+
+#include "native/cuda/device/hopper.cuh"
+
+namespace aq::cuda {
+
+#if defined(AQ_HAS_HOPPER)
+
+#define AQ_SUMS4(i) "+f"(sum[i]), "+f"(sum[i + 1]), "+f"(sum[i + 2]), "+f"(sum[i + 3])
+#define AQ_SUMS16(i) AQ_SUMS4(i), AQ_SUMS4(i + 4), AQ_SUMS4(i + 8), AQ_SUMS4(i + 12)
+
+// sum = a^T b (+ sum), a of 16 x 64 and b of 16 x 128 numbers in shared memory. Thread t of the
+// warpgroup holds of sum row 16 (t / 32) + t % 32 / 4 + 8 (i / 2 % 2), column
+// 8 (i / 4) + 2 (t % 4) + i % 2 at place i.
+__device__ inline void wgmmaTurned(float (&sum)[64], uint64_t a, uint64_t b, bool add) {
+  asm volatile(
+      "{ .reg .pred p; setp.ne.b32 p, %66, 0;"
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+      "}, %64, %65, p, 1, 1, 1, 1; }"
+      : AQ_SUMS16(0), AQ_SUMS16(16), AQ_SUMS16(32), AQ_SUMS16(48)
+      : "l"(a), "l"(b), "r"(int32_t(add)));
+}
+
+#undef AQ_SUMS16
+#undef AQ_SUMS4
+
+#endif  // AQ_HAS_HOPPER
+
+}  // namespace aq::cuda
