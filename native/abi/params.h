@@ -145,18 +145,6 @@ typedef struct {
 typedef struct {
   int32_t trans_a, trans_b, a_bits, a_group, b_bits, b_group, accumulate, bf16;
 } aq_fake_quant_gemm_params;
-// quant_product_grad(a, b[N,K], b_scale T[N]?, add G[M,K]?, x S[M,K], scale T[M,G], zero T[M,G],
-//     clip T?, v T[M,K]?, r T[M]?, c T[K]?)
-//     -> (gx G[M,K], or [0] where need_gx is 0, gclip, gv, gr, gc)
-//   fake_quant_grad of x, its grid and what is learned, whose gradient is the product op(a) b (+ add):
-//   that of a linear's weight, g^T x^, or of its input, g w^. a is stored [M,N], or [N,M] (trans_a); a
-//   and b are read as fake_quant_gemm reads them without grids. The product need not exist in memory:
-//   where products are in less than f32 it may be rounded to BF16, and what flows through the extremes
-//   may be added to a gx that is rounded already.
-typedef struct {
-  double floor;
-  int32_t bits, group, symmetric, need_gx, rule, trans_a;
-} aq_quant_product_grad_params;
 // quantize(x T[M,K], scale T[M,G], zero T[M,G], v T[M,K]?) -> (codes U8[M,K])
 //   clamp(round(x/s + v) + z, 0, 2^bits-1)
 typedef struct { int32_t bits, group; } aq_quantize_params;

@@ -3,12 +3,16 @@
 //
 // Math      y_mo = factor sum over k of (q_ok s_og) x_mk + bias_o, by the matrix units in f32.
 // Layout    int4_batch.cu's. Scales come by a tensor copy like codes do, and a warp turns the bytes of
-//           its row tile into factors once (device/fp4_decode.cuh).
+//           its row tile into factors once (device/fp4_decode.cuh). Up to 16 tokens two blocks share a
+//           multiprocessor.
 // Cost      2 M O I flop; O I / 2 bytes of codes, one for 16 (32) of them, once per tile of tokens; 14
 //           instructions per 8 weights to unpack them, beside the matrix units and the copies.
 // Roofline  8192 x 8192, NVFP4: 11.3 us for the bytes at 3.35 TB/s; 8.7 us for the flop of 64 tokens at
 //           989 TFLOP/s (H100 SXM data sheet).
-// Versions  v1 (this).
+// Versions  v1 19.2 us for 16 tokens (H100 80GB HBM3, in a CUDA graph; cuBLAS on bf16 weights 48.3). v2
+//           operands as in fp4_small.cu, factors a unit ahead, four operands together: 18.1. v3 (this)
+//           bias and factor before the sums are there, two blocks of a multiprocessor for 16 tokens:
+//           16.4 without bias.
 // Numerics  q s is exact in the type of x. Sums of warpgroups and blocks are added in a fixed order.
 #include "native/cuda/device/int4_batch_tiles.cuh"
 

@@ -5,7 +5,8 @@
 // Layout    int4_prefill.cu's: a weight is unpacked once per 256 tokens.
 // Cost      2 M O I flop; 14 instructions per 8 weights and 256 tokens, beside the matrix units.
 // Roofline  8192 x 8192, 2048 tokens: 278 us at 989 TFLOP/s (H100 SXM data sheet).
-// Versions  v1 (this).
+// Versions  v1 341 us for 2048 tokens (H100 80GB HBM3, in a CUDA graph; cuBLAS on bf16 weights 342). v2
+//           (this) operands as in fp4_small.cu: 335.
 // Numerics  q s is exact in the type of x.
 #include "native/cuda/device/int4_prefill_tiles.cuh"
 

@@ -42,8 +42,6 @@
   AQ_CUDA_KERNEL(fp4_grad)                                                                        \
   /* fake_quant_gemm.cu */                                                                        \
   AQ_CUDA_KERNEL(fake_quant_gemm)                                                                 \
-  /* grad_product.cu */                                                                           \
-  AQ_CUDA_KERNEL(quant_product_grad)                                                              \
   /* kernels/gptq.cu */                                                                           \
   AQ_CUDA_KERNEL(gptq)                                                                            \
   /* kernels/norm.cu, kernels/norm_grad.cu */                                                     \

@@ -91,38 +91,6 @@ inline void drawFakeQuantGemm(Maker& m) {
   m.out(isShort ? m.convert(sum, AQ_BF16) : sum);
 }
 
-// at: 5 where the input's operand is i8.
-inline void drawQuantProductGrad(Maker& m) {
-  const int64_t T = m["T"], M = m["M"], K = m["K"];
-  const double bits = double(m["bits"]);
-  const Tensor w = m.stored(m.normal({M, K}));
-  const std::vector<Tensor> factors = drawFactors(m, w);
-  const Tensor x = m.normal({T, K});
-  m.in(m.gradient(m.normal({T, M})));
-  if (m.get("at", 0) && m.dtype() == AQ_F32) {
-    const auto made = operandOf(m, x, 4, AQ_I8);
-    m.in(made[2]);
-    m.in(made[0]);
-  } else {
-    m.in(m.gradient(x));
-    m.absent();
-  }
-  m.absent();
-  m.in(w);
-  const auto made = m.run("quant_grid", {w, {}, factors[0], factors[1]},
-                          {{"bits", bits}, {"group", double(m["group"])}, {"floor", 1e-6}});
-  m.in(made[0]);
-  m.in(made[1]);
-  drawClip(m);
-  m.get("v", 0) ? m.in(m.uniform(w.shape, -0.5, 0.5)) : m.absent();
-  for (const Tensor& factor : factors) m.in(factor);
-  m.param("bits", bits);
-  m.param("group");
-  m.param("floor", 1e-6);
-  m.param("need_gx", double(m.get("scaled", 0)));
-  m.param("trans_a", 1);
-}
-
 // `count` codes with their grid, as int4_pack and int8_pack take them.
 inline std::vector<Tensor> drawPacked(Maker& m, int64_t count) {
   const int64_t O = m["O"], K = m["K"], G = groupsOf(m);
@@ -230,15 +198,6 @@ inline const std::vector<KernelCase>& quantizeCases() {
         "M=2048 N=4096 K=4096 a=4 b=4 at=5 bt=5", "M=2048 N=4096 K=4096 a=0 b=0 at=2 bt=2",
         "M=4096 N=4096 K=2048 ta=1 tb=0 a=0 b=0 at=2 bt=2 bf16=1"},
        drawFakeQuantGemm,
-       50},
-      {"quant_product_grad",
-       {"T=5 M=7 K=13 group=0 bits=4 clip=2", "T=33 M=40 K=64 group=32 bits=3 clip=2 v=1 s=3",
-        "T=64 M=264 K=400 group=0 bits=4 clip=2 s=3 at=5",
-        "T=70 M=256 K=128 group=128 bits=2 clip=0 v=1 s=2",
-        "T=40 M=48 K=96 group=0 bits=4 clip=2 scaled=1 s=2 at=5"},
-       {"T=2048 M=4096 K=4096 group=0 bits=4 clip=2 s=3 at=5",
-        "T=2048 M=4096 K=4096 group=128 bits=3 clip=2 v=1 s=3"},
-       drawQuantProductGrad,
        50},
       {"quantize", codes, codesReal, drawFakeQuant},
       // Where the order of additions turns one code, what follows in its row turns with it.

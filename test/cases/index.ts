@@ -16,7 +16,6 @@ import * as linalg from "./linalg.ts";
 import * as loss from "./loss.ts";
 import * as optimizer from "./optimizer.ts";
 import * as quantOperand from "./quant-operand.ts";
-import * as quantProductGrad from "./quant-product-grad.ts";
 import * as quantize from "./quantize.ts";
 
 /** All cases, in the order of native/abi/params.h. */
@@ -29,7 +28,6 @@ export const CASES: readonly OpCase[] = [
   quantOperand,
   fakeQuantGrad,
   fakeQuantGemm,
-  quantProductGrad,
   gptq,
   fp4,
   block,

@@ -264,8 +264,9 @@ const sentences: CudaCheck = {
 const ONE_CODE = 5e-2;
 
 /**
- * The same where activations are 4-bit floats: there a code is up to a third of the number. On the CPU
- * alone, an input that is changed by 1e-6 changes gradients by up to 0.16.
+ * The same of 4-bit floats, where a code is up to a third of the number and a scale comes in steps of a
+ * tenth. On the CPU alone, an input that is changed by 1e-6 changes gradients by up to 0.16, with
+ * activations left alone by up to 0.14.
  */
 const ONE_FLOAT = 0.3;
 
@@ -282,7 +283,7 @@ export const CUDA_CHECKS: readonly CudaCheck[] = [
   gradientCheck("gradients of a training step, NVFP4", ONE_FLOAT, (device) =>
     trainingGradients(device, { scheme: "NVFP4" }),
   ),
-  gradientCheck("gradients of a training step, NVFP4A16", ONE_CODE, (device) =>
+  gradientCheck("gradients of a training step, NVFP4A16", ONE_FLOAT, (device) =>
     trainingGradients(device, { scheme: "NVFP4A16" }),
   ),
   gradientCheck("gradients of a training step, MXFP4A16", ONE_CODE, (device) =>

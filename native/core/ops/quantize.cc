@@ -161,44 +161,6 @@ void inferFakeQuantGemm(Infer& in) {
   in.output(p.bf16 ? int32_t(AQ_BF16) : dtype, shape);
 }
 
-void inferQuantProductGrad(Infer& in) {
-  const int32_t dtype = in.computeOf(4);
-  in.compute(dtype, {5, 6, 7, 8, 9, 10});
-  in.stored(0, dtype);
-  if (in.dtype(1) != AQ_I8) in.stored(1, dtype);
-  if (in.dtype(1) == AQ_I8 && (dtype != AQ_F32 || !in.has(2)))
-    in.fail(AQ_ARG, "an i8 b needs b_scale and goes with f32, not f64");
-  if (in.has(2)) {
-    in.compute(dtype, {2});
-    in.elements(2, in.dtype(1) == AQ_I8 ? in.rows(1) : 1, "one per row of i8, else one");
-  }
-  const auto& p = in.params<aq_quant_product_grad_params>();
-  in.range("trans_a", p.trans_a, 0, 1);
-  const int64_t rows = p.trans_a ? in.cols(0) : in.rows(0);
-  const int64_t terms = p.trans_a ? in.rows(0) : in.cols(0);
-  if (terms != in.rows(1) || in.cols(1) != in.cols(4) || rows != in.rows(4)) {
-    in.fail(AQ_SHAPE, "op(a) b must be like x; got a %s%s, b %s, x %s",
-            toString(in.shape(0)).c_str(), p.trans_a ? " transposed" : "",
-            toString(in.shape(1)).c_str(), toString(in.shape(4)).c_str());
-  }
-  const bool isShort = dtype == AQ_F32 && in.dtype(4) != AQ_F32;
-  const int32_t gradient = isShort ? int32_t(AQ_BF16) : dtype;
-  if (in.has(3)) {
-    in.gradient(3, 4);
-    in.elements(3, in.numel(4), "as many as x");
-  }
-  checkFactors(in, 4, 9);
-  checkGrid(in, 4, 5, p.bits, p.group);
-  checkClip(in, 7, in.numel(5));
-  checkOffset(in, 4, 8);
-  in.range("need_gx", p.need_gx, 0, 1);
-  in.range("rule", p.rule, 0, 1);
-  in.output(gradient, p.need_gx ? in.shape(4) : Shape{0});
-  in.output(dtype, in.has(7) ? in.shape(7) : Shape{0});
-  in.output(gradient, in.has(8) ? in.shape(8) : Shape{0});
-  for (int i = 9; i < 11; i++) in.output(dtype, in.has(i) ? in.shape(i) : Shape{0});
-}
-
 void inferQuantize(Infer& in) {
   in.compute({0, 1, 2, 3});
   const auto& p = in.params<aq_quantize_params>();
@@ -288,26 +250,6 @@ void addQuantizeOps(std::vector<OpSpec>& ops) {
         AQ_INT(Gemm, b_bits), AQ_INT(Gemm, b_group), AQ_INT(Gemm, accumulate), AQ_INT(Gemm, bf16)},
        sizeof(Gemm),
        inferFakeQuantGemm});
-  using ProductGrad = aq_quant_product_grad_params;
-  ops.push_back(
-      {"quant_product_grad",
-       {{"a"},
-        {"b"},
-        {"b_scale", kOptional},
-        {"add", kOptional},
-        {"x"},
-        {"scale"},
-        {"zero"},
-        {"clip", kOptional},
-        {"v", kOptional},
-        {"r", kOptional},
-        {"c", kOptional}},
-       {"gx", "gclip", "gv", "gr", "gc"},
-       {AQ_INT(ProductGrad, bits), AQ_INT(ProductGrad, group), AQ_INT(ProductGrad, symmetric),
-        AQ_FLOAT(ProductGrad, floor), AQ_INT(ProductGrad, need_gx), AQ_INT(ProductGrad, rule),
-        AQ_INT(ProductGrad, trans_a)},
-       sizeof(ProductGrad),
-       inferQuantProductGrad});
   ops.push_back({"quantize",
                  {{"x"}, {"scale"}, {"zero"}, {"v", kOptional}},
                  {"codes"},

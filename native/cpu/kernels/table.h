@@ -32,7 +32,6 @@ static const aq_kernel_row kKernelRows[] = {
     AQ_SHORT_ROW(fake_quant_grad),
     AQ_ROW_AS(fake_quant_gemm, operandGemm),
     AQ_ROW_AS(quant_operand, widenedOperand),
-    AQ_ROW(quant_product_grad),
     AQ_ROW(quantize),
     AQ_ROW(gptq),
     AQ_ROW(dequantize),

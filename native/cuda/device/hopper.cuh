@@ -6,6 +6,8 @@
 
 #include <cstdint>
 
+#include "native/cuda/device/sequence.cuh"
+
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define AQ_HAS_HOPPER 1
 #endif
@@ -60,12 +62,6 @@ __device__ inline uint32_t clusterRank() {
   asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
   return rank;
 }
-
-// ---------------------------------------------------------------- kernels in sequence
-
-// A kernel that was launched to start while the one before it in the stream still runs: waits until
-// that one is done and what it wrote can be read.
-__device__ inline void waitForKernelBefore() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 
 // ---------------------------------------------------------------- copies
 

@@ -10,6 +10,7 @@
 
 #include <cstdint>
 
+#include "native/cuda/device/sequence.cuh"
 #include "native/cuda/int4.h"
 
 namespace aq::cuda::int4 {
@@ -49,20 +50,6 @@ __device__ inline int partStart(int n, int rank, int parts) {
 __device__ inline void prefetch(const void* from, int bytes) {
 #if __CUDA_ARCH__ >= 900
   asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
-#endif
-}
-
-// Returns when the kernel before this one on the stream is over and what it wrote can be seen.
-__device__ inline void waitForKernelBefore() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-// Once every block has called this or ended, the blocks of the next kernel may start where there is
-// room, up to their own waitForKernelBefore. The best time is when the last loads are under way.
-__device__ inline void letNextKernelStart() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
 

@@ -1,22 +1,22 @@
-// sequence.cuh: kernels that overlap with those beside them in the stream, from Hopper on (EarlyLaunch
-// in launch.h).
+// sequence.cuh: kernels that overlap with those beside them in the stream (EarlyLaunch in launch.h).
+// Nothing before Hopper.
 #pragma once
 
 namespace aq::cuda {
 
-// The next kernel may be started as soon as all blocks have got here, if it was launched so; it then
-// waits for the end of this one.
-__device__ inline void letNextLaunch() {
+// Returns when the kernel before this one on the stream is over and what it wrote can be seen: before
+// anything of it is read, or written over.
+__device__ inline void waitForKernelBefore() {
 #if __CUDA_ARCH__ >= 900
-  cudaTriggerProgrammaticLaunchCompletion();
+  asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
 
-// Waits for the end of the kernel before, if this one may have started early: before anything is read
-// or written.
-__device__ inline void awaitLast() {
+// Once every block has called this or ended, the blocks of the next kernel may start where there is
+// room, up to their own waitForKernelBefore. The best time is when the last loads are under way.
+__device__ inline void letNextKernelStart() {
 #if __CUDA_ARCH__ >= 900
-  cudaGridDependencySynchronize();
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
 

@@ -57,7 +57,7 @@ __global__ __launch_bounds__(
   using T = Wide<S>;
   using Held = Batch<S, kVec, kLanes, kBatch, kOffset>;
   constexpr int kStep = kBatch * kLanes;
-  letNextLaunch();
+  letNextKernelStart();
   const GroupLane<kLanes> own(a.groups.count);
   const GradGroup<S, kVec> group(a, own.group, own.live);
   const GradGrid<T> grid(a.scale[own.group], a.zero[own.group], a.rule.top);
@@ -130,7 +130,7 @@ __global__ __launch_bounds__(
 template <class T>
 __global__ __launch_bounds__(kSumThreads) void addPartials(const double* partials, int64_t count,
                                                            const T* logit, T* clipGrad) {
-  awaitLast();
+  waitForKernelBefore();
   double sum = 0;
   for (int64_t k = threadIdx.x; k < count; k += kSumThreads) sum += partials[k];
   sum = rowSum<kSumThreads>(sum);
@@ -237,11 +237,6 @@ int32_t run(aq_queue* queue, const aq_view* in, const aq_view* out, void* gy,
 }
 
 }  // namespace
-
-int32_t addClipPartials(aq_queue* queue, const double* partials, int64_t count, const float* logit,
-                        float* clipGrad, aq_error* err) {
-  return launchSum<float>(queue, partials, count, logit, clipGrad, err);
-}
 
 int32_t groupFakeQuantGrad(aq_queue* queue, const aq_view* in, const aq_view* out, void* gy,
                            const aq_fake_quant_grad_params& params, aq_error* err) {

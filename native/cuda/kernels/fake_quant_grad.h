@@ -12,10 +12,6 @@ namespace aq::cuda {
 int32_t groupFakeQuantGrad(aq_queue* queue, const aq_view* in, const aq_view* out, void* gy,
                            const aq_fake_quant_grad_params& params, aq_error* err);
 
-// The gradient of one logit from partial sums of it, without the derivative of its factor.
-int32_t addClipPartials(aq_queue* queue, const double* partials, int64_t count, const float* logit,
-                        float* clipGrad, aq_error* err);
-
 // All outputs of a matrix with factors (kernels/scaled_grad.cu).
 int32_t scaledFakeQuantGrad(aq_queue* queue, const aq_view* in, const aq_view* out,
                             const aq_fake_quant_grad_params& params, aq_error* err);

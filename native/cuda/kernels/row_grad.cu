@@ -63,7 +63,7 @@ __global__ __launch_bounds__(kThreads,
   using G = GradientOf<S>;
   using Row = TileRow<S>;
   constexpr int kVec = Row::kVec, kBatch = Row::kBatch;
-  letNextLaunch();
+  letNextKernelStart();
   const int warp = int(threadIdx.x) / kWarp, lane = int(threadIdx.x) % kWarp;
   const int tile = int(blockIdx.x) % a.tiles, rowBlock = int(blockIdx.x) / a.tiles;
   const int vectors = a.columns / kVec, own = tile * (kBatch * kWarp) + lane;
@@ -148,8 +148,8 @@ __global__ __launch_bounds__(kThreads,
 template <class S>
 __global__ __launch_bounds__(kRowWarps* kWarp) void finishRows(
     const __grid_constant__ RowGrad<S> a) {
-  letNextLaunch();
-  awaitLast();
+  letNextKernelStart();
+  waitForKernelBefore();
   const int64_t row = int64_t(blockIdx.x) * kRowWarps + int(threadIdx.x) / kWarp;
   if (row < a.rows) RowFinish<S>(a, row).finish();
 }
@@ -166,7 +166,7 @@ __global__ __launch_bounds__(kColumnWarps* kWarp) void addColumns(
   const int warp = int(threadIdx.x) / kWarp, lane = int(threadIdx.x) % kWarp;
   const int first = int(blockIdx.x) * kWarp, column = first + lane;
   const bool isInside = column < a.columns;
-  awaitLast();
+  waitForKernelBefore();
   float sum = 0;
   if (isInside) {
 #pragma unroll 4
