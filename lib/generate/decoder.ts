@@ -50,7 +50,8 @@ export class Decoder {
     this.#context = model.context(capacity, "f32", device);
     try {
       for (let i = 0; i < model.shape.blocks; i++) blocks.push(new ResidentBlock(source, i));
-      const isCodes = activations?.bits === 4 && !activations.hook && !activations.style?.heads;
+      const { heads, numbers } = activations?.style ?? {};
+      const isCodes = activations?.bits === 4 && !activations.hook && !heads && !numbers;
       const type = kv ?? (isCodes ? "int4" : "f32");
       this.#cache = new KvCache(model.shape, { slots, capacity, type, device });
     } catch (error) {
