@@ -1,58 +1,21 @@
 // 4-bit floats in every format that carries them: each byte where the layouts say, the linears that are not
 // quantized beside them, and verify, which finds out every bit that is another.
 import * as fs from "node:fs";
-import * as os from "node:os";
 import * as path from "node:path";
-import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { exportRun } from "../lib/export-run.ts";
+import { describe, expect, it } from "vitest";
 import type { FormatName } from "../lib/export-types.ts";
 import { openLanguageModel } from "../lib/generate/open.ts";
 import { verify } from "../lib/verify.ts";
 import { expectAqRejection } from "./helpers/expect-error.ts";
+import { type Exported, exporter, type Wish } from "./helpers/exported.ts";
 import { expectFlipsFound } from "./helpers/flips.ts";
 import { F16, halfToBits } from "./helpers/half.ts";
 import { readJson } from "./helpers/small-run.ts";
 import { floatMatrix, type SyntheticFloats } from "./helpers/synthetic-floats.ts";
-import {
-  SMALL_SHAPE,
-  type SyntheticLinear,
-  type SyntheticRun,
-  type SyntheticSettings,
-  syntheticRun,
-} from "./helpers/synthetic-run.ts";
-import { readTensors, type StoredTensor, tensorNamed } from "./helpers/tensor-file.ts";
+import type { SyntheticLinear } from "./helpers/synthetic-run.ts";
+import { tensorNamed } from "./helpers/tensor-file.ts";
 
-let temp = "";
-let count = 0;
-
-beforeAll(() => {
-  temp = fs.mkdtempSync(path.join(os.tmpdir(), "aq-native-test-"));
-});
-
-afterAll(() => fs.rmSync(temp, { recursive: true, force: true }));
-
-interface Exported {
-  readonly run: SyntheticRun;
-  readonly out: string;
-  readonly tensors: ReadonlyMap<string, StoredTensor>;
-}
-
-type Wish = Partial<SyntheticSettings> & { readonly numbers?: "nvfp4" | "mxfp4" };
-
-function settings({ numbers, ...wish }: Wish): SyntheticSettings {
-  const groupSize = numbers === "mxfp4" ? 32 : 16;
-  const own = numbers ? { numbers, groupSize, symmetric: true } : { symmetric: false };
-  return { ...SMALL_SHAPE, bits: 4, seed: 11, ...own, ...wish };
-}
-
-async function written(wish: Wish, format: FormatName): Promise<Exported> {
-  const [dir, out] = [path.join(temp, `run-${count}`), path.join(temp, `out-${count++}`)];
-  const run = syntheticRun(dir, settings(wish));
-  const result = await exportRun({ run: dir, format, out });
-  expect(result.verified.linears).toBe(run.linears.length);
-  const file = path.join(out, "model.safetensors");
-  return { run, out, tensors: fs.existsSync(file) ? readTensors(file) : new Map() };
-}
+const written = exporter();
 
 /** Where a layout has the parts of a linear. */
 interface Names {

@@ -1,54 +1,17 @@
 // Linears that a run keeps as they are: plain tensors in every format, named by its description.
 import * as fs from "node:fs";
-import * as os from "node:os";
 import * as path from "node:path";
-import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { exportRun } from "../lib/export-run.ts";
+import { describe, expect, it } from "vitest";
 import type { FormatName } from "../lib/export-types.ts";
 import { verify } from "../lib/verify.ts";
 import { expectAqRejection } from "./helpers/expect-error.ts";
+import { type Exported, exporter, type Wish } from "./helpers/exported.ts";
 import { expectFlipsFound } from "./helpers/flips.ts";
 import { BF16, F16, halfToBits } from "./helpers/half.ts";
 import { readJson } from "./helpers/small-run.ts";
-import {
-  SMALL_SHAPE,
-  type SyntheticRun,
-  type SyntheticSettings,
-  syntheticRun,
-} from "./helpers/synthetic-run.ts";
-import { readTensors, type StoredTensor, tensorNamed } from "./helpers/tensor-file.ts";
+import { tensorNamed } from "./helpers/tensor-file.ts";
 
-let temp = "";
-let count = 0;
-
-beforeAll(() => {
-  temp = fs.mkdtempSync(path.join(os.tmpdir(), "aq-native-test-"));
-});
-
-afterAll(() => fs.rmSync(temp, { recursive: true, force: true }));
-
-interface Exported {
-  readonly run: SyntheticRun;
-  readonly out: string;
-  readonly tensors: ReadonlyMap<string, StoredTensor>;
-}
-
-type Wish = Partial<SyntheticSettings> & { readonly numbers?: "nvfp4" | "mxfp4" };
-
-function settings({ numbers, ...wish }: Wish): SyntheticSettings {
-  const groupSize = numbers === "mxfp4" ? 32 : 16;
-  const own = numbers ? { numbers, groupSize, symmetric: true } : { symmetric: false };
-  return { ...SMALL_SHAPE, bits: 4, seed: 11, ...own, ...wish };
-}
-
-async function written(wish: Wish, format: FormatName): Promise<Exported> {
-  const [dir, out] = [path.join(temp, `run-${count}`), path.join(temp, `out-${count++}`)];
-  const run = syntheticRun(dir, settings(wish));
-  const result = await exportRun({ run: dir, format, out });
-  expect(result.verified.linears).toBe(run.linears.length);
-  const file = path.join(out, "model.safetensors");
-  return { run, out, tensors: fs.existsSync(file) ? readTensors(file) : new Map() };
-}
+const written = exporter();
 
 describe("linears that are not quantized", () => {
   const kept = ["q_proj", "k_proj", "v_proj", "down_proj"];

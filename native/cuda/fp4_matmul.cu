@@ -83,7 +83,7 @@ int32_t quantize(aq_queue* queue, const Call& call, int64_t ld, void* to, aq_err
   const int64_t quads = call.tokens.rows * ld / kLaneColumns;
   if (quads == 0) return AQ_OK;
   const int threads = quads <= kFewBlocks * kMaxThreads ? kMaxThreads : kThreads;
-  const Launch shape(queue, dim3(unsigned((quads + threads - 1) / threads)), threads, 0, 1);
+  const EarlyLaunch shape(queue, dim3(unsigned((quads + threads - 1) / threads)), threads);
   CUDA_CHECK(cudaLaunchKernelEx(&shape.config, quantizeTokens<kFormat, T, X, Y, kDivides>,
                                 static_cast<const X*>(call.tokens.x.data), quads,
                                 call.tokens.inputs, ld, static_cast<const T*>(call.xGlobal),

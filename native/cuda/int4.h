@@ -66,32 +66,6 @@ struct Result {
 // How activations are multiplied: as they are in bf16 or f16, or as codes of a grid.
 enum class Math { kBf16, kF16, kInteger };
 
-// How a kernel is launched that may start before the kernel in front of it is over (see
-// waitForKernelBefore), in clusters of `cluster` blocks along x.
-struct Launch {
-  cudaLaunchAttribute attributes[2] = {};
-  cudaLaunchConfig_t config = {};
-
-  Launch(const aq_queue* queue, dim3 grid, int threads, int sharedBytes, int cluster) {
-    config.gridDim = grid;
-    config.blockDim = dim3(unsigned(threads));
-    config.dynamicSmemBytes = size_t(sharedBytes);
-    config.stream = queue->stream;
-    config.attrs = attributes;
-    if (queue->computeCapability < 90) return;
-    cudaLaunchAttribute& overlap = attributes[config.numAttrs++];
-    overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    overlap.val.programmaticStreamSerializationAllowed = 1;
-    if (cluster == 1) return;
-    cudaLaunchAttribute& dimension = attributes[config.numAttrs++];
-    dimension.id = cudaLaunchAttributeClusterDimension;
-    dimension.val.clusterDim.x = unsigned(cluster);
-    dimension.val.clusterDim.y = dimension.val.clusterDim.z = 1;
-  }
-  Launch(const Launch&) = delete;
-  Launch& operator=(const Launch&) = delete;
-};
-
 // Rows of x that one pass of multiplySmall over the weights takes; with more it reads them again.
 inline constexpr int64_t kSmallRows = 32;
 

@@ -81,7 +81,7 @@ int32_t quantizeX(aq_queue* queue, const Call& call, int64_t ld, uint8_t* to, fl
                   aq_error* err) {
   // Few rows: more threads for each.
   const int threads = call.rows >= queue->multiprocessors ? kThreads : kMaxThreads;
-  const Launch shape(queue, dim3(unsigned(call.rows)), threads, 0, 1);
+  const EarlyLaunch shape(queue, dim3(unsigned(call.rows)), threads);
   CUDA_CHECK(cudaLaunchKernelEx(
       &shape.config, quantizeRows<X>, static_cast<const X*>(call.x.data), int64_t(call.w.inputs),
       ld, static_cast<const float*>(call.scale.data), static_cast<const float*>(call.zero.data),

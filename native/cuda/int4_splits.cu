@@ -5,6 +5,7 @@
 #include <tuple>
 
 #include "native/cuda/int4.h"
+#include "native/cuda/launch.h"
 
 namespace aq::cuda::int4 {
 
@@ -23,7 +24,7 @@ int64_t clustersAtOnce(const aq_queue* queue, const void* kernel, int threads, i
   const std::lock_guard lock(mutex);
   const auto [at, isNew] = known->try_emplace({queue->device, kernel, sharedBytes, size}, 0);
   if (isNew) {
-    const Launch shape(queue, dim3(unsigned(size)), threads, sharedBytes, size);
+    const EarlyLaunch shape(queue, dim3(unsigned(size)), threads, sharedBytes, size);
     int count = 0;
     if (cudaOccupancyMaxActiveClusters(&count, kernel, &shape.config) == cudaSuccess)
       at->second = count;

@@ -8,6 +8,7 @@
 #include "native/cuda/device/int4_batch.cuh"
 #include "native/cuda/device/vec.cuh"
 #include "native/cuda/int4.h"
+#include "native/cuda/launch.h"
 
 namespace aq::cuda::int4 {
 
@@ -172,7 +173,7 @@ int32_t launchPlan(aq_queue* queue, Batch job, aq_error* err) {
   job.splits = splitsOf<H, P>(queue, job.x.rows, job.w).count;
   job.wide = job.w.outputs % 8 == 0 && isAligned16(job.result.y);
   const dim3 grid(unsigned(tokenBlocks * job.splits), unsigned(rowBlocks));
-  const Launch shape(queue, grid, P::kThreads, P::kBytes, job.splits);
+  const EarlyLaunch shape(queue, grid, P::kThreads, P::kBytes, job.splits);
   CUDA_CHECK(cudaLaunchKernelEx(&shape.config, kernel, maps, job));
   return AQ_OK;
 }

@@ -7,6 +7,7 @@
 #include "native/cuda/check.h"
 #include "native/cuda/device/int4_batch.cuh"
 #include "native/cuda/int4.h"
+#include "native/cuda/launch.h"
 
 namespace aq::cuda::int4 {
 
@@ -167,7 +168,7 @@ int32_t launchPrefill(aq_queue* queue, Batch job, aq_error* err) {
   job.wide = job.w.outputs % 2 == 0 && reinterpret_cast<uintptr_t>(job.result.y) % 4 == 0;
   const dim3 grid(
       unsigned(std::min<int64_t>(tiling.count, prefillClusters<kFormat>(queue)) * P::kSharers));
-  const Launch shape(queue, grid, P::kThreads, P::kBytes, P::kSharers);
+  const EarlyLaunch shape(queue, grid, P::kThreads, P::kBytes, P::kSharers);
   CUDA_CHECK(cudaLaunchKernelEx(&shape.config, kernel, maps, job, tiling));
   return AQ_OK;
 }

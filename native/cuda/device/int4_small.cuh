@@ -10,6 +10,7 @@
 #include "native/cuda/device/int4_fetch.cuh"
 #include "native/cuda/device/int4_sums.cuh"
 #include "native/cuda/int4.h"
+#include "native/cuda/launch.h"
 #include "native/cuda/scratch.h"
 
 namespace aq::cuda::int4 {
@@ -227,7 +228,7 @@ int32_t launchSmall(aq_queue* queue, Task task, aq_error* err) {
     task.parts = scratch.at<float>();
   }
   const dim3 grid(unsigned(rowBlocks * task.splits), unsigned(tokenBlocks));
-  const Launch shape(queue, grid, warps * kWarp, bytes, clusters ? task.splits : 1);
+  const EarlyLaunch shape(queue, grid, warps * kWarp, bytes, clusters ? task.splits : 1);
   CUDA_CHECK(cudaLaunchKernelEx(&shape.config, kernel, task));
   if (task.parts) {
     const int64_t count = task.x.rows * task.w.outputs;
