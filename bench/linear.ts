@@ -96,17 +96,25 @@ function quantize(x: Tensor, clip: Tensor, bits: number, type: "i8" | "bf16"): Q
   return { factor: [y, type === "i8" ? scale : undefined], scale, zero, made: [scale, zero, y] };
 }
 
-/** As a step does it: forward, and with `backward` both gradients down to x and the logits. */
-function fused(abits: 4 | 16, backward: boolean): Step {
-  return ({ x, w, g, clip, tokenClip }) => {
+/**
+ * As a step does it: forward, and with `backward` both gradients down to x and the logits; x in f32, or
+ * in bf16 with the output and its own gradient in it.
+ */
+function fused(abits: 4 | 16, backward: boolean, isShort = false): Step {
+  return ({ x: wide, xShort, w, g, clip, tokenClip }) => {
     const weight = quantize(w, clip, 4, abits === 4 ? "i8" : "bf16");
+    const x = isShort ? xShort : wide;
     const tokens = abits === 4 ? quantize(x, tokenClip, 4, "i8") : undefined;
-    const rounded = tokens ? undefined : invokeOne("cast", [x], { dtype: dtypeCode("bf16") });
-    const input: Factor = tokens?.factor ?? [rounded as Tensor, undefined];
-    const made = [...weight.made, ...(tokens?.made ?? []), ...(rounded ? [rounded] : [])];
-    made.push(product(input, weight.factor, false, true, false));
+    const made = [...weight.made, ...(tokens?.made ?? [])];
+    let input: Factor = tokens?.factor ?? [xShort, undefined];
+    if (!tokens && !isShort) {
+      const rounded = invokeOne("cast", [x], { dtype: dtypeCode("bf16") });
+      made.push(rounded);
+      input = [rounded, undefined];
+    }
+    made.push(product(input, weight.factor, false, true, isShort));
     if (!backward) return made;
-    const gx = product([g, undefined], weight.factor, false, false, false);
+    const gx = product([g, undefined], weight.factor, false, false, isShort);
     const gw = product([g, undefined], input, true, false, true);
     const params = { ...QUANTIZER, bits: 4 };
     made.push(gx, gw);
@@ -158,11 +166,15 @@ function fusedFloats(abits: 4 | 16, isShort: boolean): Step {
     const gx = product([g, undefined], weight.factor, false, false, isShort);
     const gw = product([g, undefined], input, true, false, true);
     const ofWeight = [w, weight.scale, wGlobal, gw, groupClip];
-    made.push(gx, gw, ...invoke("fp4_grad", ofWeight, { ...NVFP4, need_gx: 0 }));
+    made.push(gx, gw, ...invoke("fp4_grad", ofWeight, { ...NVFP4, need_gx: 0, spends_grad: 1 }));
     if (!tokens) return made;
     return [
       ...made,
-      ...invoke("fp4_grad", [x, tokens.scale, xGlobal, gx], { ...NVFP4, need_gx: 1 }),
+      ...invoke("fp4_grad", [x, tokens.scale, xGlobal, gx], {
+        ...NVFP4,
+        need_gx: 1,
+        spends_grad: 1,
+      }),
     ];
   };
 }
@@ -186,9 +198,13 @@ export async function benchLinear({ device, filters, save }: Bench): Promise<voi
   try {
     for (const [name, step, bare] of [
       ["forward W4A4", fused(4, false), bareForward],
+      ["forward W4A4, bf16 x", fused(4, false, true), bareForward],
       ["forward W4A16", fused(16, false), bareForward],
+      ["forward W4A16, bf16 x", fused(16, false, true), bareForward],
       ["forward, backward W4A4", fused(4, true), bareAll],
+      ["forward, backward W4A4, bf16 x", fused(4, true, true), bareAll],
       ["forward, backward W4A16", fused(16, true), bareAll],
+      ["forward, backward W4A16, bf16 x", fused(16, true, true), bareAll],
       ["forward, backward NVFP4", fusedFloats(4, false), bareAll],
       ["forward, backward NVFP4, bf16 x", fusedFloats(4, true), bareAll],
       ["forward, backward NVFP4A16", fusedFloats(16, false), bareAll],

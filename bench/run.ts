@@ -1,9 +1,9 @@
 // npm run bench [-- filter...] [--device cpu|cuda:0] [--precision bf16] [--threads N]
 //                         [--save FILE]
 //
-// Prints a row for every op case at real sizes, then a whole linear of a training step, and our SGEMM
-// against OpenBLAS. A filter is part of a row's name: "fake_quant", "attention", "linear", "sgemm". A saved FILE is in bench/results, one JSON object
-// a line.
+// Prints a row for every op case at real sizes, then a whole linear of a training step, packed matrices as
+// decoding reads them, and our SGEMM against OpenBLAS. A filter is part of a row's name: "fake_quant",
+// "attention", "linear", "packed", "sgemm". A saved FILE is in bench/results, one JSON object a line.
 import { loadavg } from "node:os";
 import { parseArgs } from "node:util";
 import { cudaAddon } from "../lib/native/cuda.ts";
@@ -13,6 +13,7 @@ import type { PrecisionName } from "../lib/types.ts";
 import { isWanted, saver } from "./harness.ts";
 import { benchLinear, LINEAR_ROW } from "./linear.ts";
 import { benchOps, opRows } from "./ops.ts";
+import { benchPacked, PACKED_ROW } from "./packed.ts";
 import { benchSgemm } from "./sgemm.ts";
 
 const { values, positionals: filters } = parseArgs({
@@ -25,7 +26,7 @@ const { values, positionals: filters } = parseArgs({
   },
 });
 
-const rows = [...opRows(), LINEAR_ROW, "sgemm"];
+const rows = [...opRows(), LINEAR_ROW, PACKED_ROW, "sgemm"];
 if (!rows.some((row) => isWanted(filters, row))) {
   throw new Error(`no row contains ${filters.join(" or ")}; the rows are ${rows.join(", ")}`);
 }
@@ -41,4 +42,5 @@ process.stdout.write(`${device}: ${name}, ${detail}; load of the machine ${load}
 const bench = { device, filters, save: saver(save, device) };
 benchOps(bench);
 await benchLinear(bench);
+benchPacked(bench);
 await benchSgemm(bench);

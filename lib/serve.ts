@@ -21,6 +21,8 @@ import { StopStrings } from "./serve/stop-strings.ts";
 export interface ServeOptions extends LoadOptions {
   /** Folder of the model. */
   readonly model: string;
+  /** What requests call the model. Default: the name of its folder. */
+  readonly name?: string | undefined;
   /** Default 127.0.0.1: this machine alone. There is no access control. */
   readonly host?: string | undefined;
   /** Default 8080; 0 = any that is free. */
@@ -92,7 +94,7 @@ class App {
   constructor(model: LoadedModel, template: ChatTemplate | undefined, options: ServeOptions) {
     this.#model = model;
     this.#template = template;
-    this.#name = path.basename(path.resolve(options.model));
+    this.#name = options.name ?? path.basename(path.resolve(options.model));
     this.#queue = options.queue ?? QUEUE;
     this.#maxBody = options.maxBody ?? BODY;
   }
@@ -124,18 +126,24 @@ class App {
       "/v1/completions": ["POST", () => this.#complete(request, response)],
       "/v1/chat/completions": ["POST", () => this.#chat(request, response)],
     };
+    const model = /^\/v1\/models\/(.+)$/.exec(pathname)?.[1];
+    if (model !== undefined) {
+      routes[pathname] = ["GET", () => sendJson(response, 200, this.#card(decoded(model)))];
+    }
     const [method, answer] = Object.hasOwn(routes, pathname) ? (routes[pathname] ?? []) : [];
     if (!answer) throw new RequestProblem(404, `there is no ${pathname} here`);
     if (request.method !== method) throw new RequestProblem(405, `${pathname} takes ${method}`);
     await answer();
   }
 
-  #card(): object {
+  #card(model?: string): object {
+    this.#known(model);
     return { id: this.#name, object: "model", created: this.#created, owned_by: "aq-native" };
   }
 
   async #complete(request: IncomingMessage, response: ServerResponse): Promise<void> {
     const asked = completionRequest(await readJson(request, this.#maxBody));
+    this.#known(asked.model);
     const prompts = asked.prompts.map((prompt) =>
       typeof prompt === "string" ? this.#model.encode(prompt) : prompt,
     );
@@ -144,6 +152,7 @@ class App {
 
   async #chat(request: IncomingMessage, response: ServerResponse): Promise<void> {
     const asked = chatRequest(await readJson(request, this.#maxBody));
+    this.#known(asked.model);
     if (!this.#template) {
       throw new RequestProblem(
         400,
@@ -153,6 +162,13 @@ class App {
     // The template has put the special tokens where they belong.
     const prompt = this.#model.encode(this.#template.render(asked.messages), { special: false });
     await this.#answer(response, asked, [prompt], chatStyle(this.#name));
+  }
+
+  /** A client that means another model than this one should not get this one's words. */
+  #known(model: string | undefined): void {
+    if (model === undefined || model === this.#name) return;
+    const message = `there is no model ${JSON.stringify(model)} here, but ${JSON.stringify(this.#name)}`;
+    throw new RequestProblem(404, message, "model", "model_not_found");
   }
 
   async #answer(
@@ -228,6 +244,7 @@ class App {
         400,
         `the prompt has ${prompt.length} tokens, and with at least one to be written ${most} fit`,
         "prompt",
+        "context_length_exceeded",
       );
     }
     if (prompt.length === 0) throw new RequestProblem(400, "the prompt is empty", "prompt");
@@ -235,6 +252,15 @@ class App {
     if (outside !== undefined) {
       throw new RequestProblem(400, `the prompt has the id ${outside}, outside of the vocabulary`);
     }
+  }
+}
+
+/** A part of a path as text; what is no text stays as it is. */
+function decoded(part: string): string {
+  try {
+    return decodeURIComponent(part);
+  } catch {
+    return part;
   }
 }
 

@@ -20,7 +20,7 @@ const PROMPT = "It was the best of times, it was the worst of times, it was";
 const tempFolder = tempFolders();
 
 /** Largest difference of two sets of logits, in parts of the largest logit. */
-function apart(actual: Float32Array, expected: Float32Array): number {
+function distance(actual: Float32Array, expected: Float32Array): number {
   const top = expected.reduce((most, x) => Math.max(most, Math.abs(x)), 0);
   return (
     actual.reduce((most, x, i) => Math.max(most, Math.abs(x - (expected[i] as number))), 0) / top
@@ -33,8 +33,9 @@ async function decode(
   ids: Int32Array,
   piece: number,
   kv?: KvType,
+  join?: boolean,
 ): Promise<Float32Array[]> {
-  const decoder = new Decoder(source, { slots: 2, capacity: ids.length, kv });
+  const decoder = new Decoder(source, { slots: 2, capacity: ids.length, kv, join });
   try {
     const logits: Float32Array[] = [];
     for (let at = 0; at < ids.length; at += piece) {
@@ -63,7 +64,7 @@ async function expectSame(dir: string, kv: KvType | undefined, limit: number): P
       expect(rows.length).toBe(ids.length);
       for (const [t, row] of rows.entries()) {
         const expected = all.subarray(t * vocabulary, (t + 1) * vocabulary);
-        expect(apart(row, expected), `token ${t}, pieces of ${piece}`).toBeLessThan(limit);
+        expect(distance(row, expected), `token ${t}, pieces of ${piece}`).toBeLessThan(limit);
       }
     }
   } finally {
@@ -131,6 +132,53 @@ describe("decoding", () => {
     await exportRun({ run, format: "compressed-tensors", out: packed });
     // An element that falls the other way changes a number by a third.
     for (const dir of [run, packed]) await expectSame(dir, undefined, 0.1);
+  });
+});
+
+/** As decoders on a GPU run blocks: linears that read the same input are one. */
+describe("decoding with linears that are joined", () => {
+  async function expectJoined(dir: string): Promise<void> {
+    const live = liveTensors();
+    const source = openLanguageModel(dir, "cpu");
+    try {
+      const ids = source.tokenizer.encode(PROMPT);
+      for (const piece of [1, 7]) {
+        const apart = await decode(source, ids, piece, "f16");
+        const joined = await decode(source, ids, piece, "f16", true);
+        for (const [t, row] of joined.entries()) {
+          const expected = apart[t] as Float32Array;
+          expect(distance(row, expected), `token ${t}, pieces of ${piece}`).toBeLessThan(5e-5);
+        }
+      }
+    } finally {
+      source.close();
+    }
+    expect(liveTensors()).toBe(live);
+  }
+
+  it.each(["llama-gqa-4m", "opt-5m"])("gives the logits of %s", (name) =>
+    expectJoined(path.join(FIXTURES, name)),
+  );
+
+  it.each([
+    ["llama-gqa-4m", { wbits: 4, groupSize: 32 }],
+    ["opt-5m", { wbits: 3 }],
+    // Gate and up of the first block are of two kinds.
+    ["llama-gqa-4m", { wbits: 4, keep: ["model.layers.0.mlp.up_proj"] }],
+    ["llama-gqa-4m", { wbits: 4, hadamard: "down" as const }],
+  ])("gives the logits of codes of %s, %o", async (name, options) => {
+    const [run, packed] = [path.join(tempFolder(), "run"), path.join(tempFolder(), "packed")];
+    await quantize({
+      model: path.join(FIXTURES, name),
+      out: run,
+      calib: CALIB,
+      nsamples: 1,
+      seqlen: 64,
+      recipe: "rtn",
+      ...options,
+    });
+    await exportRun({ run, format: "aq", out: packed });
+    await expectJoined(packed);
   });
 });
 

@@ -73,10 +73,20 @@ describe("the server", () => {
     expect(data).toMatchObject([{ id: "llama-gqa-4m", object: "model" }]);
   });
 
+  it("goes by the name that it is given", async () => {
+    const url = await start({ name: "org/books 4 bits" });
+    const { data } = await json(fetch(`${url}/v1/models`));
+    expect(data[0].id).toBe("org/books 4 bits");
+    const card = await json(fetch(`${url}/v1/models/${encodeURIComponent(data[0].id)}`));
+    expect(card).toEqual(data[0]);
+    const ask = { model: data[0].id, prompt: PROMPT, max_tokens: 2 };
+    expect((await post(`${url}/v1/completions`, ask)).status).toBe(200);
+  });
+
   it("completes a prompt, whole and in pieces", async () => {
     const expected = await greedy(PROMPT, 10);
     const url = `${await start()}/v1/completions`;
-    const ask = { model: "any", prompt: PROMPT, max_tokens: 10, temperature: 0 };
+    const ask = { prompt: PROMPT, max_tokens: 10, temperature: 0 };
     const whole = await json(post(url, ask));
     expect(whole.choices).toMatchObject([{ index: 0, text: expected, finish_reason: "length" }]);
     expect(whole.usage.completion_tokens).toBe(10);
@@ -143,6 +153,8 @@ describe("the server", () => {
     const completions = `${url}/v1/completions`;
     const long = Array.from({ length: 200 }, () => 5);
     for (const [body, status, words] of [
+      [{ prompt: "a", model: "gpt-4" }, 404, 'no model "gpt-4" here, but "llama-gqa-4m"'],
+      [{ prompt: "a", model: 4 }, 400, "model must be"],
       ["{", 400, "no JSON"],
       ["[]", 400, "JSON object"],
       [{}, 400, "prompt must be"],
@@ -160,6 +172,13 @@ describe("the server", () => {
       expect(response.status, words).toBe(status);
       expect((await json(response)).error.message).toContain(words);
     }
+    expect((await json(post(completions, { prompt: long }))).error.code).toBe(
+      "context_length_exceeded",
+    );
+    expect((await json(post(completions, { prompt: "a", model: "b" }))).error.code).toBe(
+      "model_not_found",
+    );
+    expect((await fetch(`${url}/v1/models/b`)).status).toBe(404);
     expect((await fetch(completions)).status).toBe(405);
     expect((await fetch(`${url}/v2`)).status).toBe(404);
     expect((await post(`${url}/v1/chat/completions`, { messages: [] })).status).toBe(400);

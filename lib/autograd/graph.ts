@@ -21,7 +21,8 @@ export interface Grid {
   readonly group: number;
   /**
    * The quantized matrix, where it was made for products: i8 whole numbers, which stand for their
-   * number times the scale of their row, or values in the type of the products.
+   * number times the scale of their row, or values in the type of the products. It is the value's own
+   * tensor where the matrix itself never was.
    */
   readonly quantized?: Tensor | undefined;
 }
@@ -78,6 +79,8 @@ export interface Forward extends Value {
 export interface BackwardContext<P> {
   /** Gradient of the loss with respect to the output (to its quantized form, if it has a grid). */
   readonly g: Tensor;
+  /** Nothing looks at g afterwards, unless it is returned: a kernel may leave anything in it. */
+  readonly isSpent: boolean;
   readonly inputs: readonly (Value | undefined)[];
   readonly output: Value;
   readonly saved: readonly Tensor[];

@@ -6,6 +6,7 @@
 
 import type { Value, Var } from "./graph.ts";
 import { InverseVar } from "./inverse.ts";
+import { QuantizableVar } from "./quantizable.ts";
 
 export class ScaledVar implements Var {
   readonly base: Var;
@@ -42,5 +43,6 @@ export class ScaledVar implements Var {
 
 /** What an op works on that knows nothing of values that wait for their use. */
 export function denseOf(v: Var): Var {
-  return v instanceof ScaledVar || v instanceof InverseVar ? v.dense : v;
+  const waits = v instanceof ScaledVar || v instanceof InverseVar || v instanceof QuantizableVar;
+  return waits ? v.dense : v;
 }

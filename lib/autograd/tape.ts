@@ -110,6 +110,7 @@ export class Tape implements Graph {
       });
       const results = node.op.backward({
         g: gradient.tensor,
+        isSpent: !this.#holds(gradient.tensor, node.output),
         inputs: node.inputs.map((input) => input?.value),
         output: node.output.value,
         saved: node.saved,
@@ -143,16 +144,19 @@ export class Tape implements Graph {
     disposeValue(node.output.value);
   }
 
-  /** Whether a value's gradient is this very tensor: an op may have passed it on to several. */
-  #holds(tensor: Tensor): boolean {
-    for (const gradient of this.#gradients.values()) if (gradient.tensor === tensor) return true;
+  /** Whether the gradient of a value but one is this very tensor: an op may have passed it on to several. */
+  #holds(tensor: Tensor, but?: TapeVar): boolean {
+    for (const [value, gradient] of this.#gradients) {
+      if (value !== but && gradient.tensor === tensor) return true;
+    }
     return false;
   }
 
   #add(op: string, index: number, input: TapeVar, result: Tensor, own: boolean): void {
     const want = input.value.tensor;
-    // A GPU's gradients may lie short.
-    const fits = result.dtype === want.dtype || (result.dtype === "bf16" && want.dtype !== "f64");
+    // A GPU's gradients may lie short, and its whole numbers stand for f32.
+    const type = want.dtype === "i8" ? "f32" : want.dtype;
+    const fits = result.dtype === type || (result.dtype === "bf16" && type !== "f64");
     if (result.size !== want.size || !fits) {
       throw new AqError(
         "AQ_INTERNAL",

@@ -3,16 +3,13 @@
  * JavaScript would need longer for its hundreds of ops than the GPU does. Results are the same bytes.
  */
 
-import { type CapturedGraph, capture } from "../tensor/capture.ts";
+import { type CapturedGraph, capture, recordsSteps } from "../tensor/capture.ts";
 import { dtypeCode } from "../tensor/dtype.ts";
 import { invokeOne } from "../tensor/invoke.ts";
 import { keep, scope } from "../tensor/scope.ts";
 import { Tensor } from "../tensor/tensor.ts";
 import type { BlockProblem } from "./problem.ts";
 import { enqueueStep, readStatus, type StepParts, type StepResult } from "./train-step.ts";
-
-/** Recordings can be switched off, to look for what they might hide. */
-const isOff = (): boolean => process.env["AQ_GRAPH"] === "0";
 
 /** Tokens times weights of a step that takes a GPU about as long as JavaScript takes for its ops. */
 const MOST_WORK = 2 ** 37;
@@ -94,7 +91,7 @@ export class StepRecorder {
 
   constructor(device: string) {
     this.#device = device;
-    this.#isOff = device === "cpu" || isOff();
+    this.#isOff = !recordsSteps(device);
   }
 
   /**

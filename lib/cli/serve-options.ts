@@ -12,6 +12,9 @@ export function addServeOptions(command: Command): Command {
   const run = command
     .optionsGroup("Input:")
     .addOption(required("--model <dir>", "folder of a checkpoint, quantized or not", path))
+    .addOption(
+      valued("--name <name>", "what requests call the model (default: its folder's name)", String),
+    )
     .optionsGroup("Network:")
     .addOption(
       valued(

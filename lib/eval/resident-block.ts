@@ -2,6 +2,7 @@
 
 import type { Graph, Var } from "../autograd/graph.ts";
 import type { ReadAhead } from "../checkpoint/read-ahead.ts";
+import { joinable, joinedKey } from "../models/joined.ts";
 import { keptActivations } from "../models/kept.ts";
 import { disposeAll, type LoadedWeights, loadTensors } from "../models/load.ts";
 import { PackedBlock } from "../packed/block.ts";
@@ -24,17 +25,23 @@ export class ResidentBlock {
   /** Activations that are not quantized. */
   readonly #plain: ReadonlySet<string>;
 
-  /** Reads block i. Throws: AQ_FILE, AQ_FORMAT, AQ_MODEL, AQ_NUMERIC, AQ_OOM. */
-  constructor(source: EvalModel, i: number, ahead?: ReadAhead) {
+  /**
+   * Reads block i; `join`: linears that read the same input become one (lib/models/joined.ts).
+   *
+   * Throws: AQ_FILE, AQ_FORMAT, AQ_MODEL, AQ_NUMERIC, AQ_OOM.
+   */
+  constructor(source: EvalModel, i: number, ahead?: ReadAhead, join = false) {
     const { checkpoint, model, activations, device = "cpu" } = source;
     this.#source = source;
     const specs = model.blockTensors(i);
     const codes = packedWeights(checkpoint);
-    this.#packed = codes ? new PackedBlock(codes, specs, device) : undefined;
+    const groups = join ? joinable(model.linears) : [];
+    this.#packed = codes ? new PackedBlock(codes, specs, device, groups) : undefined;
     try {
-      const numbers = specs.filter(({ key }) => !this.#packed?.weights.has(key));
+      const numbers = specs.filter(({ key }) => !this.#packed?.holds.has(key));
       const linears = new Set(model.linears.map(({ key }) => key));
-      this.#weights = inProductType(loadTensors(checkpoint, numbers, device, ahead), linears);
+      const loaded = inProductType(loadTensors(checkpoint, numbers, device, ahead), linears);
+      this.#weights = groups.reduce((all, keys) => this.#joinNumbers(all, keys), loaded);
     } catch (error) {
       this.#packed?.dispose();
       throw error;
@@ -49,6 +56,22 @@ export class ResidentBlock {
     this.#clips = oneEach(activations?.clips[i]);
     this.#globals = oneEach(activations?.globals?.[i]);
     this.#plain = keptActivations(model, new Set(activations?.kept?.[i]));
+  }
+
+  /** Joins the weights of these linears, if they are here, and the biases of those that are joined. */
+  #joinNumbers(weights: LoadedWeights, keys: readonly string[]): LoadedWeights {
+    const isPacked = this.#packed?.weights.has(joinedKey(keys)) ?? false;
+    if (!isPacked && keys.some((key) => !weights[key])) return weights;
+    const joined = isPacked ? weights : joinRows(weights, keys, joinedKey(keys));
+    const biases = keys.map((key) => `${key}.bias`);
+    if (!biases.some((key) => joined[key])) return joined;
+    const { model, device = "cpu" } = this.#source;
+    const all: Record<string, Tensor> = { ...joined };
+    for (const key of keys) {
+      const rows = model.linears.find((linear) => linear.key === key)?.out ?? 0;
+      all[`${key}.bias`] ??= Tensor.from(new Float32Array(rows), [rows], "f32", device);
+    }
+    return joinRows(all, biases, `${joinedKey(keys)}.bias`);
   }
 
   /** Its weights as constants of a graph. */
@@ -81,6 +104,24 @@ export class ResidentBlock {
     disposeAll(this.#globals);
     this.#packed?.dispose();
   }
+}
+
+/** Tensors of these keys as one that has the rows of all; takes the given ones over. */
+function joinRows(weights: LoadedWeights, keys: readonly string[], name: string): LoadedWeights {
+  const parts = keys.map((key) => weights[key] as Tensor);
+  const { dtype, device, shape } = parts[0] as Tensor;
+  const rows = parts.reduce((sum, part) => sum + (part.shape[0] as number), 0);
+  const all = Tensor.empty([rows, ...shape.slice(1)], dtype, device);
+  let at = 0;
+  for (const part of parts) {
+    const to = all.view(at, part.shape);
+    invokeOne("cast", [part], { dtype: dtypeCode(dtype) }, to).dispose();
+    to.dispose();
+    at += part.size;
+    part.dispose();
+  }
+  const others = Object.entries(weights).filter(([key]) => !keys.includes(key));
+  return { ...Object.fromEntries(others), [name]: all };
 }
 
 /**

@@ -2,25 +2,17 @@
 
 import { Eager } from "../autograd/graph.ts";
 import { headWeights } from "../eval/perplexity.ts";
-import { inProductType, ResidentBlock } from "../eval/resident-block.ts";
-import type { BlockContext, Model } from "../models/family.ts";
+import { inProductType } from "../eval/resident-block.ts";
+import type { Model } from "../models/family.ts";
 import { disposeAll, type LoadedWeights, loadOuter } from "../models/load.ts";
 import { dtypeCode } from "../tensor/dtype.ts";
 import { invokeOne } from "../tensor/invoke.ts";
 import { precisionOf } from "../tensor/precision.ts";
-import { keep, scope } from "../tensor/scope.ts";
+import { scope } from "../tensor/scope.ts";
 import { Tensor } from "../tensor/tensor.ts";
-import { KvCache, type KvType } from "./kv-cache.ts";
+import { BlockStack, type DecoderOptions } from "./block-stack.ts";
 import type { LanguageModel } from "./open.ts";
-
-export interface DecoderOptions {
-  /** Sequences that can be under way together. */
-  readonly slots: number;
-  /** Tokens of each. */
-  readonly capacity: number;
-  /** How keys and values lie. Default: as codes where the model quantizes them to 4 bits, else f32. */
-  readonly kv?: KvType | undefined;
-}
+import { type StepInputs, StepRecorder } from "./step-recorder.ts";
 
 /** One token of a step. */
 export interface StepToken {
@@ -33,36 +25,31 @@ export class Decoder {
   readonly model: Model;
   readonly capacity: number;
   readonly slots: number;
+  readonly #device: string;
   readonly #outer: LoadedWeights;
-  readonly #blocks: readonly ResidentBlock[];
-  readonly #context: BlockContext;
-  readonly #cache: KvCache;
+  readonly #stack: BlockStack;
+  readonly #recorder: StepRecorder;
 
   /** Reads all weights. Throws: AQ_FILE, AQ_FORMAT, AQ_MODEL, AQ_NUMERIC, AQ_OOM. */
-  constructor(source: LanguageModel, { slots, capacity, kv }: DecoderOptions) {
-    const { checkpoint, model, activations, device } = source;
+  constructor(source: LanguageModel, options: DecoderOptions) {
+    const { checkpoint, model, device } = source;
     this.model = model;
-    this.slots = slots;
-    this.capacity = capacity;
-    const blocks: ResidentBlock[] = [];
-    this.#blocks = blocks;
+    this.slots = options.slots;
+    this.capacity = options.capacity;
+    this.#device = device;
     this.#outer = withHead(loadOuter(checkpoint, model, device));
-    this.#context = model.context(capacity, "f32", device);
     try {
-      for (let i = 0; i < model.shape.blocks; i++) blocks.push(new ResidentBlock(source, i));
-      const { heads, numbers } = activations?.style ?? {};
-      const isCodes = activations?.bits === 4 && !activations.hook && !heads && !numbers;
-      const type = kv ?? (isCodes ? "int4" : "f32");
-      this.#cache = new KvCache(model.shape, { slots, capacity, type, device });
+      this.#stack = new BlockStack(source, options);
     } catch (error) {
-      this.#dispose();
+      disposeAll(this.#outer);
       throw error;
     }
+    this.#recorder = new StepRecorder(device, (inputs) => this.#logitsOf(this.#run(inputs, true)));
   }
 
   /** Bytes of the caches. */
   get cacheBytes(): number {
-    return this.#cache.bytes;
+    return this.#stack.cacheBytes;
   }
 
   /**
@@ -72,75 +59,77 @@ export class Decoder {
    * Throws: AQ_ARG where a slot or a position is outside of the caches, or an id of the vocabulary.
    */
   async step(tokens: readonly StepToken[], wanted: readonly number[]): Promise<Float32Array[]> {
-    const { device } = this.#context;
-    const { hidden, vocabulary } = this.model.shape;
-    const count = tokens.length;
-    const logits = scope(() => {
-      const ints = (values: Iterable<number>): Tensor =>
-        Tensor.from(Int32Array.from(values), undefined, "i32", device);
-      const positions = Int32Array.from(tokens, ({ position }) => position);
-      const places = {
-        slots: ints(tokens.map(({ slot }) => slot)),
-        positions: ints(positions),
-      };
-      const ids = ints(tokens.map(({ id }) => id)).reshape([1, count]);
-      const context = this.#contextAt(places.positions);
-      let state = keep(this.model.embed(this.#outer, ids, positions));
-      for (let i = 0; i < this.#blocks.length; i++) {
-        const attend = this.#cache.attend(i, places);
-        const next = scope(() => keep(this.#run(i, { ...context, attend }, state)));
-        state.dispose();
-        state = next;
-      }
-      if (wanted.length === 0) {
-        state.dispose();
-        return undefined;
-      }
-      const rows = invokeOne("gather_rows", [state.reshape([count, hidden]), ints(wanted)], {
-        dtype: dtypeCode("f32"),
-      });
-      state.dispose();
-      const graph = new Eager();
-      const outer = headWeights(graph, this.#outer);
-      return this.model.head(graph, outer, graph.constant(rows)).value.tensor;
-    });
+    const { vocabulary } = this.model.shape;
+    const inputs = inputsOf(tokens);
+    const all = wanted.length === tokens.length && wanted.every((m, i) => m === i);
+    const apart = new Set(tokens.map(({ slot }) => slot)).size === tokens.length;
+    const recorded = all && apart ? this.#recorder.run(inputs) : undefined;
+    const logits = recorded ?? this.#enqueue(inputs, apart, all ? "all" : wanted);
     if (!logits) return [];
     try {
-      const all = (await logits.readAsync()) as Float32Array;
-      return wanted.map((_, n) => all.subarray(n * vocabulary, (n + 1) * vocabulary));
+      const values = (await logits.readAsync()) as Float32Array;
+      return wanted.map((_, n) => values.subarray(n * vocabulary, (n + 1) * vocabulary));
     } finally {
       logits.dispose();
     }
   }
 
-  /** Constants of the block for tokens that stand at these positions, in this order. */
-  #contextAt(positions: Tensor): BlockContext {
-    const tensors = Object.entries(this.#context.tensors).map(([key, table]) => [
-      key,
-      invokeOne("gather_rows", [table, positions], { dtype: dtypeCode("f32") }),
-    ]);
-    return { ...this.#context, tensors: Object.fromEntries(tensors) };
+  /** Op by op: the logits of the tokens at `wanted`, if any are. */
+  #enqueue(
+    inputs: Int32Array,
+    apart: boolean,
+    wanted: "all" | readonly number[],
+  ): Tensor | undefined {
+    const shape = [3, inputs.length / 3];
+    return scope(() => {
+      const state = this.#run(Tensor.from(inputs, shape, "i32", this.#device), apart);
+      if (wanted === "all") return this.#logitsOf(state);
+      if (wanted.length === 0) return undefined;
+      const ids = Tensor.from(Int32Array.from(wanted), undefined, "i32", this.#device);
+      const rows = invokeOne("gather_rows", [state, ids], { dtype: dtypeCode("f32") });
+      state.dispose();
+      return this.#logitsOf(rows);
+    });
   }
 
-  #run(i: number, context: BlockContext, state: Tensor): Tensor {
-    const block = this.#blocks[i] as ResidentBlock;
+  /** States [M, C] behind the last block. Within a scope. */
+  #run(inputs: StepInputs, apart: boolean): Tensor {
+    const count = inputs.size / 3;
+    const [slots, positions, ids] = [0, 1, 2].map((row) => inputs.view(row * count, [count])) as [
+      Tensor,
+      Tensor,
+      Tensor,
+    ];
+    const embedded = this.model.embed(this.#outer, ids.reshape([1, count]), positions);
+    const state = this.#stack.run(embedded, { slots, positions, apart });
+    const rows = state.reshape([count, this.model.shape.hidden]);
+    state.dispose();
+    return rows;
+  }
+
+  #logitsOf(rows: Tensor): Tensor {
     const graph = new Eager();
-    const x = graph.constant(state);
-    return this.model.block(graph, context, block.weights(graph), x, block.hook(graph)).value
-      .tensor;
-  }
-
-  #dispose(): void {
-    for (const block of this.#blocks) block.dispose();
-    disposeAll(this.#outer);
-    this.#context.dispose();
+    const outer = headWeights(graph, this.#outer);
+    return this.model.head(graph, outer, graph.constant(rows)).value.tensor;
   }
 
   /** Frees weights and caches. */
   dispose(): void {
-    this.#cache.dispose();
-    this.#dispose();
+    this.#recorder.dispose();
+    this.#stack.dispose();
+    disposeAll(this.#outer);
   }
+}
+
+/** Slots, positions and ids, one after the other. */
+function inputsOf(tokens: readonly StepToken[]): Int32Array {
+  const inputs = new Int32Array(3 * tokens.length);
+  for (const [m, { slot, position, id }] of tokens.entries()) {
+    inputs[m] = slot;
+    inputs[tokens.length + m] = position;
+    inputs[2 * tokens.length + m] = id;
+  }
+  return inputs;
 }
 
 /** A head of its own, in the type of the device's products, where those are not of f32. */

@@ -1,7 +1,7 @@
 /** Keys and values of the tokens that a decoder has seen, for several sequences at a time. */
 
 import { materialize, type Value, type Var } from "../autograd/graph.ts";
-import type { Attend, ModelShape } from "../models/family.ts";
+import type { Attend, AttendJoined, ModelShape } from "../models/family.ts";
 import type { DType } from "../tensor/dtype.ts";
 import { invoke, invokeOne } from "../tensor/invoke.ts";
 import { Tensor } from "../tensor/tensor.ts";
@@ -31,6 +31,8 @@ export interface Places {
   /** i32 [M] */
   readonly slots: Tensor;
   readonly positions: Tensor;
+  /** No two of the tokens are of one slot. */
+  readonly apart: boolean;
 }
 
 export class KvCache {
@@ -69,7 +71,7 @@ export class KvCache {
   }
 
   /** Attention of block i for tokens at `places`: writes their keys and values, then looks back. */
-  attend(i: number, { slots, positions }: Places): Attend {
+  attend(i: number, { slots, positions, apart }: Places): Attend {
     const { keys, values, grids } = this.#layers[i] as Layer;
     return (graph, q, k, v, { heads, kvHeads, scale }) => {
       const made: Tensor[] = [];
@@ -89,10 +91,37 @@ export class KvCache {
           slots,
           positions,
         ],
-        { scale, heads, kv_heads: kvHeads, bits },
+        { scale, heads, kv_heads: kvHeads, bits, apart: apart ? 1 : 0, round: 0 },
       );
       for (const tensor of made) tensor.dispose();
       return graph.constant(o.reshape(q.value.tensor.shape));
+    };
+  }
+
+  /** The same of q, k and v side by side, without grids. */
+  attendJoined(i: number, { slots, positions, apart }: Places): AttendJoined {
+    const { keys, values } = this.#layers[i] as Layer;
+    return (graph, qkv, { heads, kvHeads, scale, turn, round }) => {
+      const { tensor } = qkv.value;
+      const [tokens, width] = [slots.size, tensor.size / slots.size];
+      const none = new Array<undefined>(8).fill(undefined);
+      const o = invokeOne(
+        "cached_attention",
+        [
+          tensor.reshape([tokens, width]),
+          ...none,
+          keys,
+          values,
+          undefined,
+          undefined,
+          slots,
+          positions,
+          turn?.cos,
+          turn?.sin,
+        ],
+        { scale, heads, kv_heads: kvHeads, bits: 16, apart: apart ? 1 : 0, round },
+      );
+      return graph.constant(o.reshape([1, tokens, o.size / tokens]));
     };
   }
 

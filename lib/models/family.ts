@@ -81,6 +81,19 @@ export type Weights = Readonly<Record<string, Var>>;
 /** How a block's queries meet keys and values: whole sequences, or the caches of a decoder. */
 export type Attend = (graph: Graph, q: Var, k: Var, v: Var, params: AttentionParams) => Var;
 
+/**
+ * The same of q, k and v side by side, q and k to be turned by the tables first if there are any; the result
+ * is rounded to the type of `round`, if it names one.
+ */
+export type AttendJoined = (
+  graph: Graph,
+  qkv: Var,
+  params: AttentionParams & {
+    readonly turn: { readonly cos: Tensor; readonly sin: Tensor } | undefined;
+    readonly round: number;
+  },
+) => Var;
+
 /** Constants that a block needs for sequences of T tokens. */
 export interface BlockContext {
   readonly device: string;
@@ -88,6 +101,8 @@ export interface BlockContext {
   readonly tensors: Readonly<Record<string, Tensor>>;
   /** What stands for causal attention over the whole sequence, if anything does. */
   readonly attend?: Attend | undefined;
+  /** The same for blocks whose weights are joined (joined.ts). */
+  readonly attendJoined?: AttendJoined | undefined;
   /** The transform before down, if the model has one. */
   readonly hadamardDown?: HadamardFactors | undefined;
   dispose(): void;
@@ -122,13 +137,13 @@ export interface Model {
   /** Constants on a device, "cpu" where none is named. */
   context(tokens: number, dtype: "f32" | "f64", device?: string): BlockContext;
   /**
-   * ids i32 [B, T] on the device of the weights -> [B, T, C]. `positions` are theirs, B T of them,
-   * where they are not 0 .. T - 1.
+   * ids i32 [B, T] on the device of the weights -> [B, T, C]. `positions`, i32 [B T] beside them, where
+   * they are not 0 .. T - 1.
    */
   embed(
     outer: Readonly<Record<string, Tensor>>,
     ids: Tensor,
-    positions?: Int32Array | undefined,
+    positions?: Tensor | undefined,
   ): Tensor;
   /** x [B, T, C] -> [B, T, C]. */
   block(graph: Graph, context: BlockContext, w: Weights, x: Var, activations: ActivationHook): Var;

@@ -14,6 +14,7 @@ import { Tensor } from "../tensor/tensor.ts";
 import { pick, withResidue } from "./added.ts";
 import { type LlamaConfig, readLlamaConfig, ropeTables } from "./config.ts";
 import type {
+  AttendJoined,
   BlockContext,
   HadamardDown,
   LinearSpec,
@@ -26,6 +27,7 @@ import type {
   Weights,
 } from "./family.ts";
 import { checkHadamard, transformDown, withHadamard } from "./hadamard-down.ts";
+import { addProject, joinedKey, normFor, project, roundingFor, siluMulJoined } from "./joined.ts";
 
 /** Keys of the block's linears and their names in a checkpoint, in the order in which they run. */
 const LINEARS = {
@@ -37,6 +39,10 @@ const LINEARS = {
   up: "mlp.up_proj",
   down: "mlp.down_proj",
 } as const;
+
+/** Keys of weights that are joined. */
+const QKV = joinedKey(["q", "k", "v"]);
+const GATE_UP = joinedKey(["gate", "up"]);
 
 const NORMS = { norm1: "input_layernorm", norm2: "post_attention_layernorm" } as const;
 
@@ -173,6 +179,7 @@ class Llama implements Model {
   }
 
   block(graph: Graph, context: BlockContext, w: Weights, x: Var, activations: ActivationHook): Var {
+    if (context.attendJoined && w[QKV]) return this.#joinedBlock(graph, context, w, x);
     const { heads, kvHeads, headDim, rmsEps } = this.#config;
     const cos = graph.constant(context.tensors["cos"] as Tensor);
     const sin = graph.constant(context.tensors["sin"] as Tensor);
@@ -199,6 +206,38 @@ class Llama implements Model {
     const gated = siluMul(graph, project(h2, "gate"), project(h2, "up"));
     const m = transformDown(graph, context, gated);
     return add(graph, middle, project(activations.apply(graph, "down", m, 0), "down"));
+  }
+
+  /** The same for weights that are joined. */
+  #joinedBlock(graph: Graph, context: BlockContext, w: Weights, x: Var): Var {
+    const { heads, kvHeads, headDim, rmsEps: eps } = this.#config;
+    const norm = (input: Var, key: string, round: number): Var => {
+      const gain = { w: w[key] as Var, b: w[`${key}.beta`], eps, centred: false };
+      const isLast = w[`${key}.residue`] === undefined;
+      return withResidue(graph, normFor(graph, input, gain, isLast ? round : 0), w, key);
+    };
+    const roundFor = (key: string): number => roundingFor(w[key] as Var);
+
+    const { cos, sin } = context.tensors as { readonly cos: Tensor; readonly sin: Tensor };
+    const qkv = project(graph, norm(x, "norm1", roundFor(QKV)), w, QKV);
+    const o = (context.attendJoined as AttendJoined)(graph, qkv, {
+      heads,
+      kvHeads,
+      scale: 1 / Math.sqrt(headDim),
+      turn: { cos, sin },
+      round: roundFor("o"),
+    });
+    const middle = addProject(graph, x, o, w, "o");
+
+    const h2 = norm(middle, "norm2", w[GATE_UP] ? roundFor(GATE_UP) : 0);
+    const gated = w[GATE_UP]
+      ? siluMulJoined(
+          graph,
+          project(graph, h2, w, GATE_UP),
+          context.hadamardDown ? 0 : roundFor("down"),
+        )
+      : siluMul(graph, project(graph, h2, w, "gate"), project(graph, h2, w, "up"));
+    return addProject(graph, middle, transformDown(graph, context, gated), w, "down");
   }
 
   head(graph: Graph, outer: Weights, x: Var): Var {

@@ -12,6 +12,7 @@ import { invoke, invokeOne } from "../tensor/invoke.ts";
 import { Tensor } from "../tensor/tensor.ts";
 import { pick, withResidue } from "./added.ts";
 import type {
+  AttendJoined,
   BlockContext,
   HadamardDown,
   LinearSpec,
@@ -24,6 +25,7 @@ import type {
   Weights,
 } from "./family.ts";
 import { checkHadamard, transformDown, withHadamard } from "./hadamard-down.ts";
+import { addProject, joinedKey, normFor, project, roundingFor } from "./joined.ts";
 import { type OptConfig, readOptConfig } from "./opt-config.ts";
 
 const LINEARS = {
@@ -34,6 +36,9 @@ const LINEARS = {
   up: "fc1",
   down: "fc2",
 } as const;
+
+/** Key of weights that are joined. */
+const QKV = joinedKey(["q", "k", "v"]);
 
 const NORMS = { norm1: "self_attn_layer_norm", norm2: "final_layer_norm" } as const;
 
@@ -163,22 +168,20 @@ class Opt implements Model {
   embed(
     outer: Readonly<Record<string, Tensor>>,
     ids: Tensor,
-    positions?: Int32Array | undefined,
+    positions?: Tensor | undefined,
   ): Tensor {
     const f32 = dtypeCode("f32");
-    const tokens = ids.shape.at(-1) as number;
-    const rows = Int32Array.from(
-      { length: ids.size },
-      (_, i) => (positions?.[i] ?? i % tokens) + POSITION_OFFSET,
-    );
+    const { hidden, maxTokens } = this.#config;
+    const table = outer["positions"]?.view(POSITION_OFFSET * hidden, [maxTokens, hidden]);
     const states = invokeOne("gather_rows", [outer["embedding"], ids], { dtype: f32 });
-    const places = Tensor.from(rows, ids.shape, "i32", ids.device);
-    const added = invokeOne("gather_rows", [outer["positions"], places], { dtype: f32 });
+    const places = positions ?? firstPlaces(ids);
+    const added = invokeOne("gather_rows", [table, places.reshape(ids.shape)], { dtype: f32 });
     invoke("axpy", [states, added], { alpha: 1 });
     return states;
   }
 
   block(graph: Graph, context: BlockContext, w: Weights, x: Var, activations: ActivationHook): Var {
+    if (context.attendJoined && w[QKV]) return this.#joinedBlock(graph, context, w, x);
     const { heads } = this.#config;
     const headDim = this.shape.headDim;
     const project = (input: Var, key: string): Var =>
@@ -201,10 +204,39 @@ class Opt implements Model {
     return add(graph, middle, project(activations.apply(graph, "down", m, 0), "down"));
   }
 
+  /** The same for weights that are joined. */
+  #joinedBlock(graph: Graph, context: BlockContext, w: Weights, x: Var): Var {
+    const { heads } = this.#config;
+    const norm = (input: Var, key: string, reader: string): Var => {
+      const gain = { w: w[key] as Var, b: w[`${key}.beta`], eps: EPS, centred: true };
+      const round = w[`${key}.residue`] ? 0 : roundingFor(w[reader] as Var);
+      return withResidue(graph, normFor(graph, input, gain, round), w, key);
+    };
+    const qkv = project(graph, norm(x, "norm1", QKV), w, QKV);
+    const o = (context.attendJoined as AttendJoined)(graph, qkv, {
+      heads,
+      kvHeads: heads,
+      scale: 1 / Math.sqrt(this.shape.headDim),
+      turn: undefined,
+      round: roundingFor(w["o"] as Var),
+    });
+    const middle = addProject(graph, x, o, w, "o");
+    const up = project(graph, norm(middle, "norm2", "up"), w, "up");
+    const m = transformDown(graph, context, relu(graph, up));
+    return addProject(graph, middle, m, w, "down");
+  }
+
   head(graph: Graph, outer: Weights, x: Var): Var {
     const normed = layerNorm(graph, x, outer["norm"] as Var, outer["norm.beta"] as Var, EPS);
     return linear(graph, normed, (outer["head"] ?? outer["embedding"]) as Var);
   }
+}
+
+/** 0 .. T - 1 for each row of ids [B, T]. */
+function firstPlaces(ids: Tensor): Tensor {
+  const tokens = ids.shape.at(-1) as number;
+  const places = Int32Array.from({ length: ids.size }, (_, i) => i % tokens);
+  return Tensor.from(places, undefined, "i32", ids.device);
 }
 
 export const opt: ModelFamily = {

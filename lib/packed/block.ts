@@ -3,6 +3,7 @@
 import { FLOAT4_FORMATS } from "../autograd/float4.ts";
 import type { Packed } from "../autograd/graph.ts";
 import type { TensorSpec } from "../models/family.ts";
+import { joinedKey } from "../models/joined.ts";
 import { dtypeCode } from "../tensor/dtype.ts";
 import { invoke, invokeOne } from "../tensor/invoke.ts";
 import { keep, scope } from "../tensor/scope.ts";
@@ -15,6 +16,8 @@ import type { PackedWeights } from "./open.ts";
 const MOST_BITS = 8;
 const GROUPS = [32, 64];
 const GROUP_STEP = 128;
+/** Most bits of linears that are joined. */
+const JOINED_BITS = 4;
 
 /** A packed weight and its codes. */
 export type PackedValue = Packed & { readonly tensor: Tensor };
@@ -23,15 +26,42 @@ export class PackedBlock {
   /** By the weight's key; linears that are not here are loaded as numbers. */
   readonly weights: ReadonlyMap<string, PackedValue>;
 
-  /** Throws: AQ_MODEL, AQ_FORMAT, AQ_FILE, AQ_OOM. */
-  constructor(source: PackedWeights, specs: readonly TensorSpec[], device: string) {
+  /** Keys of the linears whose rows are in one of the weights. */
+  readonly holds: ReadonlySet<string>;
+
+  /**
+   * Linears of the same group become one weight (lib/models/joined.ts) where their codes allow it.
+   *
+   * Throws: AQ_MODEL, AQ_FORMAT, AQ_FILE, AQ_OOM.
+   */
+  constructor(
+    source: PackedWeights,
+    specs: readonly TensorSpec[],
+    device: string,
+    groups: readonly (readonly string[])[] = [],
+  ) {
     const weights = new Map<string, PackedValue>();
+    const holds = new Set<string>();
     this.weights = weights;
+    this.holds = holds;
+    const add = (keys: readonly string[], linear: PackedLinear | undefined): boolean => {
+      const packed = linear && pack(linear, device);
+      if (!packed) return false;
+      weights.set(joinedKey(keys), packed);
+      for (const key of keys) holds.add(key);
+      return true;
+    };
     try {
-      for (const spec of specs) {
-        const linear = source.has(spec.name) ? source.read(spec) : undefined;
-        const packed = linear && pack(linear, device);
-        if (packed) weights.set(spec.key, packed);
+      const left = new Map(specs.filter(({ name }) => source.has(name)).map((s) => [s.key, s]));
+      const alone = [...left.keys()].filter((key) => !groups.some((keys) => keys.includes(key)));
+      for (const keys of [...groups, ...alone.map((key) => [key])]) {
+        const members = keys.flatMap((key) => {
+          const spec = left.get(key);
+          return spec ? [{ key, linear: source.read(spec) }] : [];
+        });
+        const isWhole = members.length === keys.length && keys.length > 1;
+        if (isWhole && add(keys, joinRows(members.map(({ linear }) => linear)))) continue;
+        for (const { key, linear } of members) add([key], linear);
       }
     } catch (error) {
       this.dispose();
@@ -44,6 +74,46 @@ export class PackedBlock {
       for (const held of Object.values(value)) if (held instanceof Tensor) held.dispose();
     }
   }
+}
+
+/** The rows of all, one matrix behind the other, where they are codes of one kind. */
+function joinRows(linears: readonly PackedLinear[]): PackedIntegers | undefined {
+  const integers = linears.flatMap((linear) => (linear.kind === "integers" ? [linear] : []));
+  const [first] = integers;
+  if (!first || integers.length < linears.length) return undefined;
+  const { bits, columns, group } = first;
+  const isSame = (one: PackedIntegers): boolean =>
+    one.bits === bits && one.columns === columns && one.group === group && !one.groupOf;
+  if (bits > JOINED_BITS || !integers.every(isSame)) return undefined;
+  return {
+    ...first,
+    rows: integers.reduce((sum, { rows }) => sum + rows, 0),
+    codes: concatenate(
+      integers.map(({ codes }) => codes),
+      (size) => new Uint8Array(size),
+    ),
+    scale: concatenate(
+      integers.map(({ scale }) => scale),
+      (size) => new Float32Array(size),
+    ),
+    zero: concatenate(
+      integers.map(({ zero }) => zero),
+      (size) => new Float32Array(size),
+    ),
+  };
+}
+
+function concatenate<T extends Uint8Array | Float32Array>(
+  parts: readonly T[],
+  make: (size: number) => T,
+): T {
+  const all = make(parts.reduce((sum, { length }) => sum + length, 0));
+  let at = 0;
+  for (const part of parts) {
+    all.set(part, at);
+    at += part.length;
+  }
+  return all;
 }
 
 /** The codes in the order of the product, or undefined where it does not know such a matrix. */

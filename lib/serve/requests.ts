@@ -5,6 +5,8 @@ import { RequestProblem } from "./problem.ts";
 
 /** What both kinds of request have. */
 export interface TextRequest {
+  /** Whose text is asked for; absent: whatever is served. */
+  readonly model: string | undefined;
   readonly maxTokens: number | undefined;
   readonly temperature: number;
   readonly topP: number;
@@ -77,6 +79,7 @@ function textRequest(body: JsonObject, maxTokensKey: string): TextRequest {
   if ((body["n"] ?? 1) !== 1) throw new RequestProblem(400, "n must be 1", "n");
   const usage = body["stream_options"];
   return {
+    model: modelOf(body["model"]),
     maxTokens: numberOf(body, maxTokensKey, { min: 1, whole: true }),
     temperature: numberOf(body, "temperature", { min: 0, max: 2 }) ?? 1,
     topP: numberOf(body, "top_p", { min: Number.MIN_VALUE, max: 1 }) ?? 1,
@@ -112,6 +115,12 @@ function booleanOf(body: JsonObject, key: string): boolean {
   const value = body[key] ?? false;
   if (typeof value === "boolean") return value;
   throw new RequestProblem(400, `${key} must be true or false`, key);
+}
+
+function modelOf(value: unknown): string | undefined {
+  if (value === undefined || value === null) return undefined;
+  if (typeof value === "string") return value;
+  throw new RequestProblem(400, "model must be a text", "model");
 }
 
 function stopsOf(value: unknown): readonly string[] {

@@ -8,6 +8,14 @@ import { native } from "../native/load.ts";
 import type { GraphHandle } from "../native/types.ts";
 import { guarded } from "./tensor.ts";
 
+/**
+ * Whether steps of a device are worth recording: on the CPU calls are cheap. AQ_GRAPH=0 switches it off, to
+ * look for what recordings might hide.
+ */
+export function recordsSteps(device: string): boolean {
+  return device !== "cpu" && process.env["AQ_GRAPH"] !== "0";
+}
+
 /** A recorded sequence of ops. */
 export class CapturedGraph {
   readonly #handle: GraphHandle;

@@ -186,7 +186,8 @@ typedef struct { int32_t format, dtype; } aq_fp4_operand_params;
 //   to x^ P grad; to v P grad s h / g; to s' = s / g: sum over the group of grad (q - P u)
 //   to a: that times L / 6 (MXFP4: times s / a, 0 where a is 0), from there with f to the elements of
 //   largest magnitude with their signs (ties share equally), and max |x^| f (1 - f) to clip.
-typedef struct { int32_t format, need_gx; } aq_fp4_grad_params;
+//   spends_grad: what grad holds afterwards is not looked at, so that it need not reach memory.
+typedef struct { int32_t format, need_gx, spends_grad, pad; } aq_fp4_grad_params;
 // fp4_values(codes U8[M,K], scale T[M,G], g T[1]?) -> (x T[M,K])      q (s / g), each rounded once
 typedef struct { int32_t format, pad; } aq_fp4_values_params;
 
@@ -194,8 +195,9 @@ typedef struct { int32_t format, pad; } aq_fp4_values_params;
 // rms_norm(x T[M,C], w T[C], b T[C]?) -> (y T[M,C], rstd T[M])
 //   rstd = 1/sqrt(mean x^2 + eps), y = x rstd w + b, absent b = 0
 typedef struct { double eps; } aq_rms_norm_params;
-// rms_norm_grad(x, w, rstd, g T[M,C]) -> (gx T[M,C], gw T[C])
-typedef struct { int32_t pad[2]; } aq_rms_norm_grad_params;
+// rms_norm_grad(x, w, rstd, g T[M,C])
+//     -> (gx T[M,C], or [0] where need_gx is 0, gw T[C], gb T[C], or [0] where need_gb is 0)
+typedef struct { int32_t need_gx, need_gb; } aq_rms_norm_grad_params;
 // layer_norm(x T[M,C], w T[C], b T[C]) -> (y T[M,C], mean T[M], rstd T[M])
 //   rstd = 1/sqrt(mean (x - mean)^2 + eps), y = (x - mean) rstd w + b
 typedef struct { double eps; } aq_layer_norm_params;
@@ -221,6 +223,27 @@ typedef struct { int32_t pad[2]; } aq_relu_params;
 // relu_grad(y T (the forward output), g T) -> (gx)          gx = g where y > 0, else 0
 typedef struct { int32_t pad[2]; } aq_relu_grad_params;
 
+// ---------------------------------------------------------------- the block, made for products
+// What only products read is quantized in the pass that makes it: quant_operand (I8, asymmetric, whole
+// rows, rule 0) of what the op in front gives, to the same bytes, and in the gradients fake_quant_grad
+// of that, made again, and on to its inputs. clip T[1]?: the logit of both factors, absent: none.
+// rms_norm_operand(x T[M,C], w T[C], b T[C]?, clip?) -> (rstd T[M], scale T[M,1], zero T[M,1], y I8[M,C])
+typedef struct { double eps, floor; int32_t bits, pad; } aq_rms_norm_operand_params;
+// rms_norm_operand_grad(x, w, b?, clip?, rstd, scale, zero, g T[M,C])
+//     -> (gx T[M,C], or [0] where need_gx is 0, gw T[C], gb T like b, else [0], gclip T like clip, else [0])
+typedef struct { double floor; int32_t bits, need_gx; } aq_rms_norm_operand_grad_params;
+// layer_norm_operand(x T[M,C], w T[C], b T[C], clip?)
+//     -> (mean T[M], rstd T[M], scale T[M,1], zero T[M,1], y I8[M,C])
+typedef struct { double eps, floor; int32_t bits, pad; } aq_layer_norm_operand_params;
+// layer_norm_operand_grad(x, w, b, clip?, mean, rstd, scale, zero, g T[M,C])
+//     -> (gx T[M,C], or [0] where need_gx is 0, gw T[C], gb T[C], gclip T like clip, else [0])
+typedef struct { double floor; int32_t bits, need_gx; } aq_layer_norm_operand_grad_params;
+// silu_mul_operand(gate T[M,F], up T, clip?) -> (scale T[M,1], zero T[M,1], y I8[M,F])
+typedef struct { double floor; int32_t bits, pad; } aq_silu_mul_operand_params;
+// silu_mul_operand_grad(gate T[M,F], up T, clip?, scale, zero, g T[M,F])
+//     -> (ggate, gup, both BF16 where bf16 (T = f32), gclip T like clip, else [0])
+typedef struct { double floor; int32_t bits, bf16; } aq_silu_mul_operand_grad_params;
+
 // ---------------------------------------------------------------- loss and evaluation
 // mse(y T, t T, t2 T?) -> (loss T[1])      mean (y - t)^2, plus mean (y - t2)^2 if given; summed in f64
 //   over fixed chunks
@@ -245,9 +268,9 @@ typedef struct { int32_t pad[2]; } aq_channel_stats_params;
 typedef struct { int32_t pad[2]; } aq_all_finite_params;
 
 // ---------------------------------------------------------------- packed inference
-// cached_attention(q T[M,H*D], k T[M,Hkv*D], v T like k, q_scale?, q_zero?, k_scale?, k_zero?, v_scale?, v_zero?,
+// cached_attention(q T[M,H*D], k T[M,Hkv*D]?, v T like k?, q_scale?, q_zero?, k_scale?, k_zero?, v_scale?, v_zero?,
 //     k_cache! K[S,P,Hkv*D], v_cache! K like k_cache, k_grid! T[S,P,Hkv,2]?, v_grid! like k_grid?,
-//     slots I32[M], positions I32[M]) -> (o T[M,H*D])
+//     slots I32[M], positions I32[M], cos T[M,D/2]?, sin like cos?) -> (o T[M,H*D])
 //   Attention of tokens that come one by one or in pieces: k and v of token m are written to place
 //   positions[m] of slot slots[m], all of them, and then q of token m sees places 0 .. positions[m] of
 //   its slot; heads, scale and grids as in attention. A call's tokens may be of one slot or of many; two
@@ -255,7 +278,13 @@ typedef struct { int32_t pad[2]; } aq_all_finite_params;
 //   K: T, or BF16 or F16 with T = f32; or codes of at most 4 bits, U8 [S,P,Hkv*ceil(D/2)] with
 //   channel 2 i of a head in the low half of its byte i: then k and v have grids, and k_grid, v_grid
 //   hold their (scale, zero).
-typedef struct { double scale; int32_t heads, kv_heads, bits, pad; } aq_cached_attention_params;
+//   k and v absent: they stand behind q, T[M,(H+2*Hkv)*D], all without grids. cos, sin: q and k, without
+//   grids, are turned first, as by rope. apart 1: no two tokens are of one slot, which saves a pass.
+//   round: o is rounded to BF16 or F16 (T = f32), 0: it is not.
+typedef struct {
+  double scale;
+  int32_t heads, kv_heads, bits, apart, round, pad;
+} aq_cached_attention_params;
 // int4_pack(codes U8[O,I], scale T[O,G], zero T[O,G]) -> (packed U8[ceil(O/16), ceil(I/128), 1024],
 //     packed_scale F16[ceil(O/16), G, 16], packed_zero U8[ceil(O/16), G, 16])
 //   Puts exported codes of 1 to 4 bits, once at load, into the order in which the matrix units read
@@ -271,8 +300,14 @@ typedef struct { int32_t group, pad; } aq_int4_pack_params;
 //   X = f64, f32, bf16 or f16. x^ = fake_quant(x) with one grid per row where x_scale and x_zero are
 //   given (x_bits 1 .. 8; S = X for f32 and f64, else f32), else x. Products follow the queue's
 //   precision for f32; bf16 and f16 products are of that type with f32 sums; with a grid the products
-//   are of integers and exact. group as in int4_pack.
-typedef struct { int32_t outputs, group, x_bits, pad; } aq_int4_matmul_params;
+//   are of integers and exact. group as in int4_pack. wide 1: bias and y are F32 where X is BF16 or F16.
+typedef struct { int32_t outputs, group, x_bits, wide; } aq_int4_matmul_params;
+// norm_rounded(x T[M,C], w T[C], b T[C]?) -> (y Y[M,C])
+//   rms_norm, or layer_norm where centred, whose result only products read. Y = T, or BF16 or F16 of T =
+//   f32: what `round` says, 0 for T.
+typedef struct { double eps; int32_t centred, round; } aq_norm_rounded_params;
+// silu_mul_joined(x T[M,2*F]) -> (y Y[M,F])    silu_mul of the halves of each row; Y as in norm_rounded
+typedef struct { int32_t round, pad; } aq_silu_mul_joined_params;
 // int8_pack(codes U8[O,I], scale T[O,G], zero T[O,G]) -> (packed U8[ceil(O/16), ceil(I/64), 1024],
 //     packed_scale F16[ceil(O/16), G, 16], packed_zero U8 like packed_scale)
 //   The same for codes of at most 8 bits and zeros 0 .. 255, for int8_matmul. Order: tiles of 16 rows x

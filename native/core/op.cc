@@ -20,6 +20,7 @@ const std::vector<OpSpec>& opRegistry() {
     addQuantizeOps(*list);
     addFp4Ops(*list);
     addBlockOps(*list);
+    addBlockOperandOps(*list);
     addEvaluationOps(*list);
     addPackedOps(*list);
     return list;

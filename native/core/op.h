@@ -117,6 +117,7 @@ void addOptimizerOps(std::vector<OpSpec>& ops);
 void addQuantizeOps(std::vector<OpSpec>& ops);
 void addFp4Ops(std::vector<OpSpec>& ops);
 void addBlockOps(std::vector<OpSpec>& ops);
+void addBlockOperandOps(std::vector<OpSpec>& ops);
 void addEvaluationOps(std::vector<OpSpec>& ops);
 void addPackedOps(std::vector<OpSpec>& ops);
 

@@ -3,7 +3,7 @@
 //
 // Math      y_mo = factor sum over k of (q_ok s_og) x_mk + bias_o, by the matrix units in f32.
 // Layout    int4_batch.cu's. Scales come by a tensor copy like codes do, and a warp turns the bytes of
-//           its row tile into factors once (device/fp4_decode.cuh). Up to 16 tokens two blocks share a
+//           its row tile into factors once (device/fp4_decode.cuh). Up to 32 tokens two blocks share a
 //           multiprocessor.
 // Cost      2 M O I flop; O I / 2 bytes of codes, one for 16 (32) of them, once per tile of tokens; 14
 //           instructions per 8 weights to unpack them, beside the matrix units and the copies.

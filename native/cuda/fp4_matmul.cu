@@ -1,17 +1,25 @@
-// fp4_matmul: activations times packed weights of 4-bit floats, y = factor x^ W^T + bias.
+// fp4_matmul: activations times packed weights of 4-bit floats, y = factor x^
+// W^T + bias.
 //
-// Math      W = q s with e2m1 elements q and a scale s for 16 (NVFP4) or 32 columns (MXFP4); x^ is x, or
+// Math      W = q s with e2m1 elements q and a scale s for 16 (NVFP4) or 32
+// columns (MXFP4); x^ is x, or
 //           x quantized like it with a global scale of its own.
-// Layout    here: the choice of the way, and the rewriting of x that it needs. Few rows of x: one pass
-//           over the packed weights (fp4_small.cu). Many on Hopper: fp4_batch.cu. Many elsewhere, f64,
-//           and f32 at precision f32: the dense way (int4_dense.cu). Quantized x is written as q s, by
-//           a lane for four columns; a quarter or an eighth of a warp has a group.
-// Cost      few rows: O I / 2 bytes and O I / 16 (32) of scales, bandwidth-bound. Many: 2 M O I flop,
+// Layout    here: the choice of the way, and the rewriting of x that it needs.
+// Few rows of x: one pass
+//           over the packed weights (fp4_small.cu). Many on Hopper:
+//           fp4_batch.cu. Many elsewhere, f64, and f32 at precision f32: the
+//           dense way (packed_dense.cu). Quantized x is written as q s, by a
+//           lane for four columns; a quarter or an eighth of a warp has a
+//           group.
+// Cost      few rows: O I / 2 bytes and O I / 16 (32) of scales,
+// bandwidth-bound. Many: 2 M O I flop,
 //           bound by the matrix units.
 // Versions  v1 (this).
-// Numerics  q s of weights and of x is exact in bf16, in NVFP4 also in f16; MXFP4's products are of bf16
-//           where they would be of f16. Sums are of f32, times the factors once. The dense way in f64
-//           and f32: the factor is in the weights and 1 / g in x, each rounded once.
+// Numerics  q s of weights and of x is exact in bf16, in NVFP4 also in f16;
+// MXFP4's products are of bf16
+//           where they would be of f16. Sums are of f32, times the factors
+//           once. The dense way in f64 and f32: the factor is in the weights
+//           and 1 / g in x, each rounded once.
 #include "native/cuda/check.h"
 #include "native/cuda/device/dtype.cuh"
 #include "native/cuda/device/fp4.cuh"
@@ -33,13 +41,15 @@ constexpr int kThreads = 256, kMaxThreads = 1024;
 constexpr int kLaneColumns = 4;
 constexpr int64_t kFewBlocks = 4;
 
-// y = q s of x, rows ld apart and zero beyond the columns; over g where kDivides.
+// y = q s of x, rows ld apart and zero beyond the columns; over g where
+// kDivides.
 template <int kFormat, class T, class X, class Y, bool kDivides>
 __global__ __launch_bounds__(kMaxThreads) void quantizeTokens(const X* x, int64_t quads,
                                                               int64_t inputs, int64_t ld,
                                                               const T* xGlobal, Y* y) {
   waitForKernelBefore();
-  // The product's blocks should not find many multiprocessors half taken: some would share one.
+  // The product's blocks should not find many multiprocessors half taken: some
+  // would share one.
   if (gridDim.x <= kFewBlocks) letNextKernelStart();
   const int64_t quad = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   const int64_t row = quad * kLaneColumns / ld, column = quad * kLaneColumns % ld;
@@ -78,8 +88,8 @@ struct Call {
 
 template <int kFormat, class T, class X, class Y, bool kDivides>
 int32_t quantize(aq_queue* queue, const Call& call, int64_t ld, void* to, aq_error* err) {
-  // Groups do not reach from one row into the next: ld is a multiple of 4 columns, and of a group
-  // where rows have one behind the other.
+  // Groups do not reach from one row into the next: ld is a multiple of 4
+  // columns, and of a group where rows have one behind the other.
   const int64_t quads = call.tokens.rows * ld / kLaneColumns;
   if (quads == 0) return AQ_OK;
   const int threads = quads <= kFewBlocks * kMaxThreads ? kMaxThreads : kThreads;
@@ -156,18 +166,21 @@ int32_t packedProduct(aq_queue* queue, int32_t dtype, const Call& call, aq_error
 }
 
 int32_t denseProduct(aq_queue* queue, int32_t dtype, const Call& call, aq_error* err) {
-  const int64_t rows = call.tokens.rows, inputs = call.tokens.inputs;
-  if (isReady(call, dtype))
-    return multiplyDense(queue, dtype, call.tokens.x.data, rows, call.w, call.factor, call.result,
-                         err);
+  const Tokens& tokens = call.tokens;
+  const bool isExact = dtype == AQ_F64 || dtype == AQ_F32;
+  const auto expandSlab = [&](int64_t first, int64_t count, void* to) {
+    return expandFloats(queue, call.w, isExact ? call.factor : nullptr, first, count, dtype, to,
+                        err);
+  };
+  const DenseWeights w = {call.w.outputs, call.w.inputs, true, expandSlab};
+  if (!call.quantizes) return multiplyDense(queue, dtype, tokens, w, call.result, err);
   const int64_t size = dtype == AQ_F64 ? 8 : dtype == AQ_F32 ? 4 : 2;
   Scratch scratch(queue);
-  int32_t code = scratch.allocate(uint64_t(rows * inputs * size), "fp4_matmul", err);
+  int32_t code = scratch.allocate(uint64_t(tokens.rows * w.inputs * size), "fp4_matmul", err);
   if (code != AQ_OK) return code;
-  code = writeX(queue, call, dtype, inputs, scratch.at<void>(), err);
+  code = writeX(queue, call, dtype, w.inputs, scratch.at<void>(), err);
   if (code != AQ_OK) return code;
-  return multiplyDense(queue, dtype, scratch.at<void>(), rows, call.w, call.factor, call.result,
-                       err);
+  return multiplyDense(queue, dtype, scratch.at<void>(), tokens.rows, w, call.result, err);
 }
 
 }  // namespace
@@ -177,18 +190,10 @@ int32_t fp4_matmul(aq_queue* queue, const aq_view* in, int32_t, const aq_view* o
   CUDA_CHECK(cudaSetDevice(queue->device));
   const auto& p = *static_cast<const aq_fp4_matmul_params*>(params);
   const aq_view& x = in[0];
-  const int64_t inputs = lastDim(x);
   if (numel(out[0]) == 0) return AQ_OK;
-  const int64_t rows = numel(out[0]) / p.outputs;
-  if (inputs > INT32_MAX - kTileColumns || rows > INT32_MAX) {
-    return fail(err, AQ_SHAPE, "fp4_matmul: %lld rows or %lld inputs of x exceed 2^31 - 1.",
-                static_cast<long long>(rows), static_cast<long long>(inputs));
-  }
-  if (!isAligned16(in[1].data) || !isAligned16(in[2].data)) {
-    return fail(err, AQ_ARG,
-                "fp4_matmul: a packed tensor starts off a multiple of 16 bytes; pass what "
-                "fp4_pack gave, and no part of a larger tensor.");
-  }
+  const Tokens tokens = {x, {}, {}, numel(out[0]) / p.outputs, lastDim(x), 4};
+  const int32_t code = checkPacked("fp4_matmul", tokens, {&in[1], &in[2]}, err);
+  if (code != AQ_OK) return code;
   const bool isMx = p.format == aq::cuda::kMxFp4, isF64 = x.dtype == AQ_F64;
   const bool quantizes = p.tokens != 0;
   const void* const xGlobal = quantizes && !isMx ? in[5].data : nullptr;
@@ -199,7 +204,7 @@ int32_t fp4_matmul(aq_queue* queue, const aq_view* in, int32_t, const aq_view* o
             .zero = nullptr,
             .bytes = static_cast<const uint8_t*>(in[2].data),
             .outputs = p.outputs,
-            .inputs = int32_t(inputs),
+            .inputs = int32_t(tokens.inputs),
             .tileRows = int32_t(in[1].dim[0]),
             .tiles = int32_t(in[1].dim[1]),
             .groups = int32_t(in[2].dim[1]),
@@ -210,16 +215,14 @@ int32_t fp4_matmul(aq_queue* queue, const aq_view* in, int32_t, const aq_view* o
                  .dtype = x.dtype,
                  .factor = isF64 ? nullptr : static_cast<const float*>(in[3].data),
                  .xGlobal = isF64 ? nullptr : static_cast<const float*>(xGlobal)},
-      .tokens = {.x = x, .scale = {}, .zero = {}, .rows = rows, .inputs = inputs, .bits = 4},
+      .tokens = tokens,
       .quantizes = quantizes,
       .factor = in[3].data,
       .xGlobal = xGlobal,
   };
-  int32_t dtype = x.dtype;
-  if (dtype == AQ_F32 && queue->precision != Precision::kF32)
-    dtype = queue->precision == Precision::kBf16 ? AQ_BF16 : AQ_F16;
+  int32_t dtype = productType(queue, x.dtype);
   if (dtype == AQ_F16 && isMx) dtype = AQ_BF16;
-  const bool fits = rows <= kSmallRows || fitsBatch(queue, rows, call.w);
+  const bool fits = tokens.rows <= kSmallRows || fitsBatch(queue, tokens.rows, call.w);
   if (dtype == AQ_F64 || dtype == AQ_F32 || !fits) return denseProduct(queue, dtype, call, err);
   return packedProduct(queue, dtype, call, err);
 }

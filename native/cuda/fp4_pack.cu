@@ -60,15 +60,9 @@ int32_t fp4_pack(aq_queue* queue, const aq_view* in, int32_t, const aq_view* out
   CUDA_CHECK(cudaSetDevice(queue->device));
   const auto& p = *static_cast<const aq_fp4_pack_params*>(params);
   const Format format = p.format == kMxFp4 ? Format::kMxFp4 : Format::kNvFp4;
-  const int64_t outputs = in[0].dim[0], inputs = in[0].dim[1];
-  const int64_t tiles = out[0].dim[1], groups = out[1].dim[1];
-  const int64_t words = numel(out[0]) / 4, slots = numel(out[1]);
-  if (words > 0) {
-    packCodes<<<elementBlocks(words), kPackThreads, 0, queue->stream>>>(
-        static_cast<const uint8_t*>(in[0].data), outputs, inputs, tiles, words,
-        static_cast<uint32_t*>(out[0].data));
-    LAUNCH_CHECK("fp4_pack (codes)");
-  }
+  const int32_t code = packCodesTo(queue, in[0], out[0], err);
+  if (code != AQ_OK) return code;
+  const int64_t outputs = in[0].dim[0], groups = out[1].dim[1], slots = numel(out[1]);
   if (slots == 0) return AQ_OK;
   return visitFloat(in[1].dtype, err, [&]<class T>() -> int32_t {
     packScales<T><<<elementBlocks(slots), kPackThreads, 0, queue->stream>>>(

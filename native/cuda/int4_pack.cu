@@ -55,15 +55,9 @@ int32_t int4_pack(aq_queue* queue, const aq_view* in, int32_t, const aq_view* ou
                   const void*, aq_error* err) {
   using namespace int4;
   CUDA_CHECK(cudaSetDevice(queue->device));
-  const int64_t outputs = in[0].dim[0], inputs = in[0].dim[1];
-  const int64_t tiles = out[0].dim[1], groups = out[1].dim[1];
-  const int64_t words = numel(out[0]) / 4, slots = numel(out[1]);
-  if (words > 0) {
-    packCodes<<<elementBlocks(words), kPackThreads, 0, queue->stream>>>(
-        static_cast<const uint8_t*>(in[0].data), outputs, inputs, tiles, words,
-        static_cast<uint32_t*>(out[0].data));
-    LAUNCH_CHECK("int4_pack (codes)");
-  }
+  const int32_t code = packCodesTo(queue, in[0], out[0], err);
+  if (code != AQ_OK) return code;
+  const int64_t outputs = in[0].dim[0], groups = out[1].dim[1], slots = numel(out[1]);
   if (slots == 0) return AQ_OK;
   return visitFloat(in[1].dtype, err, [&]<class T>() -> int32_t {
     packGrid<T><<<elementBlocks(slots), kPackThreads, 0, queue->stream>>>(

@@ -37,12 +37,17 @@ Splits chooseSplits(const aq_queue* queue, const void* kernel, int threads, int 
                     const SplitRule& rule) {
   Splits best = {1, INT64_MAX};
   for (int32_t s = 1; s <= kMaxSplits && (s == 1 || rule.tiles >= s * rule.least); s++) {
-    int64_t atOnce = std::max(1, queue->multiprocessors / s);
+    int64_t atOnce = std::max<int64_t>(1, queue->multiprocessors * rule.atOnce / s);
     if (s > 1 && queue->computeCapability >= 90)
       atOnce = std::min(atOnce, clustersAtOnce(queue, kernel, threads, sharedBytes, s));
     if (atOnce == 0) continue;
-    const int64_t rounds = (rule.blocks + atOnce - 1) / atOnce;
-    const int64_t cost = rounds * ((rule.tiles + s - 1) / s + rule.fixed);
+    // Where two may share a multiprocessor, clusters only pay while each has one of its own.
+    if (s > 1 && rule.atOnce > 1 && rule.blocks * s > queue->multiprocessors) break;
+    // A round of blocks: those that share a multiprocessor slow each other down.
+    const int64_t share = (rule.tiles + s - 1) / s, rest = rule.blocks % atOnce;
+    const int64_t together = (rest * s + queue->multiprocessors - 1) / queue->multiprocessors;
+    int64_t cost = rule.blocks / atOnce * (rule.atOnce * share + rule.fixed);
+    if (rest > 0) cost += std::min(together, rule.atOnce) * share + rule.fixed;
     if (cost < best.steps) best = {s, cost};
   }
   return best;

@@ -47,6 +47,11 @@
   /* kernels/norm.cu, kernels/norm_grad.cu */                                                     \
   AQ_CUDA_KERNEL(rms_norm) AQ_CUDA_KERNEL(rms_norm_grad) AQ_CUDA_KERNEL(layer_norm)               \
   AQ_CUDA_KERNEL(layer_norm_grad)                                                                 \
+  /* kernels/norm_operand.cu, kernels/norm_operand_grad.cu */                                     \
+  AQ_CUDA_KERNEL(rms_norm_operand) AQ_CUDA_KERNEL(rms_norm_operand_grad)                          \
+  AQ_CUDA_KERNEL(layer_norm_operand) AQ_CUDA_KERNEL(layer_norm_operand_grad)                      \
+  /* kernels/silu_mul_operand.cu, kernels/silu_mul_operand_grad.cu */                             \
+  AQ_CUDA_KERNEL(silu_mul_operand) AQ_CUDA_KERNEL(silu_mul_operand_grad)                          \
   /* kernels/attention.cu, kernels/attention_grad.cu */                                           \
   AQ_CUDA_KERNEL(attention) AQ_CUDA_KERNEL(attention_grad)                                        \
   /* kernels/loss.cu, kernels/softmax_loss.cu */                                                  \
@@ -56,6 +61,8 @@
   AQ_CUDA_KERNEL(gather_rows) AQ_CUDA_KERNEL(channel_stats) AQ_CUDA_KERNEL(all_finite)            \
   /* kernels/cached_attention.cu */                                                               \
   AQ_CUDA_KERNEL(cached_attention)                                                                \
+  /* kernels/decode_step.cu */                                                                    \
+  AQ_CUDA_KERNEL(norm_rounded) AQ_CUDA_KERNEL(silu_mul_joined)                                    \
   /* int4_pack.cu, int4_matmul.cu */                                                              \
   AQ_CUDA_KERNEL(int4_pack) AQ_CUDA_KERNEL(int4_matmul)                                           \
   /* int8_pack.cu, int8_matmul.cu */                                                              \

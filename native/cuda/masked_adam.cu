@@ -1,8 +1,8 @@
 // masked_adam: one AdamW step on the live band of banded matrices, and the dominance projection.
 //
-// Math      for |i-j| <= band: p, m, v <- AdamW(p, g, m, v) as torch does it; then, for each row of
-//           a = p o mask (1 on the diagonal, sf beside it): off = sum over j != i of |a_ij|; where
-//           off > limit |a_ii|, p_ij *= limit |a_ii| / off for j != i. margin = 1 - max off / |a_ii|.
+// Math      for |i-j| <= band: p, m, v <- AdamW(p, g, m, v) as torch does it; then, for each row of a
+//           = p o mask (1 on the diagonal, sf beside it): off = sum over j != i of |a_ij|; where off
+//           > limit |a_ii|, p_ij *= limit |a_ii| / off for j != i. margin = 1 - max off / |a_ii|.
 // Layout    p, g, m, v [B, D, D] row-major; a row's live part is [i-band, i+band] cut to the matrix.
 //           One warp per row while rows fill the GPU that way, else one block of 256 threads; blocks
 //           do not span matrices. 16-byte accesses where D and the addresses allow. A vector that
@@ -11,20 +11,24 @@
 // Cost      reads 4 and writes 3 numbers per live entry: 28 B (f32), ~12 flop: bandwidth-bound. The
 //           cost follows the band: entries outside are not read. The projection's second pass runs
 //           only for rows that break the limit, and finds them in L2.
-// Roofline  4096 x 4096 f32, full band: 470 MB -> 140 us at 3.35 TB/s (H100 SXM data sheet).
-//           Measured on an H100 80GB HBM3, in a graph, on arrays that are not in L2: 175 us =
-//           2.69 TB/s, 92 % of what a plain copy reaches (2.91 TB/s); band 512: 47.4 us, 1.16 times the
-//           live share; band 128: 14.6 us, 1.35 times; band 1: 4.8 us, of which 1.7 us are for the
-//           margin, from block to block.
+// Roofline  4096 x 4096 f32, full band: 470 MB -> 140 us at 3.35 TB/s (H100 SXM data sheet). Measured
+//           on an H100 80GB HBM3, in a graph, on arrays that are not in L2: 175 us = 2.69 TB/s, 92 %
+//           of what a plain copy reaches (2.91 TB/s); band 512: 47.4 us, 1.16 times the live share;
+//           band 128: 14.6 us, 1.35 times; band 1: 4.7 us, of which 1.7 us are for the margin, from
+//           block to block.
 // Versions  v1 step, row sums and shrinking as three kernels; v2 fused by row, a launch before and
 //           one after it for the margin; v3 one launch, the last block makes the margins: bands 512,
 //           128 and 1 in 48.4, 17.6 and 6.0 us; v4 a launch that overlaps the one before and asks for
-//           data already, a ticket without fences, the step's constants by two threads (this).
-//           Tried: two to four vectors a thread (band 1024 3 % faster, band 128 9 % slower); blocks
-//           that stay, with 32 to 256 threads a row and the next row on its way while one is summed
-//           (full band 172 us, bands 512 and 128 49 and 19 us); in v4, margins by a kernel of their
-//           own (16.1 us at band 128), blocks of 128 threads, one to four vectors ahead, and a row's
-//           last few numbers taken along with its first turn (14.2 us, 47.8 us at band 512).
+//           data already, a ticket without fences, the step's constants by two threads; v5 roots and
+//           quotients of one instruction and a product (this): 1 % less. Tried: two to four vectors a
+//           thread (band 1024 3 % faster, band 128 9 % slower); blocks that stay, with 32 to 256
+//           threads a row and the next row on its way while one is summed (full band 172 us, bands
+//           512 and 128 49 and 19 us); in v4, margins by a kernel of their own (16.1 us at band 128),
+//           blocks of 128 threads, one to four vectors ahead, and a row's last few numbers taken
+//           along with its first turn (14.2 us, 47.8 us at band 512); half as many blocks, with two
+//           rows a warp, so that the next kernel's find room beside them and ask for their data (17.5
+//           us at band 128, 51 us at 512); five blocks a multiprocessor (16.5, 51.7 us); sums of a
+//           vector in float (nothing).
 // Numerics  row sums in double in a fixed order; the maximum over rows by integer comparison of
 //           non-negative floats, which no order of blocks changes. A zero diagonal gives margin
 //           -infinity.

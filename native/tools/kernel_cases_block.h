@@ -35,6 +35,27 @@ inline void drawNormGrad(Maker& m, const char* forward) {
   m.in(m.normal(rowsOf(m)));
 }
 
+// Inputs of the ops that quantize what `make` draws the inputs of: those, and a logit.
+inline void drawOperand(Maker& m, void (*make)(Maker&)) {
+  make(m);
+  m.get("clip", 1) ? m.in(m.normal({1}, 0.5, 2)) : m.absent();
+  m.param("floor", 1e-6);
+  m.param("bits", 4);
+}
+
+// The same of their gradients, with what the forward op leaves of its outputs besides the codes.
+inline void drawOperandGrad(Maker& m, const char* forward) {
+  const auto saved = m.run(forward, m.sample.inputs, m.sample.params);
+  for (size_t i = 0; i + 1 < saved.size(); i++) m.in(saved[i]);
+  m.in(m.normal(rowsOf(m)));
+  m.sample.params = {{"floor", 1e-6}, {"bits", 4}};
+}
+
+inline void drawGates(Maker& m) {
+  m.in(m.normal(rowsOf(m), 4));
+  m.in(m.normal(rowsOf(m)));
+}
+
 // q, k, v and their grids; bits 0: not quantized.
 inline void drawAttention(Maker& m) {
   const int64_t B = m["B"], T = m["T"], D = m["D"], heads = m["heads"], kv = m["kv"];
@@ -62,8 +83,15 @@ inline void drawCachedAttention(Maker& m) {
   const double bits = double(m["bits"]);
   const int64_t wanted = m.get("cache", m.dtype());
   const int64_t type = m.dtype() == AQ_F64 && wanted == AQ_BF16 ? int64_t(AQ_F64) : wanted;
-  for (const int64_t count : {heads, kv, kv}) m.in(m.normal({M, count * D}));
-  for (size_t i = 0; i < 3; i++) m.gridOrNone(Tensor(m.sample.inputs[i]), bits, double(D));
+  const bool isJoined = m.get("joined", 0) != 0;
+  if (isJoined) {
+    m.in(m.normal({M, (heads + 2 * kv) * D}));
+    for (int i = 0; i < 8; i++) m.absent();
+  } else {
+    for (const int64_t count : {heads, kv, kv}) m.in(m.normal({M, count * D}));
+  }
+  for (size_t i = 0; i < 3 && !isJoined; i++)
+    m.gridOrNone(Tensor(m.sample.inputs[i]), bits, double(D));
   for (int cache = 0; cache < 2; cache++) {
     if (type == AQ_U8) {
       m.in(m.integers({S, P, kv * ((D + 1) / 2)}, 256, AQ_U8));
@@ -79,6 +107,9 @@ inline void drawCachedAttention(Maker& m) {
   }
   m.in(m.convert(m.from({M}, [S](int64_t i) { return double(i % S); }), AQ_I32));
   m.in(m.convert(m.from({M}, [S, P](int64_t i) { return double(P / 2 + i / S); }), AQ_I32));
+  for (int table = 0; table < 2; table++) isJoined ? m.in(m.normal({M, D / 2})) : m.absent();
+  m.param("apart", double(isJoined && M <= S));
+  m.param("round", double(m.dtype() == AQ_F32 ? m.get("round", 0) : 0));
   m.param("heads");
   m.param("kv_heads", double(kv));
   m.param("bits", bits > 0 ? bits : 16);
@@ -99,6 +130,10 @@ inline const std::vector<KernelCase>& blockCases() {
   static const Texts norms = {"M=1 C=1", "M=33 C=19", "M=37 C=64", "M=70 C=1024", "M=3 C=4200"};
   static const Texts normGrads = {"M=33 C=19", "M=37 C=64", "M=70 C=1024", "M=3 C=4200"};
   static const Texts normsReal = {"M=2048 C=512", "M=2048 C=4096"};
+  static const Texts normOperands = {"M=33 C=19", "M=21 C=132", "M=70 C=1024 clip=0",
+                                     "M=5 C=2048 gx=0", "M=3 C=4200"};
+  static const Texts gateOperands = {"M=3 C=7", "M=17 C=516 bf16=1", "M=4 C=2056 clip=0",
+                                     "M=3 C=11008 bf16=1"};
   static const Texts attention = {
       "B=2 T=5 heads=4 kv=2 D=6 bits=0", "B=1 T=131 heads=2 kv=1 D=16 bits=4",
       "B=1 T=70 heads=1 kv=1 D=64 bits=0", "B=1 T=130 heads=2 kv=2 D=128 bits=4"};
@@ -155,17 +190,33 @@ inline const std::vector<KernelCase>& blockCases() {
       {"attention_grad", attention, attentionReal, drawAttentionGrad, 50},
       {"cached_attention",
        {"S=1 P=9 M=3 heads=2 kv=2 D=6 bits=0", "S=3 P=40 M=7 heads=4 kv=2 D=16 bits=4 cache=6",
-        "S=2 P=300 M=2 heads=2 kv=1 D=64 bits=4",
-        "S=1 P=70 M=33 heads=2 kv=2 D=128 bits=0 cache=2"},
+        "S=2 P=300 M=2 heads=2 kv=1 D=64 bits=4", "S=1 P=70 M=33 heads=2 kv=2 D=128 bits=0 cache=2",
+        "S=3 P=300 M=3 heads=4 kv=2 D=64 bits=0 joined=1 round=2",
+        "S=1 P=70 M=33 heads=2 kv=1 D=32 bits=0 joined=1"},
        {"S=1 P=2048 M=1 heads=32 kv=32 D=128 bits=4 cache=6",
+        "S=1 P=2048 M=1 heads=32 kv=32 D=128 bits=0 cache=2 joined=1",
         "S=8 P=2048 M=8 heads=32 kv=8 D=128 bits=0 cache=2"},
        drawCachedAttention,
        50},
-      {"silu_mul", gates, gatesReal,
+      {"norm_rounded",
+       {"M=1 C=1", "M=3 C=4200 b=1", "M=37 C=64 centred=1 b=1 round=2", "M=5 C=1024 round=3"},
+       {"M=1 C=4096 round=2"},
        [](Maker& m) {
-         m.in(m.normal(rowsOf(m), 4));
-         m.in(m.normal(rowsOf(m)));
+         m.in(m.normal({m["M"], m["C"]}));
+         m.in(m.normal({m["C"]}));
+         m.get("b", 0) ? m.in(m.normal({m["C"]})) : m.absent();
+         m.param("eps", 1e-5);
+         m.param("centred", double(m.get("centred", 0)));
+         m.param("round", m.dtype() == AQ_F32 ? double(m.get("round", 0)) : 0);
        }},
+      {"silu_mul_joined",
+       {"M=1 F=1", "M=3 F=19 round=2", "M=37 F=64", "M=2 F=1100 round=3"},
+       {"M=1 F=11008 round=2"},
+       [](Maker& m) {
+         m.in(m.normal({m["M"], 2 * m["F"]}, 4));
+         m.param("round", m.dtype() == AQ_F32 ? double(m.get("round", 0)) : 0);
+       }},
+      {"silu_mul", gates, gatesReal, drawGates},
       {"silu_mul_grad", gateGrads, gateGradsReal,
        [](Maker& m) {
          for (const double size : {4, 1, 1}) m.in(m.normal(rowsOf(m), size));
@@ -177,6 +228,32 @@ inline const std::vector<KernelCase>& blockCases() {
          m.in(m.run("relu", {m.normal(rowsOf(m))})[0]);
          m.in(m.normal(rowsOf(m)));
        }},
+      {"rms_norm_operand", normOperands, normsReal,
+       [](Maker& m) { drawOperand(m, [](Maker& own) { drawNorm(own, 0); }); }},
+      {"rms_norm_operand_grad", normOperands, normsReal,
+       [](Maker& m) {
+         drawOperand(m, [](Maker& own) { drawNorm(own, 0); });
+         drawOperandGrad(m, "rms_norm_operand");
+         m.param("need_gx", double(m.get("gx", 1)));
+       },
+       20},
+      {"layer_norm_operand", normOperands, normsReal,
+       [](Maker& m) { drawOperand(m, [](Maker& own) { drawNorm(own, 3); }); }},
+      {"layer_norm_operand_grad", normOperands, normsReal,
+       [](Maker& m) {
+         drawOperand(m, [](Maker& own) { drawNorm(own, 1); });
+         drawOperandGrad(m, "layer_norm_operand");
+         m.param("need_gx", double(m.get("gx", 1)));
+       },
+       20},
+      {"silu_mul_operand", gateOperands, gatesReal, [](Maker& m) { drawOperand(m, drawGates); }},
+      {"silu_mul_operand_grad", gateOperands, gateGradsReal,
+       [](Maker& m) {
+         drawOperand(m, drawGates);
+         drawOperandGrad(m, "silu_mul_operand");
+         m.param("bf16", m.dtype() == AQ_F32 ? double(m.get("bf16", 0)) : 0);
+       },
+       5},
       {"mse", flat, flatReal, drawPair},
       {"mse_grad", flat, flatReal,
        [](Maker& m) {

@@ -63,6 +63,7 @@ inline void drawFp4Grad(Maker& m) {
   for (const Tensor& factor : factors) m.in(factor);
   m.param("format");
   m.param("need_gx", double(m.get("gx", 1)));
+  m.param("spends_grad", 0);  // the inputs are used again
 }
 
 inline void drawFp4Product(Maker& m) {

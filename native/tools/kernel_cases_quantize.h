@@ -105,7 +105,10 @@ inline void drawPackedProduct(Maker& m, const char* pack, int64_t count) {
   const int32_t type = int32_t(m.get("type", m.dtype()));
   m.in(m.convert(x, type));
   for (const Tensor& part : m.run(pack, drawPacked(m, count), group)) m.in(part);
-  m.get("bias", 0) ? m.in(m.convert(m.normal({m["O"]}), type)) : m.absent();
+  const bool isWide = m.get("wide", 0) != 0 && type != m.dtype() && m.dtype() == AQ_F32;
+  const int32_t resultType = isWide ? int32_t(AQ_F32) : type;
+  m.get("bias", 0) ? m.in(m.convert(m.normal({m["O"]}), resultType)) : m.absent();
+  if (count == 16) m.param("wide", isWide ? 1 : 0);
   if (m.get("bits", 0)) m.grid(x, double(m["bits"]), 0);
   m.param("outputs", double(m["O"]));
   m.param("group");
@@ -239,7 +242,7 @@ inline const std::vector<KernelCase>& quantizeCases() {
       {"int4_matmul",
        {"M=1 O=5 K=70 group=0", "M=3 O=40 K=256 group=64 bias=1",
         "M=16 O=64 K=384 group=128 type=2", "M=150 O=130 K=256 group=32 type=2",
-        "M=20 O=48 K=256 group=128 bits=4"},
+        "M=2 O=64 K=256 group=128 type=2 bias=1 wide=1", "M=20 O=48 K=256 group=128 bits=4"},
        {"M=1 O=8192 K=8192 group=128 type=2", "M=16 O=8192 K=8192 group=128 type=2",
         "M=2048 O=8192 K=8192 group=128 type=2", "M=2048 O=8192 K=8192 group=128 bits=4"},
        [](Maker& m) { drawPackedProduct(m, "int4_pack", 16); },

@@ -66,20 +66,31 @@ const rmsNorm: OpCase = {
 const rmsNormGrad: OpCase = {
   op: "rms_norm_grad",
   gradient: { forward: "rms_norm", kind: "smooth" },
-  sets: NORM_SETS,
+  // gx 0 and gb 1: what is wanted besides gw.
+  sets: [
+    ...NORM_SETS,
+    { M: 33, C: 20, gb: 1 },
+    { M: 9, C: 132, gx: 0, gb: 1 },
+    { M: 5, C: 19, gx: 0, gb: 1 },
+  ],
   real: NORM_REAL,
   make: (draw, dims) => {
     const [x, w] = rmsNorm.make(draw, dims).inputs;
     if (!x || !w) throw new Error("rms_norm has two inputs");
     const rstd = draw.value(rmsNormReference(x.data, w.data, EPS).rstd, [dim(dims, "M")]);
-    return { inputs: [x, w, rstd, draw.normal(x.shape)], params: {} };
+    const params = { need_gx: dims["gx"] ?? 1, need_gb: dims["gb"] ?? 0 };
+    return { inputs: [x, w, rstd, draw.normal(x.shape)], params };
   },
   reference: (call) => {
     const [x, w, g] = [input(call, 0).data, input(call, 1).data, input(call, 3).data];
-    const forward = ([xs, ws]: readonly Float64Array[]) => [
-      rmsNormReference(xs ?? x, ws ?? w, EPS).y,
+    const b = new Float64Array(w.length);
+    const forward = ([xs, ws, bs]: readonly Float64Array[]) => [
+      rmsNormReference(xs ?? x, ws ?? w, EPS, bs ?? b).y,
     ];
-    return [0, 1].map((which) => differences(forward, [x, w], which, [g]));
+    const wanted = [param(call, "need_gx"), 1, param(call, "need_gb")];
+    return wanted.map((isWanted, which) =>
+      isWanted === 1 ? differences(forward, [x, w, b], which, [g]) : new Float64Array(0),
+    );
   },
   tolerance: DIFFERENCES,
   bytes: (dims, size) => 3 * normElements(dims) * size,

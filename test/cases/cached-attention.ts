@@ -1,8 +1,9 @@
 // Case of cached_attention: attention of new tokens whose predecessors lie in caches.
+import { dtypeCode } from "../../lib/tensor/dtype.ts";
 import type { Draw } from "../helpers/random.ts";
 import type { Value } from "../helpers/value.ts";
 import { roundTo } from "../helpers/value.ts";
-import { attention, onHeadGrid } from "../reference/block.ts";
+import { attention, onHeadGrid, rope } from "../reference/block.ts";
 import type { Grid } from "../reference/quantize.ts";
 import { type Call, type Dims, dim, input, type OpCase, param } from "./case.ts";
 import { drawGrid, TOKEN_FLOOR } from "./quantize.ts";
@@ -10,6 +11,7 @@ import { drawGrid, TOKEN_FLOOR } from "./quantize.ts";
 /**
  * S slots of P places; M tokens, of the slots in turn, behind `past` others in each. grids: none (0),
  * of k and v (1), of all three (2); codes 1: the caches hold codes, and the grids' scale and zero.
+ * joined 1: q, k and v side by side; turn 1: q and k are turned; apart 1: as the op has it.
  */
 const SETS: readonly Dims[] = [
   { S: 1, P: 1, M: 1, past: 0, heads: 1, kv: 1, D: 1, grids: 0, codes: 0 },
@@ -20,11 +22,44 @@ const SETS: readonly Dims[] = [
   { S: 3, P: 9, M: 3, past: 8, heads: 4, kv: 2, D: 5, grids: 2, codes: 1 },
   { S: 2, P: 70, M: 9, past: 60, heads: 4, kv: 4, D: 64, grids: 1, codes: 1 },
   { S: 1, P: 130, M: 1, past: 129, heads: 4, kv: 2, D: 128, grids: 2, codes: 1 },
+  { S: 1, P: 130, M: 1, past: 129, heads: 4, kv: 4, D: 128, joined: 1, turn: 1, apart: 1 },
+  { S: 3, P: 90, M: 3, past: 80, heads: 4, kv: 1, D: 64, joined: 1, turn: 1, apart: 1 },
+  { S: 2, P: 40, M: 12, past: 21, heads: 4, kv: 2, D: 32, joined: 1, turn: 1 },
+  { S: 4, P: 9, M: 3, past: 0, heads: 2, kv: 1, D: 6, joined: 1, apart: 1 },
+  { S: 1, P: 20, M: 5, past: 7, heads: 2, kv: 2, D: 10, grids: 0, codes: 0, turn: 1 },
 ];
 
 const BITS = 4;
 /** Positions of the inputs behind those of attention. */
-const [KEYS, VALUES, KEY_GRID, VALUE_GRID, SLOTS, POSITIONS] = [9, 10, 11, 12, 13, 14];
+const [KEYS, VALUES, KEY_GRID, VALUE_GRID, SLOTS, POSITIONS, COS, SIN] = [
+  9, 10, 11, 12, 13, 14, 15, 16,
+];
+
+/** The same call with q, k and v apart, turned if they are to be. */
+function apart(call: Call): Call {
+  const [heads, kv] = [param(call, "heads"), param(call, "kv_heads")];
+  const [cos, sin] = [call.inputs[COS], call.inputs[SIN]];
+  const first = input(call, 0);
+  const [M, width] = first.shape as [number, number];
+  const isJoined = !call.inputs[1];
+  const D = isJoined ? width / (heads + 2 * kv) : width / heads;
+  const from = [0, heads, heads + kv];
+  const parts = [heads, kv, kv].map((count, side): Value => {
+    const own = count * D;
+    const at = (from[side] as number) * D;
+    const part = isJoined
+      ? Float64Array.from(
+          { length: M * own },
+          (_, i) => first.data[Math.floor(i / own) * width + at + (i % own)] as number,
+        )
+      : Float64Array.from(input(call, side).data);
+    const turns = side < 2 && cos && sin;
+    const sizes = { B: 1, T: M, heads: count, D };
+    const data = turns ? rope(part, cos.data, sin.data, sizes, false) : part;
+    return { data, shape: [M, own] };
+  });
+  return { ...call, inputs: [...parts, ...call.inputs.slice(3)] };
+}
 
 function gridOf(draw: Draw, x: Value, group: number): readonly [Value, Value] {
   const [M, K] = x.shape as [number, number];
@@ -101,6 +136,7 @@ const cachedAttention: OpCase = {
   sets: SETS,
   real: [
     { S: 1, P: 2048, M: 1, past: 2047, heads: 32, kv: 8, D: 128, grids: 0, codes: 0 },
+    { S: 1, P: 513, M: 1, past: 512, heads: 32, kv: 32, D: 128, joined: 1, turn: 1, apart: 1 },
     { S: 8, P: 1024, M: 8, past: 1000, heads: 32, kv: 8, D: 128, grids: 0, codes: 0 },
     { S: 8, P: 1024, M: 8, past: 1000, heads: 32, kv: 8, D: 128, grids: 2, codes: 1 },
     { S: 1, P: 512, M: 256, past: 256, heads: 8, kv: 4, D: 32, grids: 2, codes: 1 },
@@ -108,9 +144,14 @@ const cachedAttention: OpCase = {
   make: (draw, dims) => {
     const [S, P, M] = [dim(dims, "S"), dim(dims, "P"), dim(dims, "M")];
     const [heads, kv, D] = [dim(dims, "heads"), dim(dims, "kv"), dim(dims, "D")];
-    const isCodes = dim(dims, "codes") === 1;
-    const q = draw.normal([M, heads * D]);
+    const isCodes = dims["codes"] === 1;
+    const grid = dims["grids"] ?? 0;
+    const isJoined = dims["joined"] === 1;
+    const q = draw.normal([M, (isJoined ? heads + 2 * kv : heads) * D]);
     const [k, v] = [draw.normal([M, kv * D]), draw.normal([M, kv * D])];
+    const angles = Array.from({ length: (M * D) / 2 }, (_, i) => 0.37 * i + 1);
+    const table = (f: (angle: number) => number): Value | undefined =>
+      dims["turn"] === 1 ? draw.value(angles.map(f), [M, D / 2]) : undefined;
     const none = [undefined, undefined] as const;
     const cache = (): Value =>
       isCodes
@@ -133,27 +174,31 @@ const cachedAttention: OpCase = {
     return {
       inputs: [
         q,
-        k,
-        v,
-        ...(dim(dims, "grids") === 2 ? gridOf(draw, q, D) : none),
-        ...(dim(dims, "grids") ? gridOf(draw, k, D) : none),
-        ...(dim(dims, "grids") ? gridOf(draw, v, D) : none),
+        ...(isJoined ? none : [k, v]),
+        ...(grid === 2 ? gridOf(draw, q, D) : none),
+        ...(grid ? gridOf(draw, k, D) : none),
+        ...(grid ? gridOf(draw, v, D) : none),
         cache(),
         cache(),
         grids(),
         grids(),
         each((m) => m % S),
         each((m) => dim(dims, "past") + Math.floor(m / S)),
+        table(Math.cos),
+        table(Math.sin),
       ],
       params: {
         scale: 1 / Math.sqrt(D),
         heads,
         kv_heads: kv,
-        bits: dim(dims, "grids") ? BITS : 16,
+        bits: grid ? BITS : 16,
+        apart: dims["apart"] ?? 0,
+        round: isJoined && draw.short ? dtypeCode(draw.short) : 0,
       },
     };
   },
-  reference: (call) => {
+  reference: (given) => {
+    const call = apart(given);
     const [heads, kvHeads] = [param(call, "heads"), param(call, "kv_heads")];
     const [M, wide] = input(call, 0).shape as [number, number];
     const D = wide / heads;
@@ -182,7 +227,7 @@ const cachedAttention: OpCase = {
   writes: [KEYS, VALUES, KEY_GRID, VALUE_GRID],
   tolerance: { f32: { rtol: 2e-5, atol: 1e-5 }, f64: { rtol: 1e-11, atol: 1e-12 } },
   bytes: (dims, size) => {
-    const perToken = dim(dims, "kv") * dim(dims, "D") * (dim(dims, "codes") ? 0.5 : size);
+    const perToken = dim(dims, "kv") * dim(dims, "D") * (dims["codes"] ? 0.5 : size);
     return dim(dims, "S") * 2 * perToken * (dim(dims, "past") + dim(dims, "M") / dim(dims, "S"));
   },
   flops: (dims) =>

@@ -47,6 +47,7 @@ function shortOperands(): Dims[] {
   return kinds.slice(1).flatMap((kind, i) => [
     { ...kind, M: 19, N: 24, K: 40, ta: 0, tb: 1, bias: i % 2, acc: 0, out: 0 },
     { ...kind, M: 136, N: 130, K: 264, ta: 0, tb: 1, bias: 0, acc: i % 2, out: 1 },
+    { ...kind, M: 72, N: 268, K: 64, ta: 0, tb: 1, bias: 1, acc: 0, out: 1 },
     { ...kind, M: 24, N: 16, K: 72, ta: 0, tb: 0, bias: 0, acc: (i + 1) % 2, out: 0 },
     { ...kind, M: 33, N: 17, K: 21, ta: 1, tb: 0, bias: 0, acc: 0, out: 1 },
     { ...kind, M: 64, N: 128, K: 96, ta: 1, tb: 0, bias: 0, acc: 1, out: 1 },

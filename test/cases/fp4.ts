@@ -261,7 +261,7 @@ const fp4Grad: OpCase = {
     const grad = draw.gradient(draw.normal([M, K]));
     return {
       inputs: [x, scale, g, grad, clip, offset, r, c],
-      params: { format, need_gx: dims["x"] ?? 1 },
+      params: { format, need_gx: dims["x"] ?? 1, spends_grad: 0 },
     };
   },
   reference: (call) => {

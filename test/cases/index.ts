@@ -1,8 +1,10 @@
 // Every case of every op. A new op adds its case file here; the coverage test says so if not.
 import * as attention from "./attention.ts";
 import * as block from "./block.ts";
+import * as blockOperand from "./block-operand.ts";
 import * as cachedAttention from "./cached-attention.ts";
 import type { OpCase } from "./case.ts";
+import * as decodeStep from "./decode-step.ts";
 import * as elementwise from "./elementwise.ts";
 import * as fakeQuantGemm from "./fake-quant-gemm.ts";
 import * as fakeQuantGrad from "./fake-quant-grad.ts";
@@ -32,8 +34,10 @@ export const CASES: readonly OpCase[] = [
   fp4,
   block,
   attention,
+  blockOperand,
   loss,
   cachedAttention,
+  decodeStep,
   int4Matmul,
   int8Matmul,
   fp4Matmul,

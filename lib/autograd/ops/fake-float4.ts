@@ -16,12 +16,13 @@ const pair: OpPair<Params> = {
     // The value shares x's memory.
     return { tensor: x.view(0, x.shape), float4 };
   },
-  backward: ({ g, inputs, output, params, needs }) => {
+  backward: ({ g, isSpent, inputs, output, params, needs }) => {
     const { source, made } = output.float4 as Float4;
     const { x, global, clip, offset, rows, columns } = source;
     const gradients = invoke("fp4_grad", [x, made.scale, global, g, clip, offset, rows, columns], {
       format: FLOAT4_FORMATS[params.format],
       need_gx: needs[0] ? 1 : 0,
+      spends_grad: isSpent ? 1 : 0,
     });
     // The global scale counts as a constant.
     return inputs.map((_, i) => gradients[i]);

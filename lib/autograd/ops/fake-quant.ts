@@ -2,6 +2,7 @@ import { dtypeCode } from "../../tensor/dtype.ts";
 import { invoke } from "../../tensor/invoke.ts";
 import { precisionOf } from "../../tensor/precision.ts";
 import { type Graph, type Grid, type OpPair, tensorOf, type Var } from "../graph.ts";
+import { QuantizableVar } from "../quantizable.ts";
 import { ScaledVar } from "../scaled.ts";
 
 /** Quantizer of a matrix [M, K] along its rows. */
@@ -72,6 +73,15 @@ const pair: OpPair<FakeQuantParams> = {
   },
 };
 
+/** Whether a quantizer is of whole rows, as an op in front takes it in. */
+function isOfRows(
+  { group, symmetric, published }: FakeQuantParams,
+  clip: Var | undefined,
+): boolean {
+  if (group !== 0 || symmetric || published) return false;
+  return !clip || clip.value.tensor.size === 1;
+}
+
 /**
  * Fake quantization with a learned clip: one logit for all tokens, or logits [2, M, G] for the
  * upper and lower end of each weight group, or none; and with learned rounding: offsets of x's
@@ -88,6 +98,9 @@ export function fakeQuant(
   { operand, ...params }: FakeQuantParams,
   offset?: Var,
 ): Var {
+  if (x instanceof QuantizableVar && operand === "codes" && !offset && isOfRows(params, clip)) {
+    return x.quantize(clip, { bits: params.bits, floor: params.floor });
+  }
   const base = x instanceof ScaledVar ? x.base : x;
   const factors = x instanceof ScaledVar ? [x.rows, x.columns] : [undefined, undefined];
   const makes = operand && graph.records && precisionOf(base.value.tensor.device) !== "f32";

@@ -1,6 +1,7 @@
 import { invoke } from "../../tensor/invoke.ts";
 import type { Tensor } from "../../tensor/tensor.ts";
-import { type Graph, type OpPair, tensorOf, type Var } from "../graph.ts";
+import { type Graph, type Grid, type OpPair, tensorOf, type Var } from "../graph.ts";
+import { QuantizableVar, type RowCodes, waitsForQuantizer, wanted } from "../quantizable.ts";
 
 const pair: OpPair<number> = {
   name: "layer_norm",
@@ -13,22 +14,40 @@ const pair: OpPair<number> = {
     return { tensor, saved: [mean, rstd] };
   },
   backward: ({ g, inputs, saved, needs }) => {
-    const gradients = invoke("layer_norm_grad", [
-      tensorOf(inputs, 0),
-      tensorOf(inputs, 1),
-      saved[0],
-      saved[1],
-      g,
-    ]);
-    return gradients.map((gradient, i) => {
-      if (needs[i]) return gradient;
-      gradient.dispose();
-      return undefined;
-    });
+    const [x, w] = [tensorOf(inputs, 0), tensorOf(inputs, 1)];
+    return wanted(invoke("layer_norm_grad", [x, w, saved[0], saved[1], g]), needs);
   },
 };
 
-/** (x - mean) / sqrt(variance + eps) * w + b over the last dimension. */
+const quantized: OpPair<RowCodes & { readonly eps: number }> = {
+  name: "layer_norm_operand",
+  forward: (inputs, { eps, floor, bits }) => {
+    const given = inputs.map((x) => x?.tensor);
+    const [mean, rstd, scale, zero, codes] = invoke("layer_norm_operand", given, {
+      eps,
+      floor,
+      bits,
+    }) as [Tensor, Tensor, Tensor, Tensor, Tensor];
+    const grid = { scale, zero, bits, group: 0, quantized: codes };
+    return { tensor: codes, grid, saved: [mean, rstd] };
+  },
+  backward: ({ g, inputs, output, saved, params: { floor, bits }, needs }) => {
+    const { scale, zero } = output.grid as Grid;
+    const given = [...inputs.map((x) => x?.tensor), ...saved, scale, zero, g];
+    const params = { floor, bits, need_gx: needs[0] ? 1 : 0 };
+    return wanted(invoke("layer_norm_operand_grad", given, params), needs);
+  },
+};
+
+/**
+ * (x - mean) / sqrt(variance + eps) * w + b over the last dimension. A quantizer behind it may become part
+ * of it.
+ */
 export function layerNorm(graph: Graph, x: Var, w: Var, b: Var, eps: number): Var {
-  return graph.apply(pair, [x, w, b], eps);
+  const inputs = [x, w, b];
+  const make = (): Var => graph.apply(pair, inputs, eps);
+  if (!waitsForQuantizer(graph, x)) return make();
+  return new QuantizableVar(inputs, make, (clip, codes) =>
+    graph.apply(quantized, [...inputs, clip], { eps, ...codes }),
+  );
 }

@@ -130,11 +130,11 @@ function packedProduct(x: Value, { tensor, packed }: Value, bias: Tensor | undef
   const own = (x.grid && !onRows) || x.float4 ? materialize(x) : x.tensor;
   const grid = onRows ? x.grid : undefined;
   const inputs = [own, tensor, scale, zero, bias, grid?.scale, grid?.zero];
-  const y = invokeOne(bits === 8 ? "int8_matmul" : "int4_matmul", inputs, {
-    outputs,
-    group,
-    x_bits: grid?.bits ?? 0,
-  });
+  const params = { outputs, group, x_bits: grid?.bits ?? 0 };
+  const y =
+    bits === 8
+      ? invokeOne("int8_matmul", inputs, params)
+      : invokeOne("int4_matmul", inputs, { ...params, wide: isShort(own) ? 1 : 0 });
   if (own !== x.tensor) own.dispose();
   return y;
 }

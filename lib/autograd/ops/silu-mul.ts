@@ -1,18 +1,47 @@
 import { invoke, invokeOne } from "../../tensor/invoke.ts";
 import { precisionOf } from "../../tensor/precision.ts";
-import { type Graph, type OpPair, tensorOf, type Var } from "../graph.ts";
+import type { Tensor } from "../../tensor/tensor.ts";
+import { type Graph, type Grid, type OpPair, tensorOf, type Var } from "../graph.ts";
+import { QuantizableVar, type RowCodes, waitsForQuantizer, wanted } from "../quantizable.ts";
+
+/** What is in front are linears, whose products would round these gradients anyway. */
+function isShort(g: Tensor): boolean {
+  return g.dtype === "f32" && precisionOf(g.device) === "bf16";
+}
 
 const pair: OpPair<null> = {
   name: "silu_mul",
   forward: (x) => ({ tensor: invokeOne("silu_mul", [tensorOf(x, 0), tensorOf(x, 1)]) }),
-  // What is in front of it are linears, whose products would round these gradients anyway.
   backward: ({ g, inputs }) =>
     invoke("silu_mul_grad", [tensorOf(inputs, 0), tensorOf(inputs, 1), g], {
-      bf16: g.dtype === "f32" && precisionOf(g.device) === "bf16" ? 1 : 0,
+      bf16: isShort(g) ? 1 : 0,
     }),
 };
 
-/** gate * sigmoid(gate) * up, elementwise: the middle of a SwiGLU MLP. */
+const quantized: OpPair<RowCodes> = {
+  name: "silu_mul_operand",
+  forward: (inputs, { floor, bits }) => {
+    const given = [tensorOf(inputs, 0), tensorOf(inputs, 1), inputs[2]?.tensor];
+    const made = invoke("silu_mul_operand", given, { floor, bits });
+    const [scale, zero, codes] = made as [Tensor, Tensor, Tensor];
+    return { tensor: codes, grid: { scale, zero, bits, group: 0, quantized: codes } };
+  },
+  backward: ({ g, inputs, output, params: { floor, bits }, needs }) => {
+    const { scale, zero } = output.grid as Grid;
+    const given = [...inputs.map((x) => x?.tensor), scale, zero, g];
+    const params = { floor, bits, bf16: isShort(g) ? 1 : 0 };
+    return wanted(invoke("silu_mul_operand_grad", given, params), needs);
+  },
+};
+
+/**
+ * gate * sigmoid(gate) * up, elementwise: the middle of a SwiGLU MLP. A quantizer behind it may become
+ * part of it.
+ */
 export function siluMul(graph: Graph, gate: Var, up: Var): Var {
-  return graph.apply(pair, [gate, up], null);
+  const make = (): Var => graph.apply(pair, [gate, up], null);
+  if (!waitsForQuantizer(graph, gate)) return make();
+  return new QuantizableVar([gate, up], make, (clip, codes) =>
+    graph.apply(quantized, [gate, up, clip], codes),
+  );
 }

@@ -20,8 +20,12 @@ void inferRmsNormGrad(Infer& in) {
   in.elements(1, in.cols(0), "one per channel of x");
   in.elements(2, in.rows(0), "one per row of x");
   in.elements(3, in.numel(0), "as many as x");
-  in.outputLike(0);
+  const auto& p = in.params<aq_rms_norm_grad_params>();
+  in.range("need_gx", p.need_gx, 0, 1);
+  in.range("need_gb", p.need_gb, 0, 1);
+  in.output(in.dtype(0), p.need_gx ? in.shape(0) : Shape{0});
   in.outputLike(1);
+  in.output(in.dtype(0), p.need_gb ? in.shape(1) : Shape{0});
 }
 
 void inferLayerNorm(Infer& in) {
@@ -170,12 +174,13 @@ void addBlockOps(std::vector<OpSpec>& ops) {
                  {AQ_FLOAT(aq_rms_norm_params, eps)},
                  sizeof(aq_rms_norm_params),
                  inferRmsNorm});
-  ops.push_back({"rms_norm_grad",
-                 {{"x"}, {"w"}, {"rstd"}, {"g"}},
-                 {"gx", "gw"},
-                 {},
-                 sizeof(aq_rms_norm_grad_params),
-                 inferRmsNormGrad});
+  ops.push_back(
+      {"rms_norm_grad",
+       {{"x"}, {"w"}, {"rstd"}, {"g"}},
+       {"gx", "gw", "gb"},
+       {AQ_INT(aq_rms_norm_grad_params, need_gx), AQ_INT(aq_rms_norm_grad_params, need_gb)},
+       sizeof(aq_rms_norm_grad_params),
+       inferRmsNormGrad});
   ops.push_back({"layer_norm",
                  {{"x"}, {"w"}, {"b"}},
                  {"y", "mean", "rstd"},

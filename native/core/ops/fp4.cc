@@ -86,6 +86,7 @@ void inferGrad(Infer& in) {
   in.elements(3, in.numel(0), "as many as x");
   checkLearned(in, 4, groups);
   in.range("need_gx", p.need_gx, 0, 1);
+  in.range("spends_grad", p.spends_grad, 0, 1);
   in.output(gradient, p.need_gx ? in.shape(0) : Shape{0});
   in.output(dtype, in.has(4) ? in.shape(4) : Shape{0});
   in.output(gradient, in.has(5) ? in.shape(5) : Shape{0});
@@ -186,7 +187,7 @@ void addFp4Ops(std::vector<OpSpec>& ops) {
                   {"r", kOptional},
                   {"c", kOptional}},
                  {"gx", "gclip", "gv", "gr", "gc"},
-                 {AQ_INT(Grad, format), AQ_INT(Grad, need_gx)},
+                 {AQ_INT(Grad, format), AQ_INT(Grad, need_gx), AQ_INT(Grad, spends_grad)},
                  sizeof(Grad),
                  inferGrad});
   ops.push_back({"fp4_values",

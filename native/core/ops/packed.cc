@@ -87,7 +87,14 @@ void inferMatmul(Infer& in) {
   checkPacked(in, 1, "packed", Form::kPack, AQ_U8, codesShape<Form>(p.outputs, inputs));
   checkPacked(in, 2, "packed_scale", Form::kPack, AQ_F16, gridShape(p.outputs, groups));
   checkPacked(in, 3, "packed_zero", Form::kPack, AQ_U8, gridShape(p.outputs, groups));
-  checkType(in, 4, "bias", dtype);
+  int32_t result = dtype;
+  if constexpr (requires { p.wide; }) {
+    in.range("wide", p.wide, 0, 1);
+    if (p.wide && (isCompute(dtype) || in.has(5)))
+      in.fail(AQ_ARG, "wide is for x in bf16 or f16 without a grid, got %s", dtypeName(dtype));
+    if (p.wide) result = AQ_F32;
+  }
+  checkType(in, 4, "bias", result);
   if (in.has(4)) in.elements(4, p.outputs, "one per output");
   if (in.has(5) != in.has(6)) {
     in.fail(AQ_ARG, "x needs both x_scale and x_zero for a grid, or neither");
@@ -103,24 +110,93 @@ void inferMatmul(Infer& in) {
   Shape shape = in.shape(0);
   if (shape.empty()) shape.push_back(1);
   shape.back() = p.outputs;
-  in.output(dtype, std::move(shape));
+  in.output(result, std::move(shape));
 }
 
 // Inputs of cached_attention behind those that attention has.
-enum : int { kKeyCache = 9, kValueCache, kKeyGrid, kValueGrid, kSlots, kPositions };
+enum : int {
+  kKeyCache = 9,
+  kValueCache,
+  kKeyGrid,
+  kValueGrid,
+  kSlots,
+  kPositions,
+  kCosines,
+  kSines
+};
+
+// Channels of a head, from q, k and v apart or side by side.
+int64_t headSize(const Infer& in, const aq_cached_attention_params& p) {
+  const int64_t width = in.cols(0);
+  const int64_t rowHeads = in.has(1) ? p.heads : int64_t(p.heads) + 2 * int64_t(p.kv_heads);
+  const int64_t size = width / rowHeads;
+  bool fits = p.heads % p.kv_heads == 0 && width % rowHeads == 0 && in.has(1) == in.has(2);
+  if (fits && in.has(1)) {
+    in.same(1, 2);
+    fits = in.rows(1) == in.rows(0) && in.cols(1) == size * p.kv_heads;
+  }
+  if (!fits) {
+    in.fail(AQ_SHAPE, "q %s, k %s do not fit %d query and %d kv heads",
+            toString(in.shape(0)).c_str(), in.has(1) ? toString(in.shape(1)).c_str() : "(with q)",
+            p.heads, p.kv_heads);
+  }
+  return size;
+}
+
+// The type of a result that may be rounded.
+int32_t roundedType(const Infer& in, int32_t round) {
+  const bool isShort = round == AQ_BF16 || round == AQ_F16;
+  if (round != 0 && (!isShort || in.dtype(0) != AQ_F32))
+    in.fail(AQ_ARG, "round must be 0, or bf16 or f16 for f32, got %d", int(round));
+  return round ? round : in.dtype(0);
+}
+
+void inferNormRounded(Infer& in) {
+  in.compute({0, 1, 2});
+  const auto& p = in.params<aq_norm_rounded_params>();
+  in.range("eps", p.eps, 0, 1);
+  in.range("centred", p.centred, 0, 1);
+  for (int i : {1, 2})
+    if (in.has(i)) in.elements(i, in.cols(0), "one per channel of x");
+  in.output(roundedType(in, p.round), in.shape(0));
+}
+
+void inferSiluMulJoined(Infer& in) {
+  in.compute({0});
+  const int32_t dtype = roundedType(in, in.params<aq_silu_mul_joined_params>().round);
+  Shape shape = in.shape(0);
+  if (shape.empty() || shape.back() % 2 != 0) {
+    in.fail(AQ_SHAPE, "x %s must have gate and up in the halves of its rows",
+            toString(shape).c_str());
+  }
+  shape.back() /= 2;
+  in.output(dtype, std::move(shape));
+}
+
+// What a call that saves passes before it needs: no grids, and tables that fit.
+void checkJoined(const Infer& in, const aq_cached_attention_params& p, int64_t size) {
+  if (in.has(kCosines) != in.has(kSines)) in.fail(AQ_ARG, "cos and sin go together");
+  for (int i = 3; i < kKeyCache; i++) {
+    const bool ofValues = i >= 7;
+    if (in.has(i) && (!in.has(1) || (in.has(kCosines) && !ofValues)))
+      in.fail(AQ_ARG, "%s: what is turned or stands behind q has no grid", in.name(i));
+  }
+  for (int i : {kCosines, kSines}) {
+    if (!in.has(i)) continue;
+    if (size % 2 != 0) in.fail(AQ_SHAPE, "heads of %lld channels have no pairs", (long long)size);
+    in.elements(i, in.rows(0) * (size / 2), "one per token and pair");
+  }
+  in.range("apart", p.apart, 0, 1);
+}
 
 void inferCachedAttention(Infer& in) {
-  const int32_t dtype = in.compute({0, 1, 2, 3, 4, 5, 6, 7, 8, kKeyGrid, kValueGrid});
+  const int32_t dtype =
+      in.compute({0, 1, 2, 3, 4, 5, 6, 7, 8, kKeyGrid, kValueGrid, kCosines, kSines});
   const auto& p = in.params<aq_cached_attention_params>();
   in.range("heads", p.heads, 1, 1 << 20);
   in.range("kv_heads", p.kv_heads, 1, p.heads);
-  const int64_t tokens = in.rows(0), width = in.cols(0);
-  in.same(1, 2);
-  if (p.heads % p.kv_heads != 0 || width % p.heads != 0 || in.rows(1) != tokens ||
-      in.cols(1) != width / p.heads * p.kv_heads) {
-    in.fail(AQ_SHAPE, "q %s, k %s do not fit %d query and %d kv heads",
-            toString(in.shape(0)).c_str(), toString(in.shape(1)).c_str(), p.heads, p.kv_heads);
-  }
+  const int64_t tokens = in.rows(0), size = headSize(in, p);
+  checkJoined(in, p, size);
   for (int i = 0; i < 3; i++) {
     const int scale = 3 + 2 * i;
     if (in.has(scale) != in.has(scale + 1))
@@ -131,7 +207,6 @@ void inferCachedAttention(Infer& in) {
     in.elements(scale, count, "one per token and head");
     in.elements(scale + 1, count, "one per token and head");
   }
-  const int64_t size = width / p.heads;
   const bool isCodes = in.dtype(kKeyCache) == AQ_U8;
   if (!isCodes) in.stored(kKeyCache, dtype);
   if (in.dtype(kValueCache) != in.dtype(kKeyCache))
@@ -160,7 +235,19 @@ void inferCachedAttention(Infer& in) {
       in.fail(AQ_DTYPE, "%s must be i32, got %s", in.name(i), dtypeName(in.dtype(i)));
     in.elements(i, tokens, "one per token");
   }
-  in.outputLike(0);
+  Shape o = in.shape(0);
+  o.back() = size * p.heads;
+  in.output(roundedType(in, p.round), o);
+}
+
+template <class Product>
+std::vector<Field> productParams() {
+  if constexpr (requires(Product p) { p.wide; }) {
+    return {AQ_INT(Product, outputs), AQ_INT(Product, group), AQ_INT(Product, x_bits),
+            AQ_INT(Product, wide)};
+  } else {
+    return {AQ_INT(Product, outputs), AQ_INT(Product, group), AQ_INT(Product, x_bits)};
+  }
 }
 
 template <class Form>
@@ -182,7 +269,7 @@ void addForm(std::vector<OpSpec>& ops, const char* product) {
                   {"x_scale", kOptional},
                   {"x_zero", kOptional}},
                  {"y"},
-                 {AQ_INT(Product, outputs), AQ_INT(Product, group), AQ_INT(Product, x_bits)},
+                 productParams<Product>(),
                  sizeof(Product),
                  inferMatmul<Form>});
 }
@@ -193,8 +280,8 @@ void addPackedOps(std::vector<OpSpec>& ops) {
   using Cached = aq_cached_attention_params;
   ops.push_back({"cached_attention",
                  {{"q"},
-                  {"k"},
-                  {"v"},
+                  {"k", kOptional},
+                  {"v", kOptional},
                   {"q_scale", kOptional},
                   {"q_zero", kOptional},
                   {"k_scale", kOptional},
@@ -206,12 +293,28 @@ void addPackedOps(std::vector<OpSpec>& ops) {
                   {"k_grid", uint8_t(kMutable | kOptional)},
                   {"v_grid", uint8_t(kMutable | kOptional)},
                   {"slots"},
-                  {"positions"}},
+                  {"positions"},
+                  {"cos", kOptional},
+                  {"sin", kOptional}},
                  {"o"},
                  {AQ_FLOAT(Cached, scale), AQ_INT(Cached, heads), AQ_INT(Cached, kv_heads),
-                  AQ_INT(Cached, bits)},
+                  AQ_INT(Cached, bits), AQ_INT(Cached, apart), AQ_INT(Cached, round)},
                  sizeof(Cached),
                  inferCachedAttention});
+  using Norm = aq_norm_rounded_params;
+  ops.push_back({"norm_rounded",
+                 {{"x"}, {"w"}, {"b", kOptional}},
+                 {"y"},
+                 {AQ_FLOAT(Norm, eps), AQ_INT(Norm, centred), AQ_INT(Norm, round)},
+                 sizeof(Norm),
+                 inferNormRounded});
+  using Joined = aq_silu_mul_joined_params;
+  ops.push_back({"silu_mul_joined",
+                 {{"x"}},
+                 {"y"},
+                 {AQ_INT(Joined, round)},
+                 sizeof(Joined),
+                 inferSiluMulJoined});
   addForm<Int4>(ops, "int4_matmul");
   addForm<Int8>(ops, "int8_matmul");
 }

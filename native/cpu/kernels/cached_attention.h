@@ -7,7 +7,17 @@
 
 // Inputs by position, those of attention first.
 namespace cached {
-enum : int { kKeys = 9, kValues, kKeyGrid, kValueGrid, kSlots, kPositions };
+enum : int {
+  kKeys = 9,
+  kValues,
+  kKeyGrid,
+  kValueGrid,
+  kSlots,
+  kPositions,
+  kCosines,
+  kSines,
+  kInputs
+};
 inline constexpr int64_t kMostRows = 2 * kTileRows;  // of a run, where a token has fewer
 inline constexpr int64_t kDeep = 64;                 // values that are added up at a time
 }  // namespace cached
@@ -133,6 +143,50 @@ static void cachedAttention(const aq_view* in, const aq_view& out,
   CachedAttention<T>{in, out, p}.run();
 }
 
+// A call whose q, k and v stand side by side or are yet to be turned, with each in a row of its own.
+template <class T>
+class ApartRows {
+ public:
+  ApartRows(const aq_view* in, const aq_view& out, const aq_cached_attention_params& p)
+      : size_(lastDim(out) / p.heads),
+        count_(rowCount(out) * (p.heads + 2 * p.kv_heads) * size_),
+        memory_(count_) {
+    std::copy(in, in + cached::kInputs, in_);
+    const int64_t tokens = rowCount(in[0]);
+    T* to = memory_.data();
+    if (!to) return;
+    const bool isJoined = !present(in[1]);
+    int64_t first = 0;
+    for (int i = 0; i < 3; i++) {
+      const int64_t heads = i == 0 ? p.heads : p.kv_heads, width = heads * size_;
+      const aq_view& from = isJoined ? in[0] : in[i];
+      const T* const x = ptr<T>(from) + (isJoined ? first : 0);
+      for (int64_t m = 0; m < tokens; m++) {
+        for (int64_t h = 0; h < heads; h++)
+          copyHead(m, x + m * lastDim(from) + h * size_, i < 2, to + m * width + h * size_);
+      }
+      in_[i] = {to, in[0].dtype, 2, {tokens, width}};
+      to += tokens * width;
+      first += width;
+    }
+  }
+
+  const aq_view* views() const { return memory_.data() ? in_ : nullptr; }
+  int64_t bytes() const { return count_ * int64_t(sizeof(T)); }
+
+ private:
+  void copyHead(int64_t m, const T* x, bool turns, T* y) const {
+    const int64_t half = size_ / 2;
+    const T *const c = ptr<T>(in_[cached::kCosines]), *const s = ptr<T>(in_[cached::kSines]);
+    if (turns && c) return ropeHead(x, c + m * half, s + m * half, T(1), y, half);
+    std::copy(x, x + size_, y);
+  }
+
+  int64_t size_, count_;
+  Partials<T> memory_;
+  aq_view in_[cached::kInputs];
+};
+
 static int32_t cached_attention(aq_queue*, const aq_view* in, int32_t, const aq_view* out, int32_t,
                                 const void* params, aq_error* err) {
   const auto& p = *static_cast<const aq_cached_attention_params*>(params);
@@ -147,12 +201,23 @@ static int32_t cached_attention(aq_queue*, const aq_view* in, int32_t, const aq_
                 static_cast<long long>(m), position, slot, static_cast<long long>(cache.dim[1]),
                 static_cast<long long>(cache.dim[0]));
   }
-  return withScratch("cached_attention", err, [&]() -> int32_t {
-    if (in[0].dtype == AQ_F64) {
-      cachedAttention<double>(in, out[0], p);
-    } else {
-      cachedAttention<float>(in, out[0], p);
-    }
-    return AQ_OK;
+  WidenedViews result;
+  if (!result.add(out[0], false))
+    return noPartials(err, "cached_attention", numel(out[0]) * int64_t(sizeof(float)));
+  const aq_view& o = result.views()[0];
+  const int32_t code = visitFloat(in[0].dtype, [&](auto zero) -> int32_t {
+    using T = decltype(zero);
+    const auto attend = [&](const aq_view* views) {
+      return withScratch("cached_attention", err, [&]() -> int32_t {
+        cachedAttention<T>(views, o, p);
+        return AQ_OK;
+      });
+    };
+    if (present(in[1]) && !present(in[cached::kCosines])) return attend(in);
+    const ApartRows<T> rows(in, o, p);
+    if (!rows.views()) return noPartials(err, "cached_attention", rows.bytes());
+    return attend(rows.views());
   });
+  if (code == AQ_OK) result.finish();
+  return code;
 }

@@ -27,5 +27,10 @@ struct Form {
 static int32_t int4_matmul(aq_queue*, const aq_view* in, int32_t, const aq_view* out, int32_t,
                            const void* params, aq_error* err) {
   const auto& p = *static_cast<const aq_int4_matmul_params*>(params);
-  return packed::multiply<int4::Form>("int4_matmul", in, out[0], p, err);
+  if (!p.wide) return packed::multiply<int4::Form>("int4_matmul", in, out[0], p, err);
+  WidenedViews views;
+  if (!views.add(in[0], true))
+    return noPartials(err, "int4_matmul", numel(in[0]) * int64_t(sizeof(float)));
+  const aq_view given[] = {views.views()[0], in[1], in[2], in[3], in[4], in[5], in[6]};
+  return packed::multiply<int4::Form>("int4_matmul", given, out[0], p, err);
 }

@@ -1,5 +1,5 @@
 // rms_norm.h: y = x rstd w + b with rstd = 1 / sqrt(mean x^2 + eps) per row, and its gradient
-//   gx = rstd (g w - x rstd^2 mean(g w x)),  gw = sum over rows of g x rstd.
+//   gx = rstd (g w - x rstd^2 mean(g w x)),  gw = sum over rows of g x rstd,  gb = that of g.
 
 template <class T>
 inline void normalizeRow(const T* x, const T* w, const T* b, T rstd, T* __restrict y, int64_t n) {
@@ -39,30 +39,41 @@ inline T tripleDot(const T* x, const T* w, const T* g, int64_t n) {
   return sumOf(lane, L);
 }
 
+// gx may be null.
 template <class T>
 inline void normGradRow(const T* x, const T* w, const T* g, T rstd, T pull, T* __restrict gx,
                         T* __restrict gw, int64_t n) {
-  for (int64_t i = 0; i < n; i++) {
-    gx[i] = rstd * (g[i] * w[i] - x[i] * pull);
-    gw[i] += g[i] * x[i] * rstd;
+  if (gx) {
+    for (int64_t i = 0; i < n; i++) gx[i] = rstd * (g[i] * w[i] - x[i] * pull);
   }
+  for (int64_t i = 0; i < n; i++) gw[i] += g[i] * x[i] * rstd;
 }
 
 static int32_t rms_norm_grad(aq_queue*, const aq_view* in, int32_t, const aq_view* out, int32_t,
-                             const void*, aq_error* err) {
-  const int64_t cols = lastDim(in[0]);
+                             const void* params, aq_error* err) {
+  const auto& o = *static_cast<const aq_rms_norm_grad_params*>(params);
+  const int64_t rows = rowCount(in[0]), cols = lastDim(in[0]);
   return visitFloat(in[0].dtype, [&](auto zero) {
     using T = decltype(zero);
     const T* w = ptr<T>(in[1]);
+    T* const gx = o.need_gx ? mut<T>(out[0]) : nullptr;
     const auto body = [&](int64_t first, int64_t end, T* gw) {
       for (int64_t row = first; row < end; row++) {
         const T* x = ptr<T>(in[0]) + row * cols;
         const T* g = ptr<T>(in[3]) + row * cols;
         const T rstd = ptr<T>(in[2])[row];
         const T pull = rstd * rstd * (tripleDot(x, w, g, cols) / T(cols));
-        normGradRow(x, w, g, rstd, pull, mut<T>(out[0]) + row * cols, gw, cols);
+        normGradRow(x, w, g, rstd, pull, gx ? gx + row * cols : nullptr, gw, cols);
       }
     };
-    return sumColumns("rms_norm_grad", rowCount(in[0]), cols, mut<T>(out[1]), err, body);
+    const int32_t code = sumColumns("rms_norm_grad", rows, cols, mut<T>(out[1]), err, body);
+    if (code != AQ_OK || !o.need_gb) return code;
+    const auto sumRows = [&](int64_t first, int64_t end, T* gb) {
+      for (int64_t row = first; row < end; row++) {
+        const T* g = ptr<T>(in[3]) + row * cols;
+        for (int64_t i = 0; i < cols; i++) gb[i] += g[i];
+      }
+    };
+    return sumColumns("rms_norm_grad", rows, cols, mut<T>(out[2]), err, sumRows);
   });
 }

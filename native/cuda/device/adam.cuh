@@ -28,6 +28,16 @@ __device__ inline double power(double base, int32_t exponent) {
   return result;
 }
 
+// A root to a unit in the last place and a quotient to two: a step's own rounding is coarser by far.
+__device__ inline float quickRoot(float x) {
+  float root;
+  asm("sqrt.approx.f32 %0, %1;" : "=f"(root) : "f"(x));
+  return root;
+}
+__device__ inline double quickRoot(double x) { return sqrt(x); }
+__device__ inline float quickQuotient(float x, float y) { return __fdividef(x, y); }
+__device__ inline double quickQuotient(double x, double y) { return x / y; }
+
 // The step's constants, taken in double, where beta^step loses nothing. They are computed on the
 // device whether or not there is a schedule, so that both ways of giving a step give the same bytes.
 template <class T>
@@ -42,7 +52,7 @@ struct AdamStep {
   __device__ void apply(T& p, T g, T& m, T& v) const {
     m += mix1 * (g - m);
     v = keep2 * v + mix2 * g * g;
-    p = decay * p - rate * m / (sqrt(v) * denomScale + eps);
+    p = decay * p - quickQuotient(rate * m, quickRoot(v) * denomScale + eps);
   }
 };
 

@@ -3,6 +3,7 @@
 #include <cuda_bf16.h>
 
 #include <cstdint>
+#include <cstring>
 
 #include "native/cuda/code_product.h"
 #include "native/cuda/device/code_scale.cuh"
@@ -77,6 +78,40 @@ __device__ inline void writePairs(const int32_t (&sum)[kN / 2], const CodeProduc
   }
 }
 
+// The same in bf16, where two numbers are half of what memory moves: of two blocks of eight
+//           columns,
+// neighbouring threads exchange a pair each, so that every thread writes four numbers of one block.
+// n is a multiple of 4.
+template <int kN>
+__device__ inline void writeQuads(const int32_t (&sum)[kN / 2], const CodeProduct& p,
+                                  const CodeColumns& columns, const CodeRow (&rows)[2], int64_t row,
+                                  int64_t firstCol) {
+  const bool isOdd = threadIdx.x & 1;
+  const int first = int(threadIdx.x % 4) / 2 * 4 + (isOdd ? 8 : 0);
+  __nv_bfloat16* const c = static_cast<__nv_bfloat16*>(p.c) + row * p.n + firstCol + first;
+  const int cols = int(p.n - firstCol < kN ? p.n - firstCol : kN) - first;
+  const bool inside[2] = {row < p.m, row + 8 < p.m};
+#pragma unroll
+  for (int block = 0; block < kN / 8; block += 2) {
+    float value[2][2][2];
+    scaleBlock<false>(value[0], sum + block * 4, block, columns, rows, 0);
+    scaleBlock<false>(value[1], sum + block * 4 + 4, block + 1, columns, rows, 0);
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      uint32_t pair[2];
+#pragma unroll
+      for (int b = 0; b < 2; b++) {
+        const __nv_bfloat162 both = __floats2bfloat162_rn(value[b][half][0], value[b][half][1]);
+        memcpy(&pair[b], &both, sizeof both);
+      }
+      const uint32_t other = __shfl_xor_sync(~0u, isOdd ? pair[0] : pair[1], 1);
+      const uint2 out = {isOdd ? other : pair[0], isOdd ? pair[1] : other};
+      if (inside[half] && block * 8 < cols)
+        *reinterpret_cast<uint2*>(c + half * 8 * p.n + block * 8) = out;
+    }
+  }
+}
+
 // The same for any sizes and addresses, and what is added to, number by number.
 template <int kN, bool kLeftOver>
 __device__ inline void writeSingly(const int32_t (&sum)[kN / 2], const CodeProduct& p,
@@ -107,6 +142,8 @@ __device__ inline void writeSums(const int32_t (&sum)[kN / 2], const CodeProduct
     } else {
       writeSingly<kN, false>(sum, p, columns, rows, row, firstCol);
     }
+  } else if (p.isShort && p.n % 4 == 0) {
+    writeQuads<kN>(sum, p, columns, rows, row, firstCol);
   } else if (p.isShort) {
     writePairs<__nv_bfloat16, kN>(sum, p, columns, rows, row, firstCol);
   } else {

@@ -37,15 +37,20 @@ __device__ inline double powerBelow(double x) {
 template <class T>
 inline constexpr T kWholes = sizeof(T) == 8 ? T(6755399441055744.0) : T(12582912.0);
 
-// e4m3fn of 2^-9 <= x <= 448, ties to even; NaN stays.
-template <class T>
-__device__ inline T roundE4m3(T x) {
-  const T large = mulRn(fmax(powerBelow(x), T(0x1p-6)), kWholes<T> * T(0.125));
-  return addRn(addRn(x, large), -large);
+// e4m3fn of 2^-9 <= x <= 448, ties to even; NaN stays. What is added is exact: the products are not
+// rounded, and each sum is once.
+__device__ inline float roundE4m3(float x) {
+  const float power = fmaxf(powerBelow(x), 0x1p-6f);
+  constexpr float kLarge = kWholes<float> * 0.125f;
+  return __fmaf_rn(power, -kLarge, __fmaf_rn(power, kLarge, x));
+}
+__device__ inline double roundE4m3(double x) {
+  const double power = fmax(powerBelow(x), 0x1p-6);
+  constexpr double kLarge = kWholes<double> * 0.125;
+  return __fma_rn(power, -kLarge, __fma_rn(power, kLarge, x));
 }
 
-// e2m1 of |x| <= 6, ties to the even code; NaN stays. What is added is exact: the products are not
-// rounded, and each sum is once.
+// e2m1 of |x| <= 6, ties to the even code, the same way; NaN stays.
 __device__ inline float roundE2m1(float x) {
   const float power = fmaxf(powerBelow(x), 1.0f);
   constexpr float kLarge = kWholes<float> * 0.5f;
@@ -89,13 +94,54 @@ __device__ inline double maxOrNaN(double a, double b) { return a > b || a != a ?
 // ---------------------------------------------------------------- scales
 
 // a / 6, rounded once: the residual corrects the product with 1 / 6 (Markstein).
-__device__ inline float sixth(float a) {
+__device__ inline bool isUsualSixth(float a) { return a > 0x1p-100f && a < 0x1p127f; }
+__device__ inline float usualSixth(float a) {
   constexpr float kSixth = 1.0f / 6.0f;
-  if (!(a > 0x1p-100f && a < 0x1p127f)) return divRn(a, 6.0f);
   const float q = mulRn(a, kSixth);
   return __fmaf_rn(__fmaf_rn(-q, 6.0f, a), kSixth, q);
 }
+__device__ inline float sixth(float a) { return isUsualSixth(a) ? usualSixth(a) : divRn(a, 6.0f); }
 __device__ inline double sixth(double a) { return divRn(a, 6.0); }
+
+// 1 / x to a unit or two in the last place, of an x whose inverse is not subnormal.
+__device__ inline float reciprocal(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// The same, rounded to nearest: of numbers from 1 on as the compiler divides, and of scales of four bits.
+__device__ inline float inverseOf(float x) {
+  const float near = reciprocal(x);
+  return __fmaf_rn(near, __fmaf_rn(-x, near, 1.0f), near);
+}
+
+// What 1 is divided by for clipFactor, bit for bit, in fewer instructions.
+__device__ inline float clipDivisor(float logit) {
+  // What e^x is below -60 does not show beside 1.
+  const float x = atMost(atLeast(-logit, -60.0f), 89.0f);
+  const float moved = addRn(mulRn(x, 1.44269504088896341f), kWholes<float>);
+  const float n = addRn(moved, -kWholes<float>);
+  float r = addRn(x, -mulRn(n, 0.693359375f));
+  r = addRn(r, mulRn(n, 2.12194440e-4f));
+  float p = 1.9875691500e-4f;
+  p = addRn(mulRn(p, r), 1.3981999507e-3f);
+  p = addRn(mulRn(p, r), 8.3334519073e-3f);
+  p = addRn(mulRn(p, r), 4.1665795894e-2f);
+  p = addRn(mulRn(p, r), 1.6666665459e-1f);
+  p = addRn(mulRn(p, r), 5.0000001201e-1f);
+  p = addRn(addRn(mulRn(p, mulRn(r, r)), r), 1.0f);
+  // 2^(n - 1): n is in the lowest places of `moved`.
+  const float power = __uint_as_float((__float_as_uint(moved) << 23) + (126u << 23));
+  return addRn(mulRn(mulRn(p, power), 2.0f), 1.0f);
+}
+
+// clipFactor in fewer instructions.
+__device__ inline float fp4Clip(float logit) {
+  const float divisor = clipDivisor(logit);
+  return divisor < 0x1p125f ? inverseOf(divisor) : divRn(1.0f, divisor);
+}
+__device__ inline double fp4Clip(double logit) { return clipFactor(logit); }
 
 // The matrix's global scale: 1 where it has none, or an infinite one.
 template <class T>
@@ -122,6 +168,7 @@ struct Fp4Scale {
   T clipped;  // a
   T raw;      // a / 6 g
 
+  Fp4Scale() = default;
   __device__ Fp4Scale(T factor, T largest, T g) : clipped(mulRn(factor, largest)), raw(0) {
     if constexpr (kFormat == kNvFp4) raw = mulRn(sixth(clipped), g);
   }
@@ -148,10 +195,18 @@ struct Fp4Scale {
   }
 };
 
-// What an x is times, to be in steps of its group.
+// What an x is times, to be in steps of its group: g / s, rounded once.
 template <class T>
 __device__ inline T fp4Inverse(T g, T s) {
   return divRn(g, s);
+}
+
+// The same of an e4m3 scale, where no product or residual is subnormal or infinite: the inverse of the
+// scale is rounded correctly, so that the residual rounds the quotient correctly (Markstein).
+__device__ inline bool isUsualGlobal(float g) { return g > 0x1p-80f && g < 0x1p80f; }
+__device__ inline float e4m3Inverse(float g, float s) {
+  const float inverse = inverseOf(s), q = mulRn(g, inverse);
+  return __fmaf_rn(__fmaf_rn(-q, s, g), inverse, q);
 }
 
 }  // namespace aq::cuda

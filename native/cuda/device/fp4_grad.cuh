@@ -11,9 +11,9 @@
 
 namespace aq::cuda {
 
-// What is wanted besides gradients of logits and offsets: nothing, that of a matrix without factors, or
-// those of factors (and of the matrix, maybe).
-enum class Fp4Wants { kLearned, kMatrix, kFactors };
+// What is wanted besides gradients of logits and offsets: nothing, or those of the matrix and of its
+// factors.
+enum class Fp4Wants { kLearned, kMatrix };
 
 template <class S>
 struct Fp4Grad {
@@ -27,6 +27,7 @@ struct Fp4Grad {
   const T* v;     // null: none
   Factors<T> factors;
   Strips strips;
+  bool isSpent;      // nothing looks at grad afterwards
   G* gx;             // or null
   G* gv;             // with v
   T* groupClipGrad;  // [M, G], or null

@@ -11,6 +11,7 @@
 
 #include "native/cuda/device/fp4.cuh"
 #include "native/cuda/device/reduce.cuh"
+#include "native/cuda/device/sequence.cuh"
 #include "native/cuda/device/stored.cuh"
 #include "native/cuda/device/vec.cuh"
 #include "native/cuda/launch.h"
@@ -108,27 +109,16 @@ struct StripPiece {
 
 // ---------------------------------------------------------------- launch
 
-// From Hopper on a kernel may be launched while the one before it still runs, which hides what a launch
-// costs; it then waits for that one's end, and lets the next one be launched.
+// Waits for the kernel before this one, and lets the next one start.
 __device__ inline void awaitLastKernel() {
-#if __CUDA_ARCH__ >= 900
-  cudaGridDependencySynchronize();
-  cudaTriggerProgrammaticLaunchCompletion();
-#endif
+  waitForKernelBefore();
+  letNextKernelStart();
 }
 
 template <class Call>
 cudaError_t launchStrips(aq_queue* queue, void (*kernel)(Call), dim3 grid, const Call& call) {
-  cudaLaunchAttribute early = {};
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = grid;
-  config.blockDim = kStripThreads;
-  config.stream = queue->stream;
-  config.attrs = &early;
-  config.numAttrs = queue->computeCapability >= 90 ? 1 : 0;
-  return cudaLaunchKernelEx(&config, kernel, call);
+  const EarlyLaunch launch(queue, grid, kStripThreads);
+  return cudaLaunchKernelEx(&launch.config, kernel, call);
 }
 
 // ---------------------------------------------------------------- runs in memory

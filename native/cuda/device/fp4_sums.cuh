@@ -6,9 +6,10 @@
 namespace aq::cuda::int4 {
 
 // A warp's sums, over kUnit of the operands.
-template <Format kFormat, class H, Math kMath, int kN>
+template <class H, class S>
 struct FloatSums {
-  using S = Stage<kFormat, kMath, kN>;
+  static constexpr Format kFormat = S::kFormat;
+  static constexpr int kN = S::kN, kRowTiles = S::kRowTiles;
   using Table = ScaleTable<kFormat, H, S::kGroups>;
   static_assert(S::kTable == kRowTiles * Table::kWords * 4);
   float total[kRowTiles][kN][4] = {};
@@ -63,13 +64,13 @@ struct FloatSums {
   }
 };
 
-template <Format kFormat, int kN>
-struct SumsOf<kFormat, Math::kBf16, kN> {
-  using Type = FloatSums<kFormat, __nv_bfloat16, Math::kBf16, kN>;
+template <class S, Format kFormat>
+struct SumsOf<S, kFormat, Math::kBf16> {
+  using Type = FloatSums<__nv_bfloat16, S>;
 };
-template <Format kFormat, int kN>
-struct SumsOf<kFormat, Math::kF16, kN> {
-  using Type = FloatSums<kFormat, __half, Math::kF16, kN>;
+template <class S, Format kFormat>
+struct SumsOf<S, kFormat, Math::kF16> {
+  using Type = FloatSums<__half, S>;
 };
 
 }  // namespace aq::cuda::int4

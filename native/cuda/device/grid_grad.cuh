@@ -21,6 +21,15 @@ struct GroupSums {
   T low, high;
 
   __device__ explicit GroupSums(T seed) : low(seed), high(seed) {}
+
+  template <int N>
+  __device__ void reach(const T (&x)[N]) {
+#pragma unroll
+    for (int e = 0; e < N; e++) {
+      high = fmax(high, x[e]);
+      low = fmin(low, x[e]);
+    }
+  }
 };
 
 // A group's grid as the gradient sees it. Codes are those of GridCode.
@@ -31,14 +40,16 @@ struct GradGrid {
   __device__ GradGrid(T scale, T zero, T largest) : s(scale), z(zero), top(largest) {
     if constexpr (sizeof(T) == 4) {
       lowest_ = addRn(kBias, -zero);
-      highest_ = addRn(kBias, addRn(top, -zero));
       asm("rcp.approx.f32 %0, %1;" : "=f"(inverse_) : "f"(scale));
-      // Quotients up to `reach` are wrong by less than reach * 2^-22 where they come from the
-      // reciprocal, and so is what is left of them beside a rounded quotient and its sum with an
+      perTop_ = __frcp_rn(top);
+      topInverse_ = inverse_ * perTop_;
+      topZero_ = zero * perTop_;
+      // Quotients up to `reach` are wrong by less than reach * 2^-21 where they come from the
+      // reciprocals, and so is what is left of them beside a rounded quotient and its sum with an
       // offset of at most 1. What lies beyond is clamped whichever way it is rounded.
       const float reach = top + fabsf(zero) + 2;
       const bool isPlain = scale > 0x1p-60f && scale < 0x1p60f && reach < 65536.0f;
-      margin_ = isPlain ? reach * 0x1p-21f : 2.0f;
+      margin_ = isPlain ? reach * 0x1p-20f : 2.0f;
     }
   }
 
@@ -46,68 +57,118 @@ struct GradGrid {
   // offsets v.
   template <bool kOffset, int N>
   __device__ void take(const T (&x)[N], T (&g)[N], const T (&v)[N], GroupSums<T>& sums) const {
+    sums.reach(x);
+    T error[N];
+    bool inside[N];
+    place<kOffset>(x, v, error, inside);
 #pragma unroll
     for (int e = 0; e < N; e++) {
-      sums.high = fmax(sums.high, x[e]);
-      sums.low = fmin(sums.low, x[e]);
+      sums.steps = fma(g[e], error[e], sums.steps);
+      if (!inside[e]) sums.outside += g[e];
+      g[e] = inside[e] ? g[e] : T(0);
     }
-    T passing[N], steps = sums.steps, outside = sums.outside;
-    bool isSure = false;
-    if constexpr (sizeof(T) == 4) isSure = addSure<kOffset>(x, g, v, steps, outside, passing);
-    if (isSure) {
+  }
+
+  // The same without offsets and extremes, for kernels that are short of registers: adds up first
+  // and looks afterwards whether it was right to.
+  template <int N>
+  __device__ void pass(const float (&x)[N], float (&g)[N], GroupSums<float>& sums) const {
+    float passing[N], steps = sums.steps, outside = sums.outside, nearest = 1;
+#pragma unroll
+    for (int e = 0; e < N; e++) {
+      const Code near = codeOf<false>(x[e], 0);
+      nearest = atMost(nearest, fabsf(near.gap));
+      const bool inside = near.gap < 0;
+      steps = __fmaf_rn(g[e], inside ? -near.rest : near.q, steps);
+      if (!inside) outside += g[e];
+      passing[e] = inside ? g[e] : 0.0f;
+    }
+    if (nearest > margin_) {
       sums.steps = steps;
       sums.outside = outside;
     } else {
-      addExactly<kOffset>(x, g, v, sums.steps, sums.outside, passing);
+      float error[N];
+      bool inside[N];
+      placeExactly<false>(x, x, error, inside);
+#pragma unroll
+      for (int e = 0; e < N; e++) {
+        sums.steps = __fmaf_rn(g[e], error[e], sums.steps);
+        if (!inside[e]) sums.outside += g[e];
+        passing[e] = inside[e] ? g[e] : 0.0f;
+      }
     }
 #pragma unroll
     for (int e = 0; e < N; e++) g[e] = passing[e];
   }
 
-  // Adds to S and Z and says what of g passes, without the extremes, code by code.
+  // Of numbers x with offsets v: whether the clamp leaves them inside, and (q - z) - in u.
   template <bool kOffset, int N>
-  __device__ void addExactly(const T (&x)[N], const T (&g)[N], const T (&v)[N], T& steps,
-                             T& outside, T (&passing)[N]) const {
+  __device__ void place(const T (&x)[N], const T (&v)[N], T (&error)[N], bool (&inside)[N]) const {
+    if constexpr (sizeof(T) == 4) {
+      if (placeSurely<kOffset>(x, v, error, inside)) return;
+    }
+    placeExactly<kOffset>(x, v, error, inside);
+  }
+
+ private:
+  // Code by code.
+  template <bool kOffset, int N>
+  __device__ void placeExactly(const T (&x)[N], const T (&v)[N], T (&error)[N],
+                               bool (&inside)[N]) const {
     const GridCode<T> exact(s, z, top);
 #pragma unroll
     for (int e = 0; e < N; e++) {
       const T u = exact.ratio(x[e]);
       const T code = exact.place(kOffset ? addRn(u, v[e]) : u);
       const T q = exact.clamp(code);
-      const bool inside = q == code;
-      steps += g[e] * ((q - z) - (inside ? u : T(0)));
-      outside += inside ? T(0) : g[e];
-      passing[e] = inside ? g[e] : T(0);
+      inside[e] = q == code;
+      error[e] = (q - z) - (inside[e] ? u : T(0));
     }
   }
 
-  // The same by the reciprocal: q is the nearest code, d what is left of the quotient beside it, and
-  // the clamp acts where that is more than one half. False, and what it gave means nothing, where an
-  // element is so near to one half, or not a number, that this cannot decide.
+  // A code as the reciprocal gives it: q is the nearest one, found as a share of all codes, which
+  // the instruction itself clamps; `rest` is what is left of the quotient beside it, and the clamp
+  // acts where that is more than one half: where `gap` is not negative.
+  struct Code {
+    float q, rest, gap;
+  };
+  template <bool kOffset>
+  __device__ Code codeOf(float x, float v) const {
+    const float sum = kOffset ? __fmaf_rn(x, inverse_, v) : 0.0f;
+    const float share =
+        kOffset ? saturated(sum, perTop_, topZero_) : saturated(x, topInverse_, topZero_);
+    const float q = addRn(__fmaf_rn(share, top, lowest_), -kBias);
+    const float rest = kOffset ? addRn(sum, -q) : __fmaf_rn(x, inverse_, -q);
+    return {q, rest, addRn(fabsf(rest), -0.5f)};
+  }
+
+  // False, and what it gave means nothing, where an element is so near to one half, or not a
+  // number, that this cannot decide.
   template <bool kOffset, int N>
-  __device__ bool addSure(const float (&x)[N], const float (&g)[N], const float (&v)[N],
-                          float& steps, float& outside, float (&passing)[N]) const {
+  __device__ bool placeSurely(const float (&x)[N], const float (&v)[N], float (&error)[N],
+                              bool (&inside)[N]) const {
     float nearest = 1, farthest = 0;
 #pragma unroll
     for (int e = 0; e < N; e++) {
-      const float sum = kOffset ? __fmaf_rn(x[e], inverse_, v[e]) : 0.0f;
-      const float biased = kOffset ? addRn(sum, kBias) : __fmaf_rn(x[e], inverse_, kBias);
-      const float q = addRn(fminf(fmaxf(biased, lowest_), highest_), -kBias);
-      const float d = kOffset ? addRn(sum, -q) : __fmaf_rn(x[e], inverse_, -q);
-      const float gap = addRn(fabsf(d), -0.5f);
-      nearest = atMost(nearest, fabsf(gap));
+      const Code near = codeOf<kOffset>(x[e], v[e]);
+      nearest = atMost(nearest, fabsf(near.gap));
       if constexpr (kOffset) farthest = fmaxf(farthest, fabsf(v[e]));
-      const bool inside = gap < 0;
-      steps = __fmaf_rn(g[e], inside ? (kOffset ? addRn(v[e], -d) : -d) : q, steps);
-      if (!inside) outside += g[e];
-      passing[e] = inside ? g[e] : 0.0f;
+      inside[e] = near.gap < 0;
+      error[e] = inside[e] ? (kOffset ? addRn(v[e], -near.rest) : -near.rest) : near.q;
     }
     return nearest > margin_ && (!kOffset || farthest <= 1.0f);
   }
 
- private:
-  float lowest_ = 0, highest_ = 0;  // biased codes of 0 and top
+  // a b + c, no less than 0 and no more than 1; 0 of NaN.
+  __device__ static float saturated(float a, float b, float c) {
+    float y;
+    asm("fma.rn.sat.f32 %0, %1, %2, %3;" : "=f"(y) : "f"(a), "f"(b), "f"(c));
+    return y;
+  }
+
+  float lowest_ = 0;  // the biased code of 0
   float inverse_ = 0, margin_ = 0;
+  float perTop_ = 0, topInverse_ = 0, topZero_ = 0;  // 1, inverse and zero, each through top
 };
 
 // The sums over kWidth neighbours of a warp, given to all of them.

@@ -12,6 +12,7 @@
 namespace aq::cuda {
 
 inline constexpr int kGroupThreads = 256;  // of a block whose warps have groups of their own
+inline constexpr int kBlock = 0;           // lanes of a group: all of a block of any size
 
 // Threads of a block: a group of more than a warp has it to itself.
 template <int kLanes>

@@ -14,6 +14,18 @@
 
 namespace aq::cuda {
 
+// Counts stages and the parity of their barriers.
+template <int kStages>
+struct Turn {
+  int stage = 0;
+  uint32_t parity = 0;
+  __device__ void next() {
+    if (++stage < kStages) return;
+    stage = 0;
+    parity ^= 1;
+  }
+};
+
 #if defined(AQ_HAS_HOPPER)
 
 // ---------------------------------------------------------------- barriers

@@ -1,21 +1,24 @@
-// int4.cuh: packed codes into the operands of the matrix instructions, those instructions, and
-// asynchronous copies into shared memory (sm_80 and later).
+// int4.cuh: packed codes into the operands of the matrix instructions, those
+// instructions, and asynchronous copies into shared memory (sm_80 and later).
 //
-// Code v becomes the number v - z in three instructions for two values: the nibble is put under the
-// exponent of 2^7 (bf16) or 2^10 (f16), which makes it 128 + v or 1024 + v exactly, and 128 + z or
-// 1024 + z is subtracted, exactly again.
+// Code v becomes the number v - z in three instructions for two values: the
+// nibble is put under the exponent of 2^7 (bf16) or 2^10 (f16), which makes it
+// 128 + v or 1024 + v exactly, and 128 + z or 1024 + z is subtracted, exactly
+// again.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
 #include <cstdint>
 
+#include "native/cuda/device/packed.cuh"
 #include "native/cuda/device/sequence.cuh"
 #include "native/cuda/int4.h"
 
 namespace aq::cuda::int4 {
 
-// 16 bytes from global to shared memory; only the first `bytes` are read, the rest become zeros.
+// 16 bytes from global to shared memory; only the first `bytes` are read, the
+// rest become zeros.
 __device__ inline void copyAsync16(uint32_t to, const void* from, int bytes = 16) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes)
                : "memory");
@@ -30,8 +33,9 @@ __device__ inline uint32_t sharedAddress(const void* p) {
   return uint32_t(__cvta_generic_to_shared(p));
 }
 
-// Four 8 x 8 matrices of halves whose rows of 16 bytes start at the addresses of lanes 8 i .. 8 i + 7:
-// of matrix i, lane l gets row l / 4, columns 2 (l % 4) and the next.
+// Four 8 x 8 matrices of halves whose rows of 16 bytes start at the addresses
+// of lanes 8 i .. 8 i + 7: of matrix i, lane l gets row l / 4, columns 2 (l %
+// 4) and the next.
 __device__ inline uint4 loadMatrices(uint32_t rowAddress) {
   uint4 r;
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -79,7 +83,8 @@ struct Pair<__nv_bfloat16> {
   }
   // c += a b on a 16 x 16 and a 16 x 8 matrix.
   __device__ static void multiply(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, "
+        "{%4,%5,%6,%7}, "
         "{%8,%9}, {%0,%1,%2,%3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
@@ -98,14 +103,16 @@ struct Pair<__half> {
     return reinterpret_cast<const uint32_t&>(d);
   }
   __device__ static void multiply(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, "
+        "{%4,%5,%6,%7}, "
         "{%8,%9}, {%0,%1,%2,%3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
   }
 };
 
-// The 16 x 16 operand of one word a thread; z0, z8: Pair::zero of rows g and g + 8.
+// The 16 x 16 operand of one word a thread; z0, z8: Pair::zero of rows g and g
+// + 8.
 template <class H>
 __device__ inline void unpackWord(uint32_t w, uint32_t z0, uint32_t z8, uint32_t (&a)[4]) {
   using P = Pair<H>;
@@ -127,28 +134,23 @@ __device__ inline void offsetWord(uint32_t w, uint32_t (&a)[4]) {
 // c += a b on bytes without sign, 16 x 32 and 32 x 8, exact.
 __device__ inline void multiplyBytes(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0,
                                      uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.u8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.u8.s32 {%0,%1,%2,%3}, "
+      "{%4,%5,%6,%7}, {%8,%9}, "
       "{%0,%1,%2,%3};"
       : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// The code of x on a grid of codes 0 .. top.
-template <class T>
-__device__ T codeOf(T x, T scale, T zero, T top) {
-  const T code = rint(x / scale) + zero;
-  return code < T(0) ? T(0) : code > top ? top : code;  // a NaN stays
-}
-
-// Words of the factors of a row tile's groups of 4-bit floats in shared memory: rows of `factorPitch`,
-// and what keeps tables that follow each other on other banks (device/fp4_decode.cuh).
+// Words of the factors of a row tile's groups of 4-bit floats in shared memory:
+// rows of `factorPitch`, and what keeps tables that follow each other on other
+// banks (device/fp4_decode.cuh).
 __host__ __device__ constexpr int factorPitch(int groups) { return groups == 8 ? 12 : groups; }
 __host__ __device__ constexpr int factorWords(int groups) {
   return 8 * factorPitch(groups) + (groups == 4 ? 4 : 0);
 }
 
-// What sums of products with 4-bit floats are times: loaded where nothing waits for it, and put
-// together where it is used.
+// What sums of products with 4-bit floats are times: loaded where nothing waits
+// for it, and put together where it is used.
 struct Factors {
   float factor, xGlobal;
 
@@ -160,7 +162,8 @@ struct Factors {
   }
 };
 
-// Numbers beside sums, loaded early likewise; -0 where there is none, which changes no sum.
+// Numbers beside sums, loaded early likewise; -0 where there is none, which
+// changes no sum.
 template <int N>
 struct EarlyNumbers {
   uint32_t bits[N];
@@ -183,21 +186,5 @@ struct EarlyNumbers {
     return __half2float(__ushort_as_half(uint16_t(bits[i])));
   }
 };
-
-// Loads and stores of results by the number of their type.
-__device__ inline float loadAs(int32_t dtype, const void* data, int64_t i) {
-  if (dtype == AQ_BF16) return __bfloat162float(static_cast<const __nv_bfloat16*>(data)[i]);
-  if (dtype == AQ_F16) return __half2float(static_cast<const __half*>(data)[i]);
-  return static_cast<const float*>(data)[i];
-}
-__device__ inline void storeAs(int32_t dtype, void* data, int64_t i, float value) {
-  if (dtype == AQ_BF16) {
-    static_cast<__nv_bfloat16*>(data)[i] = __float2bfloat16_rn(value);
-  } else if (dtype == AQ_F16) {
-    static_cast<__half*>(data)[i] = __float2half_rn(value);
-  } else {
-    static_cast<float*>(data)[i] = value;
-  }
-}
 
 }  // namespace aq::cuda::int4

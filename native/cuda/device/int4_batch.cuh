@@ -93,9 +93,8 @@ struct Consumer {
     }
   }
 
-  // Adds the scaled sums of a group, whose products must be under way or done.
-  __device__ void addGroup(float (&part)[kSums], const float2& scale) {
-    wgmmaWait<0>();
+  // Adds the scaled sums of products that are done.
+  __device__ void addScaled(float (&part)[kSums], const float2& scale) {
     fenceSums(part);
 #pragma unroll
     for (int i = 0; i < kSums; i++) sum[i] += part[i] * (i / 2 % 2 ? scale.y : scale.x);
@@ -104,6 +103,12 @@ struct Consumer {
   __device__ void run(const Weights& w, const Work& work, Turn<P::kStages>& turn) {
     if constexpr (P::kIsFloats) {
       runFloats(work, turn);
+    } else if constexpr (P::kTokens <= 32) {
+      if (w.groupSteps == 1) {
+        runFewCodes<2>(w, work, turn);
+      } else {
+        runFewCodes<4>(w, work, turn);
+      }
     } else {
       runCodes(w, work, turn);
     }
@@ -179,6 +184,76 @@ struct Consumer {
     if (mine > 0) release(last);
   }
 
+  // Of whole numbers and few tokens: kTogether operands of 16 columns, all of one group, at a time. Two
+  // sets of sums take turns: while one is made, the other is scaled and the operands after it are
+  // unpacked, those of the next unit too.
+  template <int kTogether>
+  __device__ void runFewCodes(const Weights& w, const Work& work, Turn<P::kStages>& turn) {
+    constexpr int kTimes = 4 * P::kHalves / kTogether;  // of a unit
+    static_assert(kTimes % 2 == 0);                     // turns go on over units
+    const int gridShift =
+        w.groupSteps >= P::kUnitSteps ? 2 : w.groupSteps / 2;  // log2 of its steps
+    const int phase = P::phaseOf(slot);
+    const int mine = (work.units - phase + P::kPhases - 1) / P::kPhases;
+#pragma unroll
+    for (int i = 0; i < kSums; i++) sum[i] = 0;
+    uint32_t a[2][kTogether][4];
+    float part[2][kSums];
+    float2 scale[2];
+    uint4 words[P::kHalves];
+    // Operands of part t of the unit at `of`, whose codes are read with the first.
+    const auto unpack = [&](const Turn<P::kStages>& of, int t) {
+      if (t == 0) {
+        barrierWait(memory + P::kFull + 8 * of.stage, of.parity);
+        const char* const codes =
+            base + P::kCodes + of.stage * P::kCodeBytes + slot * P::kPiece + lane * 16;
+#pragma unroll
+        for (int h = 0; h < P::kHalves; h++)
+          words[h] = *reinterpret_cast<const uint4*>(codes + h * kTileBytes / 2);
+      }
+      const int group = t * kTogether / 2 >> gridShift;
+      const Grid grid = Grid::read(base + P::kGrids + of.stage * P::kGridsBytes +
+                                       slot * P::kSlotGrids + group * P::kGridBytes,
+                                   lane);
+      scale[t % 2] = grid.scale;
+#pragma unroll
+      for (int e = 0; e < kTogether; e++) {
+        const uint4 w4 = words[(t * kTogether + e) / 4];
+        const int p = (t * kTogether + e) % 4;
+        grid.unpack(p == 0 ? w4.x : p == 1 ? w4.y : p == 2 ? w4.z : w4.w, a[t % 2][e]);
+      }
+    };
+    if (mine > 0) unpack(turn, 0);
+    for (int i = 0; i < mine; i++) {
+      Turn<P::kStages> next = turn;
+      next.next();
+      const uint64_t x =
+          tileDescriptor(memory + turn.stage * P::kXBytes + phase * P::kHalves * P::kXTile);
+#pragma unroll
+      for (int t = 0; t < kTimes; t++) {
+        wgmmaFence();
+#pragma unroll
+        for (int e = 0; e < kTogether; e++) {
+          const int k = t * kTogether + e;
+          wgmmaHalves<H, P::kTokens>(part[t % 2], a[t % 2][e],
+                                     x + k / 4 * (P::kXTile >> 4) + k % 4 * 2, e > 0);
+        }
+        wgmmaCommit();
+        wgmmaWait<1>();
+        if (t > 0) addScaled(part[(t + 1) % 2], scale[(t + 1) % 2]);
+        if (t + 1 < kTimes) {
+          unpack(turn, t + 1);
+        } else if (i + 1 < mine) {
+          unpack(next, 0);
+        }
+      }
+      wgmmaWait<0>();
+      addScaled(part[1], scale[1]);
+      release(turn.stage);
+      turn = next;
+    }
+  }
+
   __device__ void runCodes(const Weights& w, const Work& work, Turn<P::kStages>& turn) {
     // 32-column steps of a grid, at most the unit's: 1, 2 or 4.
     const int gridSteps = min(w.groupSteps, P::kUnitSteps);
@@ -216,7 +291,10 @@ struct Consumer {
         const uint64_t b = x + k / 4 * (P::kXTile >> 4) + p * 2;
         if constexpr (P::kScalesSums) {
           if (starts) {
-            if (k > 0 || i > 0) addGroup(part, scale);
+            if (k > 0 || i > 0) {
+              wgmmaWait<0>();
+              addScaled(part, scale);
+            }
             scale = grid.scale;
           }
           wgmmaFence();
@@ -231,10 +309,10 @@ struct Consumer {
       }
       last = turn.stage;
     }
-    if constexpr (P::kScalesSums) {
-      if (mine > 0) addGroup(part, scale);
-    }
     wgmmaWait<0>();
+    if constexpr (P::kScalesSums) {
+      if (mine > 0) addScaled(part, scale);
+    }
     fenceSums(sum);
     if (mine > 0) release(last);
   }

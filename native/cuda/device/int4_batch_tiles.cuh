@@ -111,8 +111,11 @@ __global__ __launch_bounds__(P::kThreads,
   const int rank = blockIdx.x % job.splits;
   const int firstTile = partStart(job.w.tiles, rank, job.splits);
   const int tiles = partStart(job.w.tiles, rank + 1, job.splits) - firstTile;
-  const Work work = {int(blockIdx.y) * P::kRowTilesOf, int(blockIdx.x / job.splits) * P::kTokens,
-                     firstTile * P::kUnitsOfTile, tiles * P::kUnitsOfTile};
+  Work work = {int(blockIdx.y) * P::kRowTilesOf, int(blockIdx.x / job.splits) * P::kTokens,
+               firstTile * P::kUnitsOfTile, tiles * P::kUnitsOfTile};
+  // A step that is not whole has to be the last. With more tokens it costs more than it gains.
+  if (P::kScalesSums && P::kTokens == 16 && work.units > 0 && work.units % P::kPhases == 0)
+    work.shift = int(blockIdx.y * 5u % unsigned(work.steps<P>()));
   initRing<P>(memory);
   __syncthreads();
   Turn<P::kStages> turn;
@@ -156,9 +159,12 @@ Splits splitsOf(const aq_queue* queue, int64_t rows, const Weights& w) {
   (void)cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, P::kBytes);
   const int64_t rowBlocks = (w.tileRows + P::kRowTilesOf - 1) / P::kRowTilesOf;
   const int64_t tokenBlocks = (rows + P::kTokens - 1) / P::kTokens;
-  return chooseSplits(
-      queue, reinterpret_cast<const void*>(kernel), P::kThreads, P::kBytes,
-      {rowBlocks * tokenBlocks, w.tiles, kLeastUnits * P::kPhases, kFixedUnits * P::kPhases});
+  return chooseSplits(queue, reinterpret_cast<const void*>(kernel), P::kThreads, P::kBytes,
+                      {.blocks = rowBlocks * tokenBlocks,
+                       .tiles = w.tiles,
+                       .least = kLeastUnits * P::kPhases,
+                       .fixed = kFixedUnits * P::kPhases,
+                       .atOnce = P::kBlocks});
 }
 
 template <class H, class P>
@@ -189,13 +195,17 @@ int32_t launchBetter(aq_queue* queue, const Batch& job, aq_error* err) {
 template <Format kFormat, class H>
 int32_t launchBatch(aq_queue* queue, const Batch& job, aq_error* err) {
   // Two blocks of a multiprocessor, one of which multiplies while the other starts or ends.
-  if constexpr (kFormat != Format::kInt4) {
-    if (job.x.rows <= 16) return launchPlan<H, Plan<kFormat, 16, 2, 2>>(queue, job, err);
+  if (job.x.rows <= 16) {
+    if constexpr (kFormat == Format::kInt4) {
+      // Where blocks as large as a multiprocessor fill all of them once, they need no others.
+      using Whole = Plan<kFormat, 16, 4>;
+      const int64_t rowBlocks = (job.w.tileRows + Whole::kRowTilesOf - 1) / Whole::kRowTilesOf;
+      if (rowBlocks <= queue->multiprocessors && 2 * rowBlocks > queue->multiprocessors)
+        return launchPlan<H, Whole>(queue, job, err);
+    }
+    return launchPlan<H, Plan<kFormat, 16, 2, 2>>(queue, job, err);
   }
-  if (job.x.rows <= 16)
-    return launchBetter<H, Plan<kFormat, 16, 4>, Plan<kFormat, 16, 2>>(queue, job, err);
-  if (job.x.rows <= 32)
-    return launchBetter<H, Plan<kFormat, 32, 2>, Plan<kFormat, 32, 1>>(queue, job, err);
+  if (job.x.rows <= 32) return launchPlan<H, Plan<kFormat, 32, 2, 2>>(queue, job, err);
   if (job.x.rows <= 64)
     return launchBetter<H, Plan<kFormat, 64, 2>, Plan<kFormat, 64, 1>>(queue, job, err);
   return launchPlan<H, Plan<kFormat, 128, 1>>(queue, job, err);

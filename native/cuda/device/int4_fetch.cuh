@@ -20,22 +20,27 @@ struct Task {
 template <class S>
 __device__ void fetchWeights(const Weights& w, int tileRow0, int piece, uint32_t stage, int lane) {
 #pragma unroll
-  for (int m = 0; m < kRowTiles; m++) {
+  for (int m = 0; m < S::kRowTiles; m++) {
     const int64_t tileRow = min(tileRow0 + m, w.tileRows - 1);
     copyAsync16(stage + m * kPieceBytes + lane * 16, w.codes + tileRow * w.tiles * kTileBytes +
                                                          int64_t(piece) * kPieceBytes + lane * 16);
   }
   // Three parts of 16 bytes per row tile and group; steps beyond the last group are padding.
   const int groups = w.groupSteps == 1 ? 2 : 1;
-  if (lane >= kRowTiles * 3 * groups) return;
-  const int j = lane % groups, m = lane / groups / 3, part = lane / groups % 3;
-  const int64_t group = min(w.firstGroup(piece * kPieceSteps) + j, w.groups - 1);
-  const int64_t slot = (int64_t(min(tileRow0 + m, w.tileRows - 1)) * w.groups + group) * kTileRows;
-  if (part < 2) {
-    copyAsync16(stage + S::kScale + (m * kPieceSteps + j) * S::kScaleBytes + part * 16,
-                w.scale + slot + part * 8);
-  } else {
-    copyAsync16(stage + S::kZero + (m * kPieceSteps + j) * S::kZeroBytes, w.zero + slot);
+#pragma unroll
+  for (int first = 0; first < S::kRowTiles * 3 * kPieceSteps; first += kWarp) {
+    const int i = first + lane;
+    if (i >= S::kRowTiles * 3 * groups) break;
+    const int j = i % groups, m = i / groups / 3, part = i / groups % 3;
+    const int64_t group = min(w.firstGroup(piece * kPieceSteps) + j, w.groups - 1);
+    const int64_t slot =
+        (int64_t(min(tileRow0 + m, w.tileRows - 1)) * w.groups + group) * kTileRows;
+    if (part < 2) {
+      copyAsync16(stage + S::kScale + (m * kPieceSteps + j) * S::kScaleBytes + part * 16,
+                  w.scale + slot + part * 8);
+    } else {
+      copyAsync16(stage + S::kZero + (m * kPieceSteps + j) * S::kZeroBytes, w.zero + slot);
+    }
   }
 }
 
@@ -64,7 +69,7 @@ __device__ void fetchX(const Task& task, int64_t token0, int live, int piece, ui
 template <class S>
 struct FloatFetch {
   static constexpr int kTokensAtOnce = 4, kCopies = S::kTokens / kTokensAtOnce;
-  const uint8_t* codes[kRowTiles];
+  const uint8_t* codes[S::kRowTiles];
   const uint8_t* scales;
   const char* x;
   int64_t xStep;  // bytes of the rows of x between two copies
@@ -74,10 +79,10 @@ struct FloatFetch {
       : lane(lane), live(live - lane / 8), columns(task.w.inputs - lane % 8 * 8) {
     const Weights& w = task.w;
 #pragma unroll
-    for (int m = 0; m < kRowTiles; m++)
+    for (int m = 0; m < S::kRowTiles; m++)
       codes[m] =
           w.codes + int64_t(min(tileRow0 + m, w.tileRows - 1)) * w.tiles * kTileBytes + lane * 16;
-    const int64_t tileRow = min(tileRow0 + lane / S::kGroups % kRowTiles, w.tileRows - 1);
+    const int64_t tileRow = min(tileRow0 + lane / S::kGroups % S::kRowTiles, w.tileRows - 1);
     scales = w.bytes + tileRow * w.groups * kTileRows;
     groups = w.groups - 1 - lane % S::kGroups;
     x = static_cast<const char*>(task.x.data) + (token0 + lane / 8) * task.x.ld * 2 + lane % 8 * 16;
@@ -86,7 +91,7 @@ struct FloatFetch {
 
   __device__ void operator()(int piece, uint32_t stage) const {
 #pragma unroll
-    for (int m = 0; m < kRowTiles; m++)
+    for (int m = 0; m < S::kRowTiles; m++)
       copyAsync16(stage + m * kPieceBytes + lane * 16, codes[m] + int64_t(piece) * kPieceBytes);
     const int bytes = piece * kPieceColumns < columns ? 16 : 0;
 #pragma unroll
@@ -99,7 +104,7 @@ struct FloatFetch {
   // The bytes of scales; groups beyond the last are padding.
   __device__ void fetchScales(int piece, uint32_t to) const {
     const int group = min(piece * S::kGroups, groups) + lane % S::kGroups;
-    if (lane < kRowTiles * S::kGroups) copyAsync16(to + lane * 16, scales + group * kTileRows);
+    if (lane < S::kRowTiles * S::kGroups) copyAsync16(to + lane * 16, scales + group * kTileRows);
   }
 };
 

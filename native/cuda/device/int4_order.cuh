@@ -39,6 +39,18 @@ static __global__ __launch_bounds__(kPackThreads) void packCodes(const uint8_t* 
   }
 }
 
+// The first stage of int4_pack and fp4_pack: codes [outputs, inputs] into the packed tensor.
+inline int32_t packCodesTo(aq_queue* queue, const aq_view& codes, const aq_view& packed,
+                           aq_error* err) {
+  const int64_t words = numel(packed) / 4;
+  if (words == 0) return AQ_OK;
+  packCodes<<<elementBlocks(words), kPackThreads, 0, queue->stream>>>(
+      static_cast<const uint8_t*>(codes.data), codes.dim[0], codes.dim[1], packed.dim[1], words,
+      static_cast<uint32_t*>(packed.data));
+  LAUNCH_CHECK("the packing of codes");
+  return AQ_OK;
+}
+
 template <class T>
 using Sum = std::conditional_t<std::is_same_v<T, double>, double, float>;
 

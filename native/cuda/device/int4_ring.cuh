@@ -81,25 +81,21 @@ struct Plan {
   __host__ __device__ static constexpr int rowTileOf(int slot) { return slot % (4 * kRowGroups); }
 };
 
-// A block's tile of y, and its share of the columns in units.
+// A block's tile of y, and its share of the columns in units, of whose steps it begins with `shift`:
+// blocks that read the same x should not read the same part at the same time.
 struct Work {
   int tileRow0, token0, firstUnit, units;
+  int shift = 0;
 
   template <class P>
   __device__ int steps() const {
     return (units + P::kPhases - 1) / P::kPhases;
   }
-};
-
-// Counts stages, and the parity of their barriers.
-template <int kStages>
-struct Turn {
-  int stage = 0;
-  uint32_t parity = 0;
-  __device__ void next() {
-    if (++stage < kStages) return;
-    stage = 0;
-    parity ^= 1;
+  // First unit of the step that comes i-th.
+  template <class P>
+  __device__ int unitAt(int i) const {
+    const int step = i + shift, count = steps<P>();
+    return firstUnit + (step < count ? step : step - count) * P::kPhases;
   }
 };
 
@@ -133,7 +129,8 @@ struct Producer {
       prefetchMap(&maps.codes);
       if constexpr (P::kIsFloats) prefetchMap(&maps.scales);
     }
-    const int first = P::phaseOf(lane) * P::kStages, count = min(P::kStages, work.units - first);
+    const int first = work.shift * P::kPhases + P::phaseOf(lane) * P::kStages;
+    const int count = min(P::kStages, work.units - first);
     const int64_t tileRow = work.tileRow0 + P::rowTileOf(lane);
     if (lane < P::kSlots && tileRow < job.w.tileRows && count > 0)
       prefetch(job.w.codes + tileRow * job.w.tiles * kTileBytes +
@@ -169,7 +166,7 @@ struct Producer {
         w.groupSteps >= P::kUnitSteps ? 1 : P::kUnitSteps / w.groupSteps;
     for (int i = 0; i < work.steps<P>(); i++, turn.next()) {
       const uint32_t full = memory + P::kFull + 8 * turn.stage;
-      const int unit = work.firstUnit + i * P::kPhases;
+      const int unit = work.unitAt<P>(i);
       barrierWait(memory + P::kEmpty + 8 * turn.stage, turn.parity ^ 1);
       if (lane == 0) copy(work, turn.stage, unit, full);
       if constexpr (P::kIsFloats) {

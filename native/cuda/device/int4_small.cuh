@@ -16,13 +16,11 @@
 namespace aq::cuda::int4 {
 
 inline constexpr int kMaxThreads = 256;
-inline constexpr int kBlockRows = kRowTiles * kTileRows;  // 64
-inline constexpr int kPaddedRows =
-    kBlockRows + 4;                          // between tokens of a sum, against bank conflicts
 inline constexpr int64_t kTilesOfBlock = 8;  // fewer would leave warps without work
-inline constexpr int kEarlyBytes = 16384;    // of a row tile, before the block may start
-inline constexpr int64_t kFixedTiles =
-    16;  // start and end of a block cost as much as so many tiles
+inline constexpr int kEarlyBytes = 65536;    // of a block's weights, before it may start
+inline constexpr int32_t kLongTiles = 64;    // of a row, from which on two blocks share it
+// Start and end of a block cost as much as so many tiles.
+inline constexpr int64_t kFixedTiles = 16;
 
 // What a result has beside its sum, loaded before that is there.
 template <Format kFormat>
@@ -41,10 +39,11 @@ struct EarlyResult {
   }
 };
 
-template <Format kFormat, Math kMath, int kN>
-__global__ __launch_bounds__(kMaxThreads, Stage<kFormat, kMath, kN>::kBlocks) void multiplyRows(
-    const __grid_constant__ Task task) {
-  using S = Stage<kFormat, kMath, kN>;
+template <class S>
+__global__ __launch_bounds__(kMaxThreads,
+                             S::kBlocks) void multiplyRows(const __grid_constant__ Task task) {
+  constexpr int kN = S::kN, kRowTiles = S::kRowTiles, kBlockRows = S::kRows;
+  constexpr int kPaddedRows = kBlockRows + 4;  // between tokens of a sum, against bank conflicts
   extern __shared__ __align__(128) char memory[];
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, warps = blockDim.x / kWarp;
   const int rank = blockIdx.x % task.splits, tileRow0 = blockIdx.x / task.splits * kRowTiles;
@@ -64,7 +63,8 @@ __global__ __launch_bounds__(kMaxThreads, Stage<kFormat, kMath, kN>::kBlocks) vo
   // The first weights may come as far as L2 while the kernel before still runs; there they are right
   // even if it writes them. All else has to wait for its end.
   if (warp == 0 && lane < kRowTiles && count > 0) {
-    const int first = pieceAt(0), bytes = min((begin + count - first) * kPieceBytes, kEarlyBytes);
+    const int first = pieceAt(0),
+              bytes = min((begin + count - first) * kPieceBytes, kEarlyBytes / kRowTiles);
     const int64_t tileRow = min(tileRow0 + lane, task.w.tileRows - 1);
     prefetch(task.w.codes + tileRow * task.w.tiles * kTileBytes + int64_t(first) * kPieceBytes,
              bytes);
@@ -100,7 +100,14 @@ __global__ __launch_bounds__(kMaxThreads, Stage<kFormat, kMath, kN>::kBlocks) vo
   }
   for (int s = 0; s < S::kStages; s++) fetch(warp + s * warps, s, s + 1);
 
-  typename SumsOf<kFormat, kMath, kN>::Type sums(task.x, token0, lane);
+  // Threads in whole runs of the block's rows finish its results, so that each has those of one row.
+  const int results = live * kBlockRows, row0 = tileRow0 * kTileRows;
+  const int step = int(blockDim.x) / kBlockRows * kBlockRows;
+  const bool inCluster = task.splits > 1 && !task.parts, finishes = int(threadIdx.x) < step;
+  const int firstResult = inCluster ? results * rank / task.splits : 0;
+  const EarlyResult<S::kFormat> last(task, row0 + (firstResult + int(threadIdx.x)) % kBlockRows);
+
+  typename SumsOf<S>::Type sums(task.x, token0, lane);
   [[maybe_unused]] const char* const rawRing = ring + S::kStages * S::kBytes;
   [[maybe_unused]] uint32_t* const table =
       reinterpret_cast<uint32_t*>(ring + S::kStages * S::kBytes + S::kRaws * S::kRawBytes);
@@ -131,12 +138,6 @@ __global__ __launch_bounds__(kMaxThreads, Stage<kFormat, kMath, kN>::kBlocks) vo
     if (warp == 0 && i + S::kStages * warps >= count) letNextKernelStart();
     at = at + 1 == S::kStages ? 0 : at + 1;
   }
-  const int results = live * kBlockRows;
-  const int row0 = tileRow0 * kTileRows;
-  const bool inCluster = task.splits > 1 && !task.parts;
-  // A block has whole runs of rows of threads, so that each has results of one row.
-  const int firstResult = inCluster ? results * rank / task.splits : 0;
-  const EarlyResult<kFormat> last(task, row0 + (firstResult + int(threadIdx.x)) % kBlockRows);
   waitCopies<0>();
   __syncthreads();  // the ring becomes [warps][tokens][kPaddedRows] sums
 
@@ -155,7 +156,7 @@ __global__ __launch_bounds__(kMaxThreads, Stage<kFormat, kMath, kN>::kBlocks) vo
     }
   }
   __syncthreads();
-  for (int i = threadIdx.x; i < results; i += blockDim.x) {
+  for (int i = finishes ? int(threadIdx.x) : results; i < results; i += step) {
     const int token = i / kBlockRows, row = i % kBlockRows;
     float* const sum = all + token * kPaddedRows + row;
     float value = *sum;
@@ -166,7 +167,7 @@ __global__ __launch_bounds__(kMaxThreads, Stage<kFormat, kMath, kN>::kBlocks) vo
       if (task.parts) {
         task.parts[(rank * task.x.rows + token0 + token) * task.w.outputs + row0 + row] = value;
       } else {
-        last.store(task, kMath == Math::kInteger, token0 + token, row0 + row, value);
+        last.store(task, S::kMath == Math::kInteger, token0 + token, row0 + row, value);
       }
     }
   }
@@ -175,14 +176,14 @@ __global__ __launch_bounds__(kMaxThreads, Stage<kFormat, kMath, kN>::kBlocks) vo
   // Each block of the cluster finishes a share of the sums.
   const auto cluster = cooperative_groups::this_cluster();
   cluster.sync();
-  for (int i = firstResult + int(threadIdx.x); i < results * (rank + 1) / task.splits;
-       i += blockDim.x) {
+  const int endOfResults = finishes ? results * (rank + 1) / task.splits : 0;
+  for (int i = firstResult + int(threadIdx.x); i < endOfResults; i += step) {
     const int token = i / kBlockRows, row = i % kBlockRows;
     float* const sum = all + token * kPaddedRows + row;
     float value = 0;
     for (int r = 0; r < task.splits; r++) value += *cluster.map_shared_rank(sum, r);
     if (row0 + row < task.w.outputs)
-      last.store(task, kMath == Math::kInteger, token0 + token, row0 + row, value);
+      last.store(task, S::kMath == Math::kInteger, token0 + token, row0 + row, value);
   }
   cluster.sync();  // no block may end while its sums are read
 #endif
@@ -201,23 +202,27 @@ __global__ __launch_bounds__(kMaxThreads) void addParts(const __grid_constant__ 
   EarlyResult<kFormat>(task, row).store(task, scaled, i / task.w.outputs, row, value);
 }
 
-template <Format kFormat, Math kMath, int kN>
+template <class S>
 int32_t launchSmall(aq_queue* queue, Task task, aq_error* err) {
-  using S = Stage<kFormat, kMath, kN>;
-  const auto kernel = multiplyRows<kFormat, kMath, kN>;
+  constexpr int kPaddedRows = S::kRows + 4;
+  const auto kernel = multiplyRows<S>;
   int limit = 0;
   CUDA_CHECK(
       cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, queue->device));
   int warps = kMaxThreads / kWarp;
-  while (warps > kBlockRows / kWarp && warps * S::kWarpBytes > limit) warps /= 2;
+  while (warps / 2 * kWarp >= S::kRows && warps * S::kWarpBytes > limit) warps /= 2;
   const int sumBytes = warps * S::kTokens * kPaddedRows * int(sizeof(float));
   const int bytes = std::max(warps * S::kWarpBytes, sumBytes);
   CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
 
-  const int64_t rowBlocks = (task.w.tileRows + kRowTiles - 1) / kRowTiles;
+  const int64_t rowBlocks = (task.w.tileRows + S::kRowTiles - 1) / S::kRowTiles;
   const int64_t tokenBlocks = (task.x.rows + S::kTokens - 1) / S::kTokens;
   task.splits = chooseSplits(queue, reinterpret_cast<const void*>(kernel), warps * kWarp, bytes,
-                             {rowBlocks * tokenBlocks, task.w.tiles, kTilesOfBlock, kFixedTiles})
+                             {.blocks = rowBlocks * tokenBlocks,
+                              .tiles = task.w.tiles,
+                              .least = kTilesOfBlock,
+                              .fixed = kFixedTiles,
+                              .atOnce = 1})
                     .count;
   const bool clusters = queue->computeCapability >= 90;
   Scratch scratch(queue);
@@ -232,9 +237,9 @@ int32_t launchSmall(aq_queue* queue, Task task, aq_error* err) {
   CUDA_CHECK(cudaLaunchKernelEx(&shape.config, kernel, task));
   if (task.parts) {
     const int64_t count = task.x.rows * task.w.outputs;
-    addParts<kFormat>
+    addParts<S::kFormat>
         <<<unsigned((count + kMaxThreads - 1) / kMaxThreads), kMaxThreads, 0, queue->stream>>>(
-            task, kMath == Math::kInteger);
+            task, S::kMath == Math::kInteger);
     LAUNCH_CHECK("int4_matmul (sum of parts)");
   }
   return AQ_OK;
@@ -242,9 +247,20 @@ int32_t launchSmall(aq_queue* queue, Task task, aq_error* err) {
 
 template <Format kFormat, Math kMath>
 int32_t launchSmallFor(aq_queue* queue, const Task& task, aq_error* err) {
-  if (task.x.rows <= 8) return launchSmall<kFormat, kMath, 1>(queue, task, err);
-  if (task.x.rows <= 16) return launchSmall<kFormat, kMath, 2>(queue, task, err);
-  return launchSmall<kFormat, kMath, 4>(queue, task, err);
+  if (task.x.rows <= 8) {
+    // One block a multiprocessor, so that the next kernel's find room beside them; with as many rows as
+    // that takes, or with four row tiles and shared ones.
+    const int64_t fit = (task.w.tileRows + queue->multiprocessors - 1) / queue->multiprocessors;
+    if (fit <= 2 && task.w.tiles <= kLongTiles)
+      return launchSmall<Stage<kFormat, kMath, 1, 2>>(queue, task, err);
+    if constexpr (kFormat == Format::kInt4) {
+      if (fit == 3) return launchSmall<Stage<kFormat, kMath, 1, 3>>(queue, task, err);
+      if (fit == 5 || fit == 6) return launchSmall<Stage<kFormat, kMath, 1, 6>>(queue, task, err);
+    }
+    return launchSmall<Stage<kFormat, kMath, 1, 4>>(queue, task, err);
+  }
+  if (task.x.rows <= 16) return launchSmall<Stage<kFormat, kMath, 2, 4>>(queue, task, err);
+  return launchSmall<Stage<kFormat, kMath, 4, 4>>(queue, task, err);
 }
 
 }  // namespace aq::cuda::int4

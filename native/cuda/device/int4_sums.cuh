@@ -6,21 +6,27 @@
 
 namespace aq::cuda::int4 {
 
-inline constexpr int kRowTiles = 4;  // row tiles of a block, all of them every warp's
-
 // What a warp takes at a time: half a packed tile of every row tile, 64 columns.
 inline constexpr int kPieceColumns = kTileColumns / 2, kPieceBytes = kTileBytes / 2;
 inline constexpr int kPieceSteps = kTileSteps / 2;
 
-// A stage of the warp's ring, in bytes: codes, grids of up to kPieceSteps groups, kTokens rows of x.
-template <Format kFormat, Math kMath, int kN>
+// A stage of the warp's ring, in bytes: codes of the block's row tiles, all of which are every warp's;
+// grids of up to kPieceSteps groups; kTokens rows of x.
+template <Format kFormatOf, Math kMathOf, int kNOf, int kRowTilesOf>
 struct Stage {
+  static constexpr Format kFormat = kFormatOf;
+  static constexpr Math kMath = kMathOf;
+  static constexpr int kN = kNOf, kRowTiles = kRowTilesOf, kRows = kRowTiles * kTileRows;
   static constexpr bool kIsFloats = kFormat != Format::kInt4;
   static constexpr int kTokens = 8 * kN;
   // Two blocks share a multiprocessor where that leaves stages enough: so the next kernel's blocks
   // already bring their weights while this one's end.
   static constexpr int kBlocks = kN == 4 ? 1 : 2;
-  static constexpr int kStages = kN == 2 ? 3 : 4;
+  static constexpr int kStages = kRowTiles == 6   ? 3
+                                 : kRowTiles == 3 ? 5
+                                 : kRowTiles == 2 ? 6
+                                 : kN == 2        ? 3
+                                                  : 4;
   static constexpr int kTokenBytes = kMath == Math::kInteger ? kPieceColumns : 2 * kPieceColumns;
   static constexpr int kScale = kRowTiles * kPieceBytes;
   static constexpr int kScaleBytes = kTileRows * 2, kZeroBytes = kTileRows;  // of a tile and group
@@ -59,9 +65,9 @@ __device__ inline int2 zerosAt(const char* stage, int m, int j, int lane) {
 // A warp's sums, for x as numbers of H. The codes enter the product with the offset that their
 // exponent gives them, and sum (code - zero) x = sum (offset + code) x - (offset + zero) sum x: one
 // more product per step, of ones and x, for all rows, instead of a subtraction per weight.
-template <class H, Math kMath, int kN>
+template <class H, class S>
 struct HalfSums {
-  using S = Stage<Format::kInt4, kMath, kN>;
+  static constexpr int kN = S::kN, kRowTiles = S::kRowTiles;
   float total[kRowTiles][kN][4] = {};
 
   __device__ HalfSums(const Activations&, int64_t, int) {}
@@ -122,9 +128,9 @@ struct HalfSums {
 };
 
 // A warp's sums, for x as codes.
-template <int kN>
+template <class S>
 struct IntegerSums {
-  using S = Stage<Format::kInt4, Math::kInteger, kN>;
+  static constexpr int kN = S::kN, kRowTiles = S::kRowTiles;
   float total[kRowTiles][kN][4] = {};
   int32_t xZero[kN][2];
 
@@ -197,19 +203,19 @@ struct IntegerSums {
   }
 };
 
-template <Format kFormat, Math kMath, int kN>
+template <class S, Format kFormat = S::kFormat, Math kMath = S::kMath>
 struct SumsOf;
-template <int kN>
-struct SumsOf<Format::kInt4, Math::kBf16, kN> {
-  using Type = HalfSums<__nv_bfloat16, Math::kBf16, kN>;
+template <class S>
+struct SumsOf<S, Format::kInt4, Math::kBf16> {
+  using Type = HalfSums<__nv_bfloat16, S>;
 };
-template <int kN>
-struct SumsOf<Format::kInt4, Math::kF16, kN> {
-  using Type = HalfSums<__half, Math::kF16, kN>;
+template <class S>
+struct SumsOf<S, Format::kInt4, Math::kF16> {
+  using Type = HalfSums<__half, S>;
 };
-template <int kN>
-struct SumsOf<Format::kInt4, Math::kInteger, kN> {
-  using Type = IntegerSums<kN>;
+template <class S>
+struct SumsOf<S, Format::kInt4, Math::kInteger> {
+  using Type = IntegerSums<S>;
 };
 
 }  // namespace aq::cuda::int4

@@ -1,5 +1,5 @@
-// int8.cuh: what the kernels of int8_small.cu share: a tile's codes in a warp, their grids, codes as
-// numbers, and the end of a block.
+// int8.cuh: what the kernels of int8_small.cu share: a tile's codes in a warp,
+// their grids, codes as numbers, and the end of a block.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -7,12 +7,14 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "native/cuda/device/packed.cuh"
 #include "native/cuda/int8.h"
 
 namespace aq::cuda::int8 {
 
 inline constexpr int kWarps = 8, kThreads = 32 * kWarps;
-inline constexpr int kStepColumns = 32, kOwnColumns = 8;  // of a thread in a step
+inline constexpr int kStepColumns = 32,
+                     kOwnColumns = 8;  // of a thread in a step
 
 struct Task {
   Weights w;
@@ -37,13 +39,15 @@ __device__ inline uint32_t twoNumbers(uint32_t word, int pair, float z) {
   }
 }
 
-// 1 in every byte of a word of columns from `column` on that are columns of the matrix.
+// 1 in every byte of a word of columns from `column` on that are columns of the
+// matrix.
 __device__ inline uint32_t onesAt(int column, int inputs) {
   const int live = inputs - column;
   return live >= 4 ? 0x01010101u : live <= 0 ? 0u : 0x01010101u >> (8 * (4 - live));
 }
 
-// A tile's codes in a thread: of rows g and g + 8, columns 8 t and the next in both steps.
+// A tile's codes in a thread: of rows g and g + 8, columns 8 t and the next in
+// both steps.
 template <int kTiles>
 struct TileCodes {
   uint2 row[kTiles][2][2];  // [tile row][step][g, g + 8]
@@ -89,24 +93,8 @@ __device__ void finishSums(const Task& task, const Finish& finish) {
     if (row >= task.w.outputs || m >= task.x.rows) continue;
     float y = finish(i % kRows, i / kRows, row, m);
     const int64_t at = m * task.w.outputs + row;
-    switch (task.y.dtype) {
-      case AQ_BF16: {
-        const auto* const bias = static_cast<const __nv_bfloat16*>(task.y.bias);
-        if (bias) y += float(bias[row]);
-        static_cast<__nv_bfloat16*>(task.y.y)[at] = __nv_bfloat16(y);
-        break;
-      }
-      case AQ_F16: {
-        const auto* const bias = static_cast<const __half*>(task.y.bias);
-        if (bias) y += float(bias[row]);
-        static_cast<__half*>(task.y.y)[at] = __half(y);
-        break;
-      }
-      default: {
-        const auto* const bias = static_cast<const float*>(task.y.bias);
-        static_cast<float*>(task.y.y)[at] = bias ? y + bias[row] : y;
-      }
-    }
+    if (task.y.bias) y += loadAs(task.y.dtype, task.y.bias, row);
+    storeAs(task.y.dtype, task.y.y, at, y);
   }
 }
 

@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "native/cuda/check.h"
+#include "native/cuda/device/sequence.cuh"
 #include "native/cuda/device/vec.cuh"
 #include "native/cuda/launch.h"
 #include "native/cuda/queue.h"
@@ -31,6 +32,7 @@ template <class T, int kIn, int kOut, class F>
 __global__ __launch_bounds__(kElementThreads) void mapStreams(Streams<T, kIn, kOut> s,
                                                               int64_t vectors, int64_t count, F f) {
   constexpr int kVec = kVecWidth<T>, kUnroll = kMapUnroll<kIn>;
+  waitForKernelBefore();
   const int64_t first = int64_t(blockIdx.x) * (kElementThreads * kUnroll) + threadIdx.x;
   Vec<T, kVec> x[kUnroll][kIn];
 #pragma unroll
@@ -81,9 +83,9 @@ int32_t mapElements(aq_queue* queue, const char* op, int64_t count,
   constexpr int64_t kPerBlock = kElementThreads * kMapUnroll<kIn>;
   const unsigned blocks =
       vectors > 0 ? unsigned((vectors + kPerBlock - 1) / kPerBlock) : elementBlocks(count);
-  mapStreams<T, kIn, kOut, F>
-      <<<blocks, kElementThreads, 0, queue->stream>>>(streams, vectors, count, f);
-  const cudaError_t status = cudaGetLastError();
+  const EarlyLaunch shape(queue, dim3(blocks), kElementThreads);
+  const cudaError_t status =
+      cudaLaunchKernelEx(&shape.config, mapStreams<T, kIn, kOut, F>, streams, vectors, count, f);
   return status == cudaSuccess ? AQ_OK : failCuda(err, status, op);
 }
 

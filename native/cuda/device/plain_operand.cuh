@@ -1,6 +1,6 @@
 // plain_operand.cuh: quant_operand of a matrix as it lies, without factors and offsets, at few
-// instructions and registers: numbers stay as they were read, and codes are written before it is known
-// whether all of them were sure.
+// instructions and registers: numbers stay as they were read, and codes are written before it is
+// known whether all of them were sure.
 #pragma once
 #include <cstdint>
 #include <type_traits>

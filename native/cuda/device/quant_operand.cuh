@@ -12,7 +12,6 @@
 namespace aq::cuda {
 
 inline constexpr int kMostThreads = 512;  // of a block that shares a group
-inline constexpr int kBlock = 0;          // lanes of a group: all of a block of any size
 
 template <class S>
 struct OperandCall {

@@ -11,8 +11,11 @@
 namespace aq::cuda {
 
 // Columns of a tile: a lane has kTileNumbers of them, in vectors of 16 bytes, a warp's width apart.
-inline constexpr int kTileNumbers = 16;
-inline constexpr int kTileColumns = kTileNumbers * kWarp;
+inline constexpr int kTileVectors = 4;
+template <class S>
+inline constexpr int kTileNumbers = kTileVectors* kVecWidth<S>;
+template <class S>
+inline constexpr int kTileColumns = kTileNumbers<S>* kWarp;
 inline constexpr int kMostTiles = kWarp;  // of a row: a lane of the warp that finishes it has one
 
 inline constexpr int kNoColumn = -1;     // no element attains the extreme
@@ -133,9 +136,8 @@ struct RowFinish {
   template <class F>
   __device__ void visitExtremes(F&& f) const {
     constexpr int kHalf = kWarp / 2, kVec = kVecWidth<S>;
-    static_assert(kTileNumbers == kHalf);
+    static_assert(kTileNumbers<S> % kHalf == 0);
     const float extreme = half ? sums.high : sums.low;
-    const int number = lane % kHalf;
     uint32_t ownTiles = tiles, lanes = 0;
     int tile = 0;
     while (true) {
@@ -146,12 +148,15 @@ struct RowFinish {
       }
       const bool isActive = lanes != 0;
       if (!__any_sync(~0u, isActive)) return;
-      const int vector = (tile * (kTileNumbers / kVec) + number / kVec) * kWarp;
-      const int k = (vector + __ffs(int(lanes)) - 1) * kVec + number % kVec;
+      const int from = __ffs(int(lanes)) - 1;
       lanes &= lanes - 1;
-      const bool isInside = isActive && k < a.columns;
-      const float y = isInside ? a.scaled(row, k, r) : 0.0f;
-      f(k, y, isInside && y == extreme);
+      for (int number = lane % kHalf; number < kTileNumbers<S>; number += kHalf) {
+        const int vector = (tile * kTileVectors + number / kVec) * kWarp + from;
+        const int k = vector * kVec + number % kVec;
+        const bool isInside = isActive && k < a.columns;
+        const float y = isInside ? a.scaled(row, k, r) : 0.0f;
+        f(k, y, isInside && y == extreme);
+      }
     }
   }
 

@@ -53,17 +53,7 @@ __device__ inline void visitTiles(const Tiling& tiling, F&& f) {
     f(placeTile(tiling, tile));
 }
 
-// Counts stages and the parity of their barriers.
-template <int kStages>
-struct Turn {
-  int stage = 0;
-  uint32_t parity = 0;
-  __device__ void next() {
-    if (++stage < kStages) return;
-    stage = 0;
-    parity ^= 1;
-  }
-};
+using cuda::Turn;
 
 // The barriers of kStages stages, full ones, then empty ones, before anything uses them.
 template <int kStages>

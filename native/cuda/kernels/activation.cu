@@ -15,12 +15,11 @@
 //           96 %, relu_grad 99 %; rope of 2048 x 4096 27 us, 85 %, of 8192 x 4096 95 %.
 // Versions  v1; v2 silu_mul_grad in bf16 (this).
 // Numerics  f32: expf is within 2 ulp, the quotient of the sigmoid within 2 more.
-#include <type_traits>
-
 #include "native/abi/params.h"
 #include "native/cuda/check.h"
 #include "native/cuda/device/dtype.cuh"
 #include "native/cuda/device/map.cuh"
+#include "native/cuda/device/silu.cuh"
 #include "native/cuda/device/stored.cuh"
 #include "native/cuda/device/vec.cuh"
 #include "native/cuda/kernels.h"
@@ -32,33 +31,6 @@ namespace aq::cuda {
 namespace {
 
 // ---------------------------------------------------------------- silu_mul, relu
-
-template <class T>
-__device__ inline T sigmoid(T x) {
-  if constexpr (std::is_same_v<T, float>) {
-    // The fast quotient is 0 for divisors above 2^126, where the sigmoid is 0 to f32 as well.
-    return __fdividef(1.0f, 1.0f + expf(-x));
-  } else {
-    return 1 / (1 + ::exp(-x));
-  }
-}
-
-template <class T>
-struct SiluMul {
-  __device__ void operator()(const T (&x)[2], T (&y)[1]) const {
-    y[0] = x[0] * sigmoid(x[0]) * x[1];
-  }
-};
-
-template <class T>
-struct SiluMulGrad {
-  __device__ void operator()(const T (&x)[3], T (&y)[2]) const {
-    const T gate = x[0], up = x[1], g = x[2];
-    const T s = sigmoid(gate);
-    y[0] = g * up * (s * (1 + gate * (1 - s)));
-    y[1] = g * (gate * s);
-  }
-};
 
 // The gradient in bf16, runs of 4 numbers a thread where the addresses allow, else (runs 0) one by
 // one.

@@ -1,19 +1,26 @@
 // cached_attention: attention of new tokens whose predecessors' keys and values lie in caches.
 //
-// Math      o = softmax(scale q k^T) v over places 0 .. positions[m] of the token's slot (params.h).
-// Layout    a first launch writes the tokens' keys and values to their places. Then a block of four
-//           warps works on one token and query head; each warp takes every fourth place, its lanes the
-//           channels, with a running maximum and sum, and the four results are put together at last.
-// Cost      per token and query head 2 D elements of the caches a place: a group's query heads read
-//           the same ones, from L2 after the first. 4 D flop a place.
+// Math      o = softmax(scale q k^T) v over places 0 .. positions[m] of the slot (params.h).
+// Layout    heads of 32, 64, 128 or 256 channels without grids: device/cached_split.cuh, in which
+//           the blocks of a cluster share a token's places, and write the token's own where tokens
+//           are apart. Else a first launch writes the tokens' keys and values to their places.
+//           Other heads: a block of four warps works on one token and query head; each warp takes
+//           every fourth place, its lanes the channels, with a running maximum and sum, and the
+//           four results are put together at last.
+// Cost      per token and query head 2 D elements of the caches a place: a group's query heads
+//           read the same ones, from L2 after the first. 4 D flop a place.
 // Roofline  bandwidth of the caches.
-// Versions  v1 (this).
+// Versions  v1 a block per token and query head for all; v2 clusters of 8 whose lanes each turned
+//           their channels: 32 heads of 128, 513 places in f16, back to back on an H100, 15.2 us,
+//           for one place 12.3; v3 clusters of 4 whose threads share that: 8.6 and 4.5 us (this).
 // Numerics  f32 (f64) throughout, the order of additions is fixed. Codes are those of the CPU.
 #include <cmath>
 #include <type_traits>
 
 #include "native/abi/params.h"
 #include "native/cuda/check.h"
+#include "native/cuda/device/cached_attention.cuh"
+#include "native/cuda/device/cached_split.cuh"
 #include "native/cuda/device/dtype.cuh"
 #include "native/cuda/device/grid.cuh"
 #include "native/cuda/device/reduce.cuh"
@@ -30,39 +37,7 @@ constexpr int kWarps = 4, kThreads = kWarps * kWarp;
 constexpr int kMostSize = 512;  // of a head
 
 // Inputs by position, those of attention first.
-enum : int { kKeys = 9, kValues, kKeyGrid, kValueGrid, kSlots, kPositions };
-
-// A tensor of q, k or v with its grid per token and head, if it has one.
-template <class T>
-struct HeadRows {
-  const T* x;
-  const T* scale;
-  const T* zero;
-};
-
-// K: T, bf16, f16, or uint8_t: two codes a byte and (scale, zero) in `grid`.
-template <class T, class K>
-struct Cache {
-  K* data;
-  T* grid;
-};
-
-template <class T, class K>
-struct CachedCall {
-  HeadRows<T> q, kv[2];
-  Cache<T, K> cache[2];
-  T* o;
-  const int32_t* slots;
-  const int32_t* positions;
-  int64_t slotCount, capacity;
-  int heads, kvHeads, size;
-  T scale, top;
-  Fault* fault;
-
-  __device__ bool isInside(int64_t m) const {
-    return slots[m] >= 0 && slots[m] < slotCount && positions[m] >= 0 && positions[m] < capacity;
-  }
-};
+enum : int { kKeys = 9, kValues, kKeyGrid, kValueGrid, kSlots, kPositions, kCosines, kSines };
 
 template <class K>
 constexpr bool kIsCodes = std::is_same_v<K, uint8_t>;
@@ -83,11 +58,11 @@ __device__ T readChannel(const Cache<T, K>& cache, int64_t place, int size, int 
 template <class T, class K>
 __global__ __launch_bounds__(kThreads) void writePlaces(
     const __grid_constant__ CachedCall<T, K> c) {
+  waitForKernelBefore();
+  letNextKernelStart();
   const int64_t m = blockIdx.x;
   if (!c.isInside(m)) {
-    if (threadIdx.x == 0)
-      raiseFault(c.fault, FaultKind::kCachePlace, m,
-                 int64_t(c.slots[m]) << 32 | uint32_t(c.positions[m]));
+    if (threadIdx.x == 0) c.refuse(m);
     return;
   }
   const int64_t place = c.slots[m] * c.capacity + c.positions[m];
@@ -99,7 +74,7 @@ __global__ __launch_bounds__(kThreads) void writePlaces(
     for (int i = threadIdx.x; i < c.kvHeads * perHead; i += kThreads) {
       const int h = i / perHead, first = i % perHead * kPer;
       const int64_t row = m * c.kvHeads + h, at = place * c.kvHeads + h;
-      const T* const x = from.x + row * c.size;
+      const T* const x = from.x + m * from.ld + h * c.size;
       const GridCode<T> grid(from.scale ? from.scale[row] : T(1), from.zero ? from.zero[row] : T(0),
                              c.top);
       if constexpr (kIsCodes<K>) {
@@ -111,7 +86,9 @@ __global__ __launch_bounds__(kThreads) void writePlaces(
           to.grid[2 * at + 1] = grid.z;
         }
       } else {
-        const T value = from.scale ? grid.value(grid.code(x[first])) : x[first];
+        const T value = from.scale ? grid.value(grid.code(x[first]))
+                        : side     ? x[first]
+                                   : c.turned(x, m, first);
         to.data[at * c.size + first] = K(value);
       }
     }
@@ -121,6 +98,8 @@ __global__ __launch_bounds__(kThreads) void writePlaces(
 // A block per token and query head. kPer: channels of a lane.
 template <class T, class K, int kPer>
 __global__ __launch_bounds__(kThreads) void attend(const __grid_constant__ CachedCall<T, K> c) {
+  waitForKernelBefore();
+  letNextKernelStart();
   const int64_t m = blockIdx.x / c.heads;
   if (!c.isInside(m)) return;
   const int h = blockIdx.x % c.heads, lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
@@ -130,7 +109,7 @@ __global__ __launch_bounds__(kThreads) void attend(const __grid_constant__ Cache
 #pragma unroll
   for (int i = 0; i < kPer; i++) {
     const int d = lane + i * kWarp;
-    T x = d < c.size ? c.q.x[row * c.size + d] : T(0);
+    T x = d < c.size ? c.turned(c.q.x + m * c.q.ld + h * c.size, m, d) : T(0);
     if (c.q.scale && d < c.size) x = grid.value(grid.code(x));
     q[i] = x * c.scale;
     sum[i] = 0;
@@ -175,8 +154,59 @@ __global__ __launch_bounds__(kThreads) void attend(const __grid_constant__ Cache
   for (int d = threadIdx.x; d < c.size; d += kThreads) {
     T x = 0;
     for (int w = 0; w < kWarps; w++) x += sums[w][d] * factor[w];
-    c.o[row * c.size + d] = x / all;
+    c.store(row * c.size + d, x / all);
   }
+}
+
+// As many blocks a token and head as fill the device, where blocks can share their sums.
+int splitsOf(const aq_queue* queue, int64_t heads) {
+  if (queue->computeCapability < 90) return 1;
+  int splits = 1;
+  while (splits < kMostSplits && heads * splits * 2 <= 2 * queue->multiprocessors) splits *= 2;
+  return splits;
+}
+
+template <class K, int kLanes>
+int32_t launchSplit(aq_queue* queue, CachedCall<float, K> c, int64_t tokens, aq_error* err) {
+  c.splits = splitsOf(queue, tokens * c.heads);
+  const EarlyLaunch shape(queue, dim3(unsigned(tokens * c.heads * c.splits)), kSplitThreads, 0,
+                          c.splits);
+  CUDA_CHECK(cudaLaunchKernelEx(&shape.config, attendSplit<K, kLanes>, c));
+  return AQ_OK;
+}
+
+// Lanes whose 16-byte accesses hold the channels of a head, or 0.
+template <class T, class K>
+int lanesOf(const CachedCall<T, K>& c) {
+  if (!std::is_same_v<T, float> || kIsCodes<K> || c.q.scale || c.kv[0].scale || c.kv[1].scale ||
+      !isAligned16(c.cache[0].data) || !isAligned16(c.cache[1].data)) {
+    return 0;
+  }
+  const size_t lanes = size_t(c.size) * sizeof(K) / 16;
+  const bool fits = lanes == 4 || lanes == 8 || lanes == 16 || lanes == 32;
+  return fits && lanes * 16 == size_t(c.size) * sizeof(K) ? int(lanes) : 0;
+}
+
+template <class T, class K>
+int32_t attendAll(aq_queue* queue, const CachedCall<T, K>& c, int64_t tokens, aq_error* err) {
+  if constexpr (std::is_same_v<T, float> && !kIsCodes<K>) {
+    switch (lanesOf(c)) {
+      case 4:
+        return launchSplit<K, 4>(queue, c, tokens, err);
+      case 8:
+        return launchSplit<K, 8>(queue, c, tokens, err);
+      case 16:
+        return launchSplit<K, 16>(queue, c, tokens, err);
+      case 32:
+        return launchSplit<K, 32>(queue, c, tokens, err);
+    }
+  }
+  const auto kernel = c.size <= 64    ? attend<T, K, 2>
+                      : c.size <= 128 ? attend<T, K, 4>
+                                      : attend<T, K, kMostSize / kWarp>;
+  const EarlyLaunch shape(queue, dim3(unsigned(tokens * c.heads)), kThreads);
+  CUDA_CHECK(cudaLaunchKernelEx(&shape.config, kernel, c));
+  return AQ_OK;
 }
 
 template <class T, class K>
@@ -184,21 +214,28 @@ int32_t run(aq_queue* queue, const aq_view* in, const aq_view& out,
             const aq_cached_attention_params& p, aq_error* err) {
   CachedCall<T, K> c = {};
   const auto input = [&](int i) { return static_cast<const T*>(in[i].data); };
-  c.q = {input(0), input(3), input(4)};
+  const int64_t tokens = numel(in[kSlots]);
+  c.heads = p.heads;
+  c.kvHeads = p.kv_heads;
+  c.size = int(numel(out) / (tokens * p.heads));
+  const int64_t width = int64_t(c.heads) * c.size, kvWidth = int64_t(c.kvHeads) * c.size;
+  const bool isJoined = !in[1].data;  // q, k and v of a token side by side
+  c.q = {input(0), input(3), input(4), isJoined ? width + 2 * kvWidth : width};
   for (int side = 0; side < 2; side++) {
-    c.kv[side] = {input(1 + side), input(5 + 2 * side), input(6 + 2 * side)};
+    c.kv[side] = {input(1 + side), input(5 + 2 * side), input(6 + 2 * side), kvWidth};
+    if (isJoined) c.kv[side] = {input(0) + width + side * kvWidth, nullptr, nullptr, c.q.ld};
     c.cache[side] = {static_cast<K*>(in[kKeys + side].data),
                      static_cast<T*>(in[kKeyGrid + side].data)};
   }
-  c.o = static_cast<T*>(out.data);
+  c.cosines = input(kCosines);
+  c.sines = input(kSines);
+  c.o = out.data;
+  c.round = p.round;
   c.slots = static_cast<const int32_t*>(in[kSlots].data);
   c.positions = static_cast<const int32_t*>(in[kPositions].data);
   c.slotCount = in[kKeys].dim[0];
   c.capacity = in[kKeys].dim[1];
-  c.heads = p.heads;
-  c.kvHeads = p.kv_heads;
-  const int64_t tokens = numel(in[kSlots]);
-  c.size = int(numel(in[0]) / (tokens * p.heads));
+  c.splits = 1;
   c.scale = T(p.scale);
   c.top = T((1 << (p.bits > 0 && p.bits <= 8 ? p.bits : 8)) - 1);
   c.fault = queue->fault;
@@ -207,14 +244,12 @@ int32_t run(aq_queue* queue, const aq_view* in, const aq_view& out,
                 "cached_attention: on a GPU a head has at most %d channels, "
                 "got %d; run on the CPU.",
                 kMostSize, c.size);
-  writePlaces<T, K><<<unsigned(tokens), kThreads, 0, queue->stream>>>(c);
-  LAUNCH_CHECK("cached_attention (caches)");
-  const auto kernel = c.size <= 64    ? attend<T, K, 2>
-                      : c.size <= 128 ? attend<T, K, 4>
-                                      : attend<T, K, kMostSize / kWarp>;
-  kernel<<<unsigned(tokens * p.heads), kThreads, 0, queue->stream>>>(c);
-  LAUNCH_CHECK("cached_attention");
-  return AQ_OK;
+  c.isApart = p.apart && lanesOf(c) > 0;
+  if (!c.isApart) {
+    const EarlyLaunch shape(queue, dim3(unsigned(tokens)), kThreads);
+    CUDA_CHECK(cudaLaunchKernelEx(&shape.config, writePlaces<T, K>, c));
+  }
+  return attendAll(queue, c, tokens, err);
 }
 
 }  // namespace

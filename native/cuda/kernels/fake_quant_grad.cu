@@ -6,26 +6,35 @@
 //           read and gx is written once. Of longer groups gx is written at once, without what flows
 //           through the extremes; the threads that hold extreme elements, mostly two, add it
 //           afterwards, from L2. Only they count how many there are, too.
+//           Short numbers without offsets and factors, and whatever needs no gx, belong to blocks
+//           that stay (device/grad_stream.cuh).
 //           One logit for all groups: a partial sum a block, then one block adds them up.
+//           Kernels start early: they send for their first numbers, as far as L2, before the kernel
+//           in front of them is over.
 // Cost      reads x and g, writes gx: 12 B an element (f32) or 6 B (short x, bf16 gradients), a
 //           third less without gx; with offsets 20 B or 12 B. Bandwidth-bound in f32; short types
 //           without offsets wait for instructions as well (device/grid_grad.cuh).
 // Roofline  2048 x 11008 f32: 271 MB -> 81 us at 3.35 TB/s (H100 SXM data sheet). Measured on an
-//           H100 80GB HBM3, with the sum for its one logit: 102 us = 2.66 TB/s, 89 % of a copy.
-//           11008 x 4096 with offsets and without gx: f32 237 us, as a copy; f16 172 us, 88 %. bf16
-//           with gx and logits of every row: 136 us, 67 %.
-// Versions  v3 decides most codes by the reciprocal of the scale and counts extremes
-//           afterwards. v2 keeps rows of 11008 in registers, 2 blocks a
-//           multiprocessor (v1: 106 us, and 152 us where half of the elements are zero and so
-//           extreme), and launches the sum early (-1 us).
-//           Slower: 512 threads a row, 128 threads, 5 blocks a multiprocessor (spills).
+//           H100 80GB HBM3, with the sum for its one logit: 103 us, 88 % of a copy. 11008 x 4096
+//           with offsets and without gx: f32 237 us, as a copy; f16 172 us, 88 %. f16 without gx,
+//           logits of every row: 4096^2 28.4 us, 79 %; 11008 x 4096 71 us, 85 %. bf16 with gx:
+//           4096^2 46 us, 73 %.
+// Versions  v4 has blocks that stay for short numbers (v3 without gx 39.5 and 97.6 us, with gx
+//           53.4), clamps codes by a saturating instruction and starts early. v3 decides most codes
+//           by the reciprocal of the scale and counts extremes afterwards. v2 keeps rows of 11008
+//           in registers, 2 blocks a multiprocessor (v1: 106 us, and 152 us where half of the
+//           elements are zero and so extreme), and launches the sum early (-1 us). Slower: 512
+//           threads a row, 128 threads, 5 blocks a multiprocessor (spills).
 // Numerics  codes as on the CPU; sums over a group in T, a few dozen terms a thread and then a
-//           tree; over all groups in f64. The order is fixed by the shape.
+//           tree; over all groups in f64. The order is fixed by the shape and, over blocks that
+//           stay, by the device's number of multiprocessors.
 #include "native/abi/params.h"
 #include "native/cuda/check.h"
 #include "native/cuda/device/grad_batch.cuh"
+#include "native/cuda/device/grad_stream.cuh"
 #include "native/cuda/device/grid_grad.cuh"
 #include "native/cuda/device/group.cuh"
+#include "native/cuda/device/prefetch.cuh"
 #include "native/cuda/device/reduce.cuh"
 #include "native/cuda/device/sequence.cuh"
 #include "native/cuda/device/stored.cuh"
@@ -59,6 +68,17 @@ __global__ __launch_bounds__(
   constexpr int kStep = kBatch * kLanes;
   letNextKernelStart();
   const GroupLane<kLanes> own(a.groups.count);
+  if constexpr (kWhole) {
+    const int64_t begin = a.groups.begin(own.group), length = a.groups.length(own.group);
+#pragma unroll
+    for (int i = 0; i < kBatch; i++) {
+      const int64_t k = (own.lane + i * kLanes) * kVec;
+      if (own.lane % 8 != 0 || k >= length) break;
+      prefetchL2(a.x + begin + k);
+      prefetchL2(a.g + begin + k);
+    }
+  }
+  waitForKernelBefore();
   const GradGroup<S, kVec> group(a, own.group, own.live);
   const GradGrid<T> grid(a.scale[own.group], a.zero[own.group], a.rule.top);
   const ClipFactors<T> clip(a.clip, own.group);
@@ -142,8 +162,9 @@ __global__ __launch_bounds__(kSumThreads) void addPartials(const double* partial
 template <class S, int kVec, int kLanes, int kNumbers, bool kWhole, bool kOffset>
 int64_t launch(aq_queue* queue, const QuantGrad<S>& a) {
   const unsigned blocks = groupBlocks<kLanes>(a.groups.count);
-  gradGroups<S, kVec, kLanes, kNumbers / kVec, kWhole, kOffset>
-      <<<blocks, kGroupBlock<kLanes>, 0, queue->stream>>>(a);
+  const EarlyLaunch shape(queue, dim3(blocks), kGroupBlock<kLanes>);
+  const auto kernel = gradGroups<S, kVec, kLanes, kNumbers / kVec, kWhole, kOffset>;
+  cudaLaunchKernelEx(&shape.config, kernel, a);  // an error shows in LAUNCH_CHECK
   return blocks;
 }
 
@@ -215,6 +236,8 @@ int32_t run(aq_queue* queue, const aq_view* in, const aq_view* out, void* gy,
   a.gv = a.v ? static_cast<G*>(out[2].data) : nullptr;
   a.rule = GridRule<T>::of(o, false);
   T* const clipGrad = a.clip.logits ? static_cast<T*>(out[1].data) : nullptr;
+  a.clipGrad = clipGrad;
+  a.ticket = queue->ticket;
   const bool isOneLogit = clipGrad && a.clip.shared;
   if (a.groups.count == 0) {
     if (isOneLogit) CUDA_CHECK(cudaMemsetAsync(clipGrad, 0, sizeof(T), queue->stream));
@@ -227,8 +250,9 @@ int32_t run(aq_queue* queue, const aq_view* in, const aq_view* out, void* gy,
     const uint64_t bytes = uint64_t(a.groups.count) * sizeof(double);
     if (scratch.allocate(bytes, "fake_quant_grad", err) != AQ_OK) return err->code;
     a.partials = scratch.at<double>();
-  } else {
-    a.clipGrad = clipGrad;
+  }
+  if constexpr (sizeof(T) == 4) {
+    if (isWide(a) && canStream(a)) return launchStream<S>(queue, a, err);
   }
   const int64_t blocks = launchFor<S>(queue, a, isWide(a));
   LAUNCH_CHECK("fake_quant_grad");

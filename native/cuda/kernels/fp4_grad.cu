@@ -2,23 +2,29 @@
 //
 // Math      params.h: straight through the roundings, the scale's to the largest elements of its
 //           group and to its logit.
-// Layout    As fp4_operand: a thread has runs of 8 columns of a few rows (device/fp4_strips.cuh); x
-//           and grad are read once, gx and gv written once. With gradients of the columns'
-//           factors a block goes through many rows, the next ones on their way to shared memory,
-//           and keeps their sums; a second kernel adds the blocks' up, another one the parts of the
-//           rows' factors. One logit for all: a sum a block, and whichever ends last adds them up.
+// Layout    As fp4_operand: a thread has runs of 8 columns of a few rows; x and grad are read once, gx
+//           and gv written once. Without factors and offsets: device/fp4_flat_grad.cuh. With gradients
+//           of the columns' factors a block goes through many rows, the next ones on their way to shared
+//           memory, and keeps their sums (device/fp4_factor_grad.cuh); a second kernel adds the blocks'
+//           up, another one the parts of the rows' factors. All else here. One logit for all: a sum a
+//           block, and whichever ends last adds them up.
 // Cost      x and grad short: 4.5 B an element with scale and nothing but logits of groups to
 //           write, 2 B more with gx, 6 B with offsets; in f32 twice that.
 // Roofline  4096 x 4096 f16, logits of groups: 80 MB -> 24 us at 3.35 TB/s (H100 SXM data sheet).
-//           Measured on an H100 80GB HBM3: 34 us, 79 % of a copy; with offsets 66 us, 91 %; with
-//           factors 62 us, which is instructions; gx of 2048 x 4096 bf16 27 us, f32 40 us.
-// Versions  v3 begins with what was written last, rows in 32 bits (this; not timed yet: the figures are
-//           v2's); v2 a form for each of what is wanted; v1 50 us, with factors 76.
+//           Measured on an H100 80GB HBM3: 31 us, 86 % of a copy (24 us behind the product that makes
+//           grad); with offsets 66 us, 92 %; with factors 51 us (47 instructions an element); gx of
+//           2048 x 4096 bf16 23 us, f32 39 us, 88 %.
+// Versions  v4 packed forms without offsets: 22 instructions an element instead of 33, with factors 47
+//           instead of 63 (this); v3 begins with what was written last, rows in 32 bits; v2 a form for
+//           each of what is wanted; v1 50 us, with factors 76. Tried: the product in parts of rows with
+//           fp4_grad behind each (117 us together whole, 121 in 2 parts, 132 in 4).
 // Numerics  y, codes and scales round as in fp4_operand. Sums in T in an order that the shape and the
 //           device's number of multiprocessors fix; over all groups in f64.
 #include "native/abi/params.h"
 #include "native/cuda/check.h"
 #include "native/cuda/device/fp4.cuh"
+#include "native/cuda/device/fp4_factor_grad.cuh"
+#include "native/cuda/device/fp4_flat_grad.cuh"
 #include "native/cuda/device/fp4_grad.cuh"
 #include "native/cuda/device/fp4_strips.cuh"
 #include "native/cuda/kernels.h"
@@ -30,25 +36,23 @@ namespace aq::cuda {
 
 namespace {
 
-constexpr unsigned kResident = 4;  // blocks on a multiprocessor, where they go through many rows
+// Blocks on a multiprocessor, where they go through many rows.
+constexpr unsigned kResident = kFactorBlocks;
 
 // Blocks on a multiprocessor that the registers are to leave room for.
-template <class S, int kFormat, bool kOffset, Fp4Wants kWants>
+template <class S, int kFormat, Fp4Wants kWants>
 inline constexpr int kBlocksOf = sizeof(S) == 8                 ? 2
-                                 : kWants == Fp4Wants::kLearned ? (kOffset ? 5 : 8)
-                                 : kWants == Fp4Wants::kMatrix  ? 6
+                                 : kFormat == kMxFp4            ? 3
+                                 : kWants == Fp4Wants::kLearned ? 5
                                                                 : 4;
-template <class S, bool kOffset, Fp4Wants kWants>
-inline constexpr int kBlocksOf<S, kMxFp4, kOffset, kWants> =
-    sizeof(S) == 8 ? 2 : (kOffset || kWants == Fp4Wants::kFactors ? 3 : 4);
 
-template <class S, int kFormat, bool kOffset, Fp4Wants kWants, bool kWide>
-__global__ __launch_bounds__(kStripThreads, kBlocksOf<S, kFormat, kOffset, kWants>) void gradStrips(
+template <class S, int kFormat, Fp4Wants kWants, bool kWide>
+__global__ __launch_bounds__(kStripThreads, kBlocksOf<S, kFormat, kWants>) void gradStrips(
     const __grid_constant__ Fp4Grad<S> a) {
   using T = Wide<S>;
   using G = GradientOf<S>;
   constexpr int kRows = kGroupLanes<kFormat>;
-  constexpr bool kScaled = kWants == Fp4Wants::kFactors;
+  constexpr bool kScaled = kWants == Fp4Wants::kMatrix;
   constexpr bool kAhead = kScaled && kWide && kIsShort<S>;
   using Ahead = RunsAhead<S, kRows>;
   const auto add = [](T p, T q) { return p + q; };
@@ -77,7 +81,7 @@ __global__ __launch_bounds__(kStripThreads, kBlocksOf<S, kFormat, kOffset, kWant
     const GradGroup<S, kRows, kScaled> group = nextGroup;
     StripRuns<S, kRows, kWide> x;
     StripRuns<G, kRows, kWide> grad;
-    StripRuns<T, kOffset ? kRows : 1, kWide> v;
+    StripRuns<T, kRows, kWide> v;
     if constexpr (kAhead) {
       ahead.take(x, grad);
       nextGroup.load(a, place, index + gridDim.x);
@@ -86,10 +90,8 @@ __global__ __launch_bounds__(kStripThreads, kBlocksOf<S, kFormat, kOffset, kWant
       grad.load(a.grad, a.strips, place, piece);
       if constexpr (kScaled) nextGroup.load(a, place, index + gridDim.x);
     }
-    if constexpr (kOffset) {
-      if (a.v) v.load(a.v, a.strips, place, piece);
-    }
-    const T s = group.scale, f = a.clip ? clipFactor(group.logit) : T(1);
+    if (a.v) v.load(a.v, a.strips, place, piece);
+    const T s = group.scale, f = a.clip ? fp4Clip(group.logit) : T(1);
     if (kScaled || a.parts) {  // sums of more than a group must not have what is outside
       x.clearOutside(piece);
       grad.clearOutside(piece);
@@ -108,30 +110,22 @@ __global__ __launch_bounds__(kStripThreads, kBlocksOf<S, kFormat, kOffset, kWant
       T offset[kRun];
       Run<T> offsetGrad;
       grad.row[j].get(passing[j]);
-      if constexpr (kOffset) {
-        if (a.v) v.row[j].get(offset);
-      }
+      if (a.v) v.row[j].get(offset);
       sums[j] = 0;
 #pragma unroll
       for (int e = 0; e < kRun; e++) {
         const T u = mulRn(y[j][e], k);
-        T w = u, h = 0;
-        if constexpr (kOffset) {
-          h = e2m1Step(u);
-          if (a.v) w = addRn(u, mulRn(offset[e], h));
-        }
+        const T h = e2m1Step(u), w = a.v ? addRn(u, mulRn(offset[e], h)) : u;
         const T kept = atMost(atLeast(w, -kFp4Most<T>), kFp4Most<T>);
         const bool isInside = kept == w;
         sums[j] += passing[j][e] * (roundE2m1(kept) - (isInside ? u : T(0)));
         passing[j][e] = isInside ? passing[j][e] : T(0);
-        if constexpr (kOffset) offsetGrad.lane[e] = passing[j][e] * h;
+        offsetGrad.lane[e] = passing[j][e] * h;
       }
-      if constexpr (kOffset) {
-        const T step = ofNeighbour<kRows>(s, j) / g;
+      const T step = ofNeighbour<kRows>(s, j) / g;
 #pragma unroll
-        for (int e = 0; e < kRun; e++) offsetGrad.lane[e] *= step;
-        if (a.v && piece.inside[j]) storeRun<kWide>(a.gv + piece.at[j], offsetGrad);
-      }
+      for (int e = 0; e < kRun; e++) offsetGrad.lane[e] *= step;
+      if (a.v && piece.inside[j]) storeRun<kWide>(a.gv + piece.at[j], offsetGrad);
     }
     if (kWants == Fp4Wants::kLearned && !a.clip) continue;  // gv is all that is wanted
 
@@ -142,7 +136,7 @@ __global__ __launch_bounds__(kStripThreads, kBlocksOf<S, kFormat, kOffset, kWant
     } else if (a.groupClipGrad && group.index >= 0) {
       a.groupClipGrad[group.index] = toClipped * most * (f * (T(1) - f));
     }
-    if constexpr (kWants != Fp4Wants::kLearned) {
+    if constexpr (kScaled) {
       T counts[kRows], rowSums[kRows];
 #pragma unroll
       for (int j = 0; j < kRows; j++) {
@@ -192,21 +186,33 @@ __global__ __launch_bounds__(kStripThreads, kBlocksOf<S, kFormat, kOffset, kWant
 
 // ---------------------------------------------------------------- launch
 
+// Without factors, offsets and sums over all groups. Returns whether it is so.
 template <class S, int kFormat>
-cudaError_t launch(aq_queue* queue, const Fp4Grad<S>& a, dim3 grid, bool isWide) {
+bool startFlat(aq_queue* queue, const Fp4Grad<S>& a, int64_t numel, cudaError_t* status) {
+  if (a.factors.any() || a.v || a.parts || !FlatShape::holds(numel)) return false;
+  FlatGrad<S> flat = {a.x, a.scale, a.g, a.grad, a.clip, {}, a.isSpent, a.gx, a.groupClipGrad};
+  flat.shape = FlatShape::of(numel, kGroupLanes<kFormat>);
+  const EarlyLaunch launch(queue, flat.shape.grid(kGroupLanes<kFormat>), kFlatThreads);
+  *status = cudaLaunchKernelEx(
+      &launch.config, a.gx ? gradFlat<S, kFormat, true> : gradFlat<S, kFormat, false>, flat);
+  return true;
+}
+
+template <class S, int kFormat>
+cudaError_t launch(aq_queue* queue, const Fp4Grad<S>& a, int64_t numel, dim3 grid, bool isWide) {
   const auto start = [&](auto kernel) { return launchStrips(queue, kernel, grid, a); };
   if constexpr (sizeof(S) < 8) {
-    if (isWide && (a.factors.any() || (a.gx && a.v))) {
-      return start(a.v ? gradStrips<S, kFormat, true, Fp4Wants::kFactors, true>
-                       : gradStrips<S, kFormat, false, Fp4Wants::kFactors, true>);
+    cudaError_t status;
+    if (isWide && startFlat<S, kFormat>(queue, a, numel, &status)) return status;
+    if constexpr (kIsShort<S>) {
+      if (isWide && a.factors.any() && !a.v) return start(gradFactors<S, kFormat>);
     }
-    if (isWide && a.gx) return start(gradStrips<S, kFormat, false, Fp4Wants::kMatrix, true>);
     if (isWide) {
-      return start(a.v ? gradStrips<S, kFormat, true, Fp4Wants::kLearned, true>
-                       : gradStrips<S, kFormat, false, Fp4Wants::kLearned, true>);
+      return start(a.factors.any() || a.gx ? gradStrips<S, kFormat, Fp4Wants::kMatrix, true>
+                                           : gradStrips<S, kFormat, Fp4Wants::kLearned, true>);
     }
   }
-  return start(gradStrips<S, kFormat, true, Fp4Wants::kFactors, false>);
+  return start(gradStrips<S, kFormat, Fp4Wants::kMatrix, false>);
 }
 
 // Without elements, sums are zero.
@@ -239,6 +245,7 @@ int32_t run(aq_queue* queue, const aq_view* in, const aq_view* out, const aq_fp4
   a.gv = a.v ? static_cast<G*>(out[2].data) : nullptr;
   bool isWide = isAligned16(a.gx) && isAligned16(a.gv);
   for (const int i : {0, 3, 5, 7}) isWide = isWide && isAligned16(in[i].data);
+  a.isSpent = o.spends_grad && reinterpret_cast<uintptr_t>(in[3].data) % kDiscardedLine == 0;
   a.ticket = queue->ticket;
   T* const clipGrad = a.clip ? static_cast<T*>(out[1].data) : nullptr;
   const bool isOneLogit = a.clip && numel(in[4]) == 1;
@@ -273,8 +280,8 @@ int32_t run(aq_queue* queue, const aq_view* in, const aq_view* out, const aq_fp4
   if (gr) a.rowParts = scratch.at<T>(ofLogit);
   if (gc) a.columnParts = scratch.at<T>(ofLogit + ofRows);
 
-  const cudaError_t status =
-      isNv ? launch<S, kNvFp4>(queue, a, grid, isWide) : launch<S, kMxFp4>(queue, a, grid, isWide);
+  const cudaError_t status = isNv ? launch<S, kNvFp4>(queue, a, numel(in[0]), grid, isWide)
+                                  : launch<S, kMxFp4>(queue, a, numel(in[0]), grid, isWide);
   CUDA_CHECK(status);
   if (gr) {
     constexpr int kRows = kStripThreads / kWarp;

@@ -1,22 +1,23 @@
 // fp4_global, fp4_operand, fp4_values: matrices in 4-bit floats, for products and for export.
 //
 // Math      params.h; the numbers are in device/fp4.cuh.
-// Layout    A thread has runs of 8 columns of a few rows in registers (device/fp4_strips.cuh), so x
-//           is read once and y written once, 16 bytes at a time; many small blocks, so that some load
-//           while others compute. f64 and what is not aligned go the same way, number by number.
-//           fp4_global: a maximum a block, and whichever block ends last makes g of them.
+// Layout    A thread has runs of 8 columns of a few rows in registers, so x is read once and y written
+//           once, 16 bytes at a time; bf16 without factors and offsets: device/fp4_flat.cuh. f64 and what
+//           is not aligned go number by number. fp4_global: a maximum a block, the last makes g of them.
 // Cost      fp4_operand f16 to bf16 moves 4.25 B an element with its scales, f32 to bf16 6.25 B,
 //           4 B more with offsets, a quarter more with logits of groups; fp4_global reads x.
 // Roofline  4096 x 4096 f16 to bf16 with logits: 75 MB -> 23 us at 3.35 TB/s (H100 SXM data sheet).
-//           Measured on an H100 80GB HBM3: 31 us, 82 % of a copy; with offsets 53 us, 91 %; 2048 x
-//           4096 bf16 17 us, f32 22 us. It waits for instructions as much as for memory.
-// Versions  v3 rows in 32 bits, two instructions less an element to round (this; not timed yet: the
-//           figures are v2's); v2 runs kept as words, no scalar loads beside the wide ones; v1 38 us.
+//           Measured on an H100 80GB HBM3: 30 us, 84 % of a copy (24 us between products); with
+//           factors 32 us, with offsets 53 us, 91 %; 2048 x 4096 bf16 17 us, f32 22 us.
+// Versions  v4 packed forms for the most frequent case: 18 instructions an element instead of 27, of
+//           them 9 a number (this); v3 rows in 32 bits; v2 runs kept as words; v1 38 us. Tried: blocks
+//           that load ahead (32 us), two turns a thread, 256 threads, loads of 256 B (all as v4).
 // Numerics  every operation rounds as on the CPU, so the bits are the same.
 #include "native/abi/params.h"
 #include "native/cuda/check.h"
 #include "native/cuda/device/dtype.cuh"
 #include "native/cuda/device/fp4.cuh"
+#include "native/cuda/device/fp4_flat_operand.cuh"
 #include "native/cuda/device/fp4_strips.cuh"
 #include "native/cuda/device/last_block.cuh"
 #include "native/cuda/kernels.h"
@@ -174,7 +175,7 @@ __global__ __launch_bounds__(kStripThreads, kBlocksOf<S, kFormat, kOffset>) void
   if (a.clip && group >= 0) logit = a.clip[a.isOneLogit ? 0 : group];
   a.factors.load(a.strips, place, blockIdx.x, r);
   const Run<T> c = a.factors.template run<kWide>(a.strips, place);
-  const T g = fp4Global(a.g), f = a.clip ? clipFactor(logit) : T(1);
+  const T g = fp4Global(a.g), f = a.clip ? fp4Clip(logit) : T(1);
   if (blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0) *a.factor = divRn(T(1), g);
 
   T y[kRows][kRun], largest[kRows];
@@ -212,8 +213,30 @@ __global__ __launch_bounds__(kStripThreads, kBlocksOf<S, kFormat, kOffset>) void
   }
 }
 
+// What is in most calls: no factors and offsets, and a product behind it. Returns whether it is so.
 template <class S, int kFormat>
-cudaError_t startOperand(aq_queue* queue, const Fp4Call<S>& a, bool isWide) {
+bool startFlat(aq_queue* queue, const Fp4Call<S>& a, int64_t numel, bool isWide,
+               cudaError_t* status) {
+  if constexpr (sizeof(S) < 8) {
+    if (!isWide || a.factors.any() || a.v || a.dtype != AQ_BF16 || !FlatShape::holds(numel))
+      return false;
+    FlatOperand<S> flat = {a.x, a.g, a.clip, a.isOneLogit, {}, a.scale, a.factor, nullptr};
+    flat.shape = FlatShape::of(numel, kGroupLanes<kFormat>);
+    flat.y = static_cast<__nv_bfloat16*>(a.y);
+    const dim3 grid = flat.shape.grid(kGroupLanes<kFormat>);
+    const EarlyLaunch launch(queue, grid, kFlatThreads);
+    *status = cudaLaunchKernelEx(&launch.config, quantizeFlat<S, kFormat>, flat);
+    return true;
+  }
+  return false;
+}
+
+template <class S, int kFormat>
+cudaError_t startOperand(aq_queue* queue, const Fp4Call<S>& a, int64_t numel, bool isWide) {
+  if constexpr (sizeof(S) < 8) {
+    cudaError_t status;
+    if (startFlat<S, kFormat>(queue, a, numel, isWide, &status)) return status;
+  }
   const dim3 grid = a.strips.grid(a.strips.pieces);
   const auto start = [&](auto kernel) { return launchStrips(queue, kernel, grid, a); };
   if constexpr (sizeof(S) < 8) {
@@ -245,8 +268,9 @@ int32_t runOperand(aq_queue* queue, const aq_view* in, const aq_view* out,
   a.dtype = o.dtype;
   const bool isWide = a.strips.rows > 0 && a.strips.columns > 0 && isAligned16(a.x) &&
                       isAligned16(a.v) && isAligned16(input(5)) && isAligned16(a.y);
-  const cudaError_t status = o.format == kNvFp4 ? startOperand<S, kNvFp4>(queue, a, isWide)
-                                                : startOperand<S, kMxFp4>(queue, a, isWide);
+  const cudaError_t status = o.format == kNvFp4
+                                 ? startOperand<S, kNvFp4>(queue, a, numel(in[0]), isWide)
+                                 : startOperand<S, kMxFp4>(queue, a, numel(in[0]), isWide);
   CUDA_CHECK(status);
   return AQ_OK;
 }

@@ -3,21 +3,23 @@
 //
 // Math      rms_norm: rstd = 1/sqrt(mean x^2 + eps), y = x rstd w + b.
 //           layer_norm: rstd = 1/sqrt(mean (x - mean)^2 + eps), y = (x - mean) rstd w + b.
-// Layout    x, y [M, C] row-major. A row belongs to a warp (short rows) or a block of 256 or 1024
-//           threads. Each thread keeps kKept 16-byte vectors of its row in registers, so a row of
-//           up to 512, 4096 or 16384 floats is read once; what is longer is read again, from L2.
+// Layout    x, y [M, C] row-major. A row belongs to a warp (short rows) or a block of 256, 512 or
+//           1024 threads. Each thread keeps kKept 16-byte vectors of its row in registers, so a row of
+//           up to 512, 4096, 8192 or 16384 floats is read once; what is longer is read again, from L2.
 //           Rows that 16-byte accesses do not fit go by elements.
 // Cost      reads and writes M C numbers, 4 (8) flop each: bandwidth-bound. w and b stay in L1.
 // Roofline  2048 x 4096 f32: 67 MB -> 20 us at 3.35 TB/s (H100 SXM data sheet). Measured on an H100
 //           80GB HBM3, CUDA 13.0, by kernel_check --time: rms_norm 25.3 us = 92 % of what a plain
 //           copy reaches there (2.89 TB/s), layer_norm 25.9 us = 90 %; 2048 x 512: 5.4 us.
-// Versions  v1 (this).
+// Versions  v1; v2 has blocks of 512 (this): two at a time on a multiprocessor, where one of 1024 waits
+//           for its own sums.
 // Numerics  sums in T: at most a few dozen terms a thread, then a tree. The variance is taken
 //           around the mean, from registers: E[x^2] - mean^2 would cancel where the mean is far
 //           from zero.
 #include "native/abi/params.h"
 #include "native/cuda/check.h"
 #include "native/cuda/device/dtype.cuh"
+#include "native/cuda/device/norm_rows.cuh"
 #include "native/cuda/device/reduce.cuh"
 #include "native/cuda/device/vec.cuh"
 #include "native/cuda/kernels.h"
@@ -28,8 +30,7 @@ namespace aq::cuda {
 
 namespace {
 
-constexpr int kThreads = 256;  // of a block, unless a row needs more
-constexpr int kKept = 4;       // 64 bytes a thread: enough in flight at any occupancy seen here
+constexpr int kThreads = kNormThreads, kKept = kNormKept;
 
 template <class T>
 struct Norm {
@@ -44,36 +45,6 @@ struct Norm {
   T eps;
 };
 
-// A thread's share of a row: vectors lane, lane + kLanes, ...; the first kKept of them in
-// registers.
-template <class T, int kVec, int kLanes>
-struct RowShare {
-  const T* x;
-  int64_t vectors;
-  int lane;
-  Vec<T, kVec> kept[kKept];
-
-  __device__ RowShare(const T* row, int64_t columns, int ownLane)
-      : x(row), vectors(columns / kVec), lane(ownLane) {
-#pragma unroll
-    for (int i = 0; i < kKept; i++) {
-      if (lane + i * kLanes < vectors) kept[i] = loadVec<T, kVec>(x, lane + i * kLanes);
-    }
-  }
-
-  // f(vector, its index), in the order of the indexes.
-  template <class F>
-  __device__ void each(F&& f) const {
-#pragma unroll
-    for (int i = 0; i < kKept; i++) {
-      if (lane + i * kLanes < vectors) f(kept[i], int64_t(lane + i * kLanes));
-    }
-    for (int64_t k = lane + kKept * kLanes; k < vectors; k += kLanes) {
-      f(loadVec<T, kVec>(x, k), k);
-    }
-  }
-};
-
 template <class T, int kVec, int kLanes, bool kCentered>
 __global__ __launch_bounds__(kLanes > kThreads ? kLanes : kThreads) void normRows(Norm<T> n) {
   constexpr int kRowsPerBlock = kLanes < kThreads ? kThreads / kLanes : 1;
@@ -82,20 +53,8 @@ __global__ __launch_bounds__(kLanes > kThreads ? kLanes : kThreads) void normRow
   const int lane = int(threadIdx.x) % kLanes;
   const RowShare<T, kVec, kLanes> share(n.x + row * n.columns, n.columns, lane);
 
-  T mean = 0;
-  if constexpr (kCentered) {
-    share.each([&](const Vec<T, kVec>& x, int64_t) {
-#pragma unroll
-      for (int e = 0; e < kVec; e++) mean += x.lane[e];
-    });
-    mean = rowSum<kLanes>(mean) / T(n.columns);
-  }
-  T squares = 0;
-  share.each([&](const Vec<T, kVec>& x, int64_t) {
-#pragma unroll
-    for (int e = 0; e < kVec; e++) squares += (x.lane[e] - mean) * (x.lane[e] - mean);
-  });
-  const T rstd = T(1) / sqrt(rowSum<kLanes>(squares) / T(n.columns) + n.eps);
+  const T mean = kCentered ? share.mean(n.columns) : T(0);
+  const T rstd = share.rstd(mean, n.columns, n.eps);
 
   T* const y = n.y + row * n.columns;
   share.each([&](const Vec<T, kVec>& x, int64_t k) {
@@ -103,9 +62,7 @@ __global__ __launch_bounds__(kLanes > kThreads ? kLanes : kThreads) void normRow
     Vec<T, kVec> b = {};
     if (n.b) b = loadVec<T, kVec>(n.b, k);
 #pragma unroll
-    for (int e = 0; e < kVec; e++) {
-      b.lane[e] += (x.lane[e] - mean) * rstd * w.lane[e];
-    }
+    for (int e = 0; e < kVec; e++) b.lane[e] = normed(x.lane[e], mean, rstd, w.lane[e], b.lane[e]);
     storeVec(y, k, b);
   });
   if (lane == 0) {
@@ -134,6 +91,9 @@ int32_t run(aq_queue* queue, const Norm<T>& n, aq_error* err) {
   const int64_t vectors = n.columns / kVec;
   if (vectors <= kWarp * kKept) return launch<T, kVec, kWarp, kCentered>(queue, n, err);
   if (vectors <= kThreads * kKept) return launch<T, kVec, kThreads, kCentered>(queue, n, err);
+  if (vectors <= 2 * kThreads * kKept) {
+    return launch<T, kVec, 2 * kThreads, kCentered>(queue, n, err);
+  }
   return launch<T, kVec, 1024, kCentered>(queue, n, err);
 }
 

@@ -3,25 +3,34 @@
 // Math      scale and zero as quant_grid has them, then code - zero as int8, or (code - zero)
 //           scale.
 // Layout    2 to 32 threads a group, or a block of its own, by its length; a thread holds 32 or 64
-//           numbers in registers, so that x is read once, up to 32768 numbers. 16-byte loads. Odd
-//           widths, f64 and longer groups go element by element and read x twice, the second time
-//           from L2.
-// Cost      f16 to int8 moves 3 B an element, to bf16 4 B, f32 to int8 5 B; offsets 4 B more. ~24
-//           instructions an element (device/biased_code.cuh), of which the more numbers a thread
-//           has, the fewer are for what is done once a group.
+//           numbers in registers, so that x is read once, up to 32768 numbers. 16-byte loads. Rows
+//           with factors belong to blocks that stay and keep the factors of their columns
+//           (device/operand_stream.cuh). Odd widths, f64 and longer groups go element by element
+//           and read x twice, the second time from L2. Kernels start early: they send for their
+//           first numbers, as far as L2, before the kernel in front of them is over.
+// Cost      f16 to int8 moves 3 B an element, to bf16 4 B, f32 to int8 5 B; offsets 4 B more. 14 to
+//           24 instructions an element, of which the more numbers a thread has, the fewer are for
+//           what is done once a group.
 // Roofline  11008 x 4096 f16 to int8: 135 MB -> 40 us at 3.35 TB/s (H100 SXM data sheet). Measured
-//           on an H100 80GB HBM3, with factors of rows and columns: 62 us, 74 % of a copy; to bf16
-//           74 us, 82 %; with offsets 135 us, 90 %.
-// Versions  v4 has a form of its own for a matrix as it lies (device/plain_operand.cuh): 4096^2 f16 to
-//           int8 23.6 us (v3: 26.3), 11008 x 4096 54 (62); v3 has no branches before it writes (v2: 70 us); v2 has up to 64 numbers a thread,
-//           scaled once (v1: 32, scaled twice, 77 us).
+//           on an H100 80GB HBM3: 49 us, 92 % of a copy; 4096^2 21.8 us, 77 %; f32 2048 x 4096 16.4
+//           us, 85 %; 2048 x 11008 93 %. With factors 59 us, to bf16 76; with offsets 134 us, 90 %.
+// Versions  v5 starts early (v4: 23.4 us at 4096^2, 51.4, and 19.1 for f32); v4 has a form of its
+//           own for a matrix as it lies (device/plain_operand.cuh; v3: 26.4 us, 62); v3 has no
+//           branches before it writes; v2 has up to 64 numbers a thread, scaled once.
+//           Slower: blocks that stay for matrices without factors as well, with 2 to 4 groups a
+//           thread under way in shared memory: 22 to 31 us at 4096^2 in eight variants. Where few
+//           groups are under way the latency of each is waited for, where many are they arrive
+//           together.
 // Numerics  every operation rounds as in quant_grid and fake_quant, so the bits are theirs.
 #include "native/abi/params.h"
 #include "native/cuda/check.h"
 #include "native/cuda/device/grid.cuh"
 #include "native/cuda/device/group.cuh"
+#include "native/cuda/device/operand_stream.cuh"
 #include "native/cuda/device/plain_operand.cuh"
+#include "native/cuda/device/prefetch.cuh"
 #include "native/cuda/device/quant_operand.cuh"
+#include "native/cuda/device/sequence.cuh"
 #include "native/cuda/device/stored.cuh"
 #include "native/cuda/kernels.h"
 #include "native/cuda/launch.h"
@@ -62,6 +71,12 @@ __global__ __launch_bounds__(kThreads,
   // Lanes without a vector take the group's last one once more, which changes nothing, so that
   // there are no branches until it is written.
   const auto place = [&](int i) { return min(lane + i * lanes, last); };
+  letNextKernelStart();
+  if (lane % 8 == 0) {
+#pragma unroll
+    for (int i = 0; i < kBatch; i++) prefetchL2(a.x + begin + place(i) * kVec);
+  }
+  waitForKernelBefore();
   Vec<S, kVec> raw[kBatch];
 #pragma unroll
   for (int i = 0; i < kBatch; i++) raw[i] = loadVec<S, kVec>(a.x + begin, place(i));
@@ -141,6 +156,12 @@ __global__ __launch_bounds__(kThreads, kPlainBlocks<S, kNumbers, kThreads>) void
   if (!isLive) group = a.groups.count - 1;
   const int64_t begin = a.groups.begin(group);
   const int last = int(a.groups.length(group)) / kVec - 1;
+  letNextKernelStart();
+  if (lane % 8 == 0) {
+#pragma unroll
+    for (int i = 0; i < kBatch; i++) prefetchL2(a.x + begin + min(lane + i * lanes, last) * kVec);
+  }
+  waitForKernelBefore();
   Vec<S, kVec> raw[kBatch];
 #pragma unroll
   for (int i = 0; i < kBatch; i++)
@@ -179,23 +200,24 @@ __global__ __launch_bounds__(kThreads, kPlainBlocks<S, kNumbers, kThreads>) void
 
 template <class S>
 int32_t inVectors(aq_queue* queue, const OperandCall<S>& a, aq_error* err) {
+  if (canStream(a)) return streamOperand(queue, a, err);
   const int64_t length = a.groups.group;
   const bool isPlain = !a.v && !a.r && !a.c;
-  const auto shared = [&]<int kLanes>() -> int32_t {
-    const auto kernel = isPlain ? quantizePlain<S, kLanes, kFew, kGroupThreads>
-                                : quantizeGroups<S, kLanes, kFew, kGroupThreads>;
-    kernel<<<groupBlocks<kLanes>(a.groups.count), kGroupThreads, 0, queue->stream>>>(a);
-    LAUNCH_CHECK("quant_operand");
+  const auto start = [&](auto kernel, unsigned blocks, int threads) -> int32_t {
+    const EarlyLaunch launch(queue, dim3(blocks), threads);
+    CUDA_CHECK(cudaLaunchKernelEx(&launch.config, kernel, a));
     return AQ_OK;
   };
-  const auto own = [&]<int kNumbers, int kThreads>() -> int32_t {
+  const auto shared = [&]<int kLanes>() {
+    return start(isPlain ? quantizePlain<S, kLanes, kFew, kGroupThreads>
+                         : quantizeGroups<S, kLanes, kFew, kGroupThreads>,
+                 groupBlocks<kLanes>(a.groups.count), kGroupThreads);
+  };
+  const auto own = [&]<int kNumbers, int kThreads>() {
     const int64_t perWarp = kNumbers * kWarp;
-    const int threads = int((length + perWarp - 1) / perWarp) * kWarp;
-    const auto kernel = isPlain ? quantizePlain<S, kBlock, kNumbers, kThreads>
-                                : quantizeGroups<S, kBlock, kNumbers, kThreads>;
-    kernel<<<unsigned(a.groups.count), threads, 0, queue->stream>>>(a);
-    LAUNCH_CHECK("quant_operand");
-    return AQ_OK;
+    return start(isPlain ? quantizePlain<S, kBlock, kNumbers, kThreads>
+                         : quantizeGroups<S, kBlock, kNumbers, kThreads>,
+                 unsigned(a.groups.count), int((length + perWarp - 1) / perWarp) * kWarp);
   };
   if (length <= 2 * kFew) return shared.template operator()<2>();
   if (length <= 4 * kFew) return shared.template operator()<4>();

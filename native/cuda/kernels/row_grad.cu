@@ -2,27 +2,33 @@
 //
 // Math      as in scaled_grad.cu.
 // Layout    Nothing but the few extreme elements of a row has to wait for what the whole row says.
-//           A warp takes a tile of 512 columns and every n-th row, so that a lane's sums of its
-//           columns stay in registers, and leaves for every row what it found in its tile; the
-//           next row's x and g are on their way while a row is worked on. The warps of a block have
-//           the same tile and add their sums of columns up at their end. A second kernel finishes
-//           rows, a warp each (device/row_grad.cuh), where it looks the extreme elements up again
-//           and notes what they add to gc; a third adds gc up. Both are launched early.
-// Cost      reads x and g once: 4 B an element (f16 or bf16 x), 8 B (f32), and gx with 2 or 4 B; 38
-//           instructions an element (ncu).
+//           A warp takes a tile of 512 or 1024 columns and every n-th row, so that a lane's sums of
+//           its columns stay in registers, and leaves for every row what it found in its tile; the
+//           next two rows' x and g are on their way to shared memory while a row is worked on. The
+//           warps of a block have the same tile and add their sums of columns up at their end. A
+//           second kernel finishes rows, a warp each (device/row_grad.cuh), where it looks the
+//           extreme elements up again and notes what they add to gc; a third adds gc up. Both are
+//           launched early.
+// Cost      reads x and g once: 4 B an element (f16 or bf16 x), 8 B (f32), and gx with 2 or 4 B; 36
+//           instructions an element before v3 (ncu).
 // Roofline  11008 x 4096 f16: 180 MB -> 54 us at 3.35 TB/s (H100 SXM data sheet), and as much for
-//           its instructions. Measured on an H100 80GB HBM3: 103 us, 59 % of a copy; with gx 133
-//           us, 68 %; f32 170 us, 71 %.
-// Versions  v2 (this). v1, a block a row whose warps finished rows between others: 127 us, f32 192
-//           us. Slower: 16 or 24 warps a multiprocessor instead of 20; a thread instead of a warp
-//           that finishes a row (+26 us).
+//           its instructions. Measured on an H100 80GB HBM3: 98 us, 62 % of a copy; with gx 130
+//           us, 70 %; f32 152 us, 79 %; 4096 x 11008 f32 with gx 212 us, 85 %.
+// Versions  v3 has the next rows in shared memory instead of registers, twice as many columns a
+//           lane of short numbers, and decides on codes before it adds (v2: 104, 135, 181 and 233
+//           us). v1, a block a row whose warps finished rows between others: 127 us, f32 192 us.
+//           Slower: 16 or 24 warps a multiprocessor instead of 20; a thread instead of a warp that
+//           finishes a row (+26 us). In v2 finishing rows takes 16 us and adding gc up 11 beside 94
+//           for the tiles (ncu, one by one).
 // Numerics  y rounds as in quant_grid, so codes are the same. Sums in f32 in an order that the
 //           shape and the device's number of multiprocessors fix.
 #include <algorithm>
 
 #include "native/cuda/check.h"
+#include "native/cuda/device/mma.cuh"
 #include "native/cuda/device/row_grad.cuh"
 #include "native/cuda/device/sequence.cuh"
+#include "native/cuda/device/short_vectors.cuh"
 #include "native/cuda/device/vec.cuh"
 #include "native/cuda/kernels/fake_quant_grad.h"
 #include "native/cuda/launch.h"
@@ -38,109 +44,136 @@ constexpr int kThreads = kWarps * kWarp;
 constexpr int kBlocksPerMulti = 5;  // that the registers leave room for
 constexpr int kRowWarps = 8;        // of a block of finishRows
 constexpr int kPart = 4;            // numbers that are worked on at once
+constexpr int kAhead = 2;           // rows of a warp that are under way, or worked on
 
-template <class S>
-struct TileRow {
-  static constexpr int kVec = kVecWidth<S>, kBatch = kTileNumbers / kVec;
-  Vec<S, kVec> x[kBatch];
-  Vec<GradientOf<S>, kVec> g[kBatch];
+struct RowGrid {
   float scale, zero, r;
 
-  __device__ void loadGrid(const RowGrad<S>& a, int row) {
+  template <class S>
+  __device__ void load(const RowGrad<S>& a, int row) {
     scale = a.scale[row];
     zero = a.zero[row];
     r = a.r ? a.r[row] : 1.0f;
   }
-  __device__ void loadVector(const RowGrad<S>& a, int row, int i, int k) {
-    x[i] = loadVec<S, kVec>(a.x + int64_t(row) * a.columns, k);
-    g[i] = loadVec<GradientOf<S>, kVec>(a.g + int64_t(row) * a.columns, k);
-  }
+};
+
+// Shared memory of a block of gradTiles: rows on their way, later its warps' sums of columns.
+template <class S>
+struct TileMemory {
+  static constexpr int kRowVectors = 2 * kTileVectors;  // of x and of g
+  static constexpr int kRing = kAhead * kRowVectors * kThreads * 16;
+  static constexpr int kSums = kWarps * kTileNumbers<S> * kWarp * 4;
+  static constexpr int kBytes = kRing > kSums ? kRing : kSums;
 };
 
 template <class S>
 __global__ __launch_bounds__(kThreads,
                              kBlocksPerMulti) void gradTiles(const __grid_constant__ RowGrad<S> a) {
   using G = GradientOf<S>;
-  using Row = TileRow<S>;
-  constexpr int kVec = Row::kVec, kBatch = Row::kBatch;
+  constexpr int kVec = kVecWidth<S>, kNumbers = kTileNumbers<S>;
+  extern __shared__ uint4 memory[];
+  __shared__ Vec<float, kPart> factors[kNumbers / kPart][kWarp];  // of the tile's columns
   letNextKernelStart();
   const int warp = int(threadIdx.x) / kWarp, lane = int(threadIdx.x) % kWarp;
   const int tile = int(blockIdx.x) % a.tiles, rowBlock = int(blockIdx.x) / a.tiles;
-  const int vectors = a.columns / kVec, own = tile * (kBatch * kWarp) + lane;
+  const int vectors = a.columns / kVec, own = tile * (kTileVectors * kWarp) + lane;
   const int rows = int(a.rows), stride = a.rowBlocks * kWarps;
-  __shared__ Vec<float, kPart> factors[kTileNumbers / kPart][kWarp];  // of the tile's columns
-  for (int n = warp; n < kTileNumbers / kPart; n += kWarps) {
+  const auto slotOf = [&](int slot, int i) {
+    return memory + (slot * 2 * kTileVectors + i) * kThreads + threadIdx.x;
+  };
+  const auto copy = [&](int row, int slot) {
+    if (row < rows) {
+#pragma unroll
+      for (int i = 0; i < kTileVectors; i++) {
+        const int k = own + i * kWarp;
+        if (k >= vectors) break;
+        const int64_t at = int64_t(row) * a.columns + k * kVec;
+        copyAsync16(sharedAddress(slotOf(slot, i)), a.x + at);
+        copyAsync16(sharedAddress(slotOf(slot, kTileVectors + i)), a.g + at);
+      }
+    }
+    commitCopies();
+  };
+  const int begin = rowBlock * kWarps + warp;
+  waitForKernelBefore();
+#pragma unroll
+  for (int n = 0; n < kAhead; n++) copy(begin + n * stride, n);
+  for (int n = warp; n < kNumbers / kPart; n += kWarps) {
     const int k = (own + n / (kVec / kPart) * kWarp) * kVec + n % (kVec / kPart) * kPart;
     factors[n][lane] = a.c && k < a.columns ? loadVec<float, kPart>(a.c, k / kPart)
                                             : Vec<float, kPart>{1, 1, 1, 1};
   }
   __syncthreads();
-  float sums[kBatch][kVec] = {};
-  Row ahead;
-  int row = rowBlock * kWarps + warp;
-  if (row < rows) {
-    ahead.loadGrid(a, row);
-#pragma unroll
-    for (int i = 0; i < kBatch; i++) {
-      if (own + i * kWarp < vectors) ahead.loadVector(a, row, i, own + i * kWarp);
-    }
-  }
-  for (; row < rows; row += stride) {
-    const int next = row + stride < rows ? row + stride : row;
+  float sums[kTileVectors][kVec] = {};
+  RowGrid ahead;
+  if (begin < rows) ahead.load(a, begin);
+  int slot = 0;
+  for (int row = begin; row < rows; row += stride) {
     const GradGrid<float> grid(ahead.scale, ahead.zero, a.rule.top);
     const float r = ahead.r;
-    ahead.loadGrid(a, next);
+    ahead.load(a, row + stride < rows ? row + stride : row);
     GroupSums<float> found(a.rule.published ? a.scaled(row, 0, r) : 0.0f);
     float rowGrad = 0;
+    waitCopies<kAhead - 1>();
 #pragma unroll
-    for (int i = 0; i < kBatch; i++) {
+    for (int i = 0; i < kTileVectors; i++) {
       const int k = own + i * kWarp;
       if (k >= vectors) break;
-      const Vec<S, kVec> x = ahead.x[i];
-      Vec<G, kVec> g = ahead.g[i];
-      ahead.loadVector(a, next, i, k);
+      const auto x = readVec<S, kVec>(slotOf(slot, i));
+      auto g = readVec<G, kVec>(slotOf(slot, kTileVectors + i));
 #pragma unroll
       for (int part = 0; part < kVec; part += kPart) {
         const Vec<float, kPart> c = factors[(i * kVec + part) / kPart][lane];
-        float value[kPart], y[kPart], passing[kPart];
+        Vec<S, kPart> partX;
+        Vec<G, kPart> partG;
+        memcpy(&partX, &x.lane[part], sizeof partX);
+        memcpy(&partG, &g.lane[part], sizeof partG);
+        const Vec<float, kPart> value = widenPairs(partX), given = widenPairs(partG);
+        float y[kPart], error[kPart];
+        bool inside[kPart];
 #pragma unroll
         for (int e = 0; e < kPart; e++) {
-          value[e] = static_cast<float>(x.lane[part + e]);
-          passing[e] = static_cast<float>(g.lane[part + e]);
-          y[e] = mulRn(mulRn(r, value[e]), c.lane[e]);
+          y[e] = mulRn(mulRn(r, value.lane[e]), c.lane[e]);
+          found.low = fminf(found.low, y[e]);
+          found.high = fmaxf(found.high, y[e]);
         }
-        grid.template take<false>(y, passing, y, found);
+        grid.template place<false>(y, y, error, inside);
 #pragma unroll
         for (int e = 0; e < kPart; e++) {
-          const float product = passing[e] * value[e];
-          rowGrad += product * c.lane[e];
-          sums[i][part + e] += product * r;
+          const float passing = inside[e] ? given.lane[e] : 0.0f;
+          found.steps = __fmaf_rn(given.lane[e], error[e], found.steps);
+          if (!inside[e]) found.outside += given.lane[e];
+          const float product = passing * value.lane[e];
+          rowGrad = __fmaf_rn(product, c.lane[e], rowGrad);
+          sums[i][part + e] = __fmaf_rn(product, r, sums[i][part + e]);
+          if (a.gx) g.lane[part + e] = static_cast<G>(passing * r * c.lane[e]);
         }
-        if (!a.gx) continue;
-#pragma unroll
-        for (int e = 0; e < kPart; e++)
-          g.lane[part + e] = static_cast<G>(passing[e] * r * c.lane[e]);
       }
       if (a.gx) storeVec(a.gx + int64_t(row) * a.columns, k, g);
     }
+    copy(row + kAhead * stride, slot);
+    slot = slot + 1 < kAhead ? slot + 1 : 0;
     storePart(a.parts[int64_t(row) * a.tiles + tile], found, rowGrad);
   }
   if (!a.partials) return;
-  __shared__ float all[kWarps][kTileNumbers][kWarp];
+  waitCopies<0>();
+  __syncthreads();
+  float* const all = reinterpret_cast<float*>(memory);  // [kWarps][kNumbers][kWarp]
 #pragma unroll
-  for (int i = 0; i < kBatch; i++) {
+  for (int i = 0; i < kTileVectors; i++) {
 #pragma unroll
-    for (int e = 0; e < kVec; e++) all[warp][i * kVec + e][lane] = sums[i][e];
+    for (int e = 0; e < kVec; e++)
+      all[(warp * kNumbers + i * kVec + e) * kWarp + lane] = sums[i][e];
   }
   __syncthreads();
   float* const mine = a.partials + int64_t(rowBlock) * a.columns;
-  for (int n = int(threadIdx.x); n < kTileColumns; n += kThreads) {
-    const int k = tile * kTileColumns + n;
+  for (int n = int(threadIdx.x); n < kTileColumns<S>; n += kThreads) {
+    const int k = tile * kTileColumns<S> + n;
     if (k >= a.columns) break;
     const int vector = n / kVec, number = vector / kWarp * kVec + n % kVec;
     float sum = 0;
 #pragma unroll
-    for (int w = 0; w < kWarps; w++) sum += all[w][number][vector % kWarp];
+    for (int w = 0; w < kWarps; w++) sum += all[(w * kNumbers + number) * kWarp + vector % kWarp];
     mine[k] = sum;
   }
 }
@@ -216,7 +249,7 @@ __global__ __launch_bounds__(kColumnWarps* kWarp) void addColumns(
 
 template <class S>
 int32_t launch(aq_queue* queue, RowGrad<S>& a, float* gc, aq_error* err) {
-  a.tiles = (a.columns + kTileColumns - 1) / kTileColumns;
+  a.tiles = (a.columns + kTileColumns<S> - 1) / kTileColumns<S>;
   const int64_t most = (a.rows + kWarps - 1) / kWarps;
   const int64_t resident = int64_t(kBlocksPerMulti) * queue->multiprocessors / a.tiles;
   a.rowBlocks = int(std::clamp<int64_t>(resident, 1, most));
@@ -234,8 +267,11 @@ int32_t launch(aq_queue* queue, RowGrad<S>& a, float* gc, aq_error* err) {
     a.extremes = scratch.at<RowExtremes>(parts + sums);
     a.shares = scratch.at<float4>(parts + sums + notes);
   }
-  gradTiles<S><<<unsigned(a.rowBlocks * a.tiles), kThreads, 0, queue->stream>>>(a);
-  LAUNCH_CHECK("fake_quant_grad");
+  constexpr int kBytes = TileMemory<S>::kBytes;
+  CUDA_CHECK(
+      cudaFuncSetAttribute(gradTiles<S>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
+  const EarlyLaunch tiles(queue, dim3(unsigned(a.rowBlocks * a.tiles)), kThreads, kBytes);
+  CUDA_CHECK(cudaLaunchKernelEx(&tiles.config, gradTiles<S>, a));
   const int64_t rowBlocks = (a.rows + kRowWarps - 1) / kRowWarps;
   const EarlyLaunch finish(queue, dim3(unsigned(rowBlocks)), kRowWarps * kWarp);
   CUDA_CHECK(cudaLaunchKernelEx(&finish.config, finishRows<S>, a));
@@ -275,7 +311,7 @@ bool isRowFakeQuantGrad(const aq_view* in, const aq_view* out,
                         const aq_fake_quant_grad_params& params) {
   const int64_t columns = in[0].rank ? in[0].dim[in[0].rank - 1] : 1;
   const int64_t vec = in[0].dtype == AQ_F32 ? kVecWidth<float> : kVecWidth<__half>;
-  if (in[0].dtype == AQ_F64 || columns % vec != 0 || columns > kMostTiles * kTileColumns ||
+  if (in[0].dtype == AQ_F64 || columns % vec != 0 || columns > kMostTiles * kTileColumns<float> ||
       numel(in[0]) / columns > (INT32_MAX >> 1))
     return false;
   const bool isWhole = params.group == 0 || params.group >= columns;
