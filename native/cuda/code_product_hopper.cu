@@ -82,16 +82,7 @@ __device__ inline Tile placeTile(const Tiling& tiling, int64_t turn) {
   return {first + within % high, within / high * kCols + half, isNarrow};
 }
 
-// Counts stages and the parity of their barriers.
-struct Turn {
-  int stage = 0;
-  uint32_t parity = 0;
-  __device__ void next() {
-    if (++stage < kStages) return;
-    stage = 0;
-    parity ^= 1;
-  }
-};
+using Turn = cuda::Turn<kStages>;
 
 // The barrier of the multiplying warpgroups; returns whether any of them brought a true value.
 __device__ inline bool meetConsumers(bool mine) {

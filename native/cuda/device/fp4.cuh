@@ -122,15 +122,7 @@ __device__ inline float clipDivisor(float logit) {
   const float x = atMost(atLeast(-logit, -60.0f), 89.0f);
   const float moved = addRn(mulRn(x, 1.44269504088896341f), kWholes<float>);
   const float n = addRn(moved, -kWholes<float>);
-  float r = addRn(x, -mulRn(n, 0.693359375f));
-  r = addRn(r, mulRn(n, 2.12194440e-4f));
-  float p = 1.9875691500e-4f;
-  p = addRn(mulRn(p, r), 1.3981999507e-3f);
-  p = addRn(mulRn(p, r), 8.3334519073e-3f);
-  p = addRn(mulRn(p, r), 4.1665795894e-2f);
-  p = addRn(mulRn(p, r), 1.6666665459e-1f);
-  p = addRn(mulRn(p, r), 5.0000001201e-1f);
-  p = addRn(addRn(mulRn(p, mulRn(r, r)), r), 1.0f);
+  const float p = expOfRest(x, n);
   // 2^(n - 1): n is in the lowest places of `moved`.
   const float power = __uint_as_float((__float_as_uint(moved) << 23) + (126u << 23));
   return addRn(mulRn(mulRn(p, power), 2.0f), 1.0f);

@@ -149,11 +149,9 @@ struct GridRule {
   }
 };
 
-// e^x of the CPU backend, operation by operation: clipping factors decide scales, and scales codes.
-__device__ inline float expLikeCpu(float x) {
-  const float clamped = x > 89.0f ? 89.0f : (x < -104.0f ? -104.0f : x);
-  const float n = roundEven(mulRn(clamped, 1.44269504088896341f));
-  float r = addRn(clamped, -mulRn(n, 0.693359375f));
+// e^(x - n log 2), with n the whole number next to x / log 2.
+__device__ inline float expOfRest(float x, float n) {
+  float r = addRn(x, -mulRn(n, 0.693359375f));
   r = addRn(r, mulRn(n, 2.12194440e-4f));
   float p = 1.9875691500e-4f;
   p = addRn(mulRn(p, r), 1.3981999507e-3f);
@@ -161,7 +159,14 @@ __device__ inline float expLikeCpu(float x) {
   p = addRn(mulRn(p, r), 4.1665795894e-2f);
   p = addRn(mulRn(p, r), 1.6666665459e-1f);
   p = addRn(mulRn(p, r), 5.0000001201e-1f);
-  p = addRn(addRn(mulRn(p, mulRn(r, r)), r), 1.0f);
+  return addRn(addRn(mulRn(p, mulRn(r, r)), r), 1.0f);
+}
+
+// e^x of the CPU backend, operation by operation: clipping factors decide scales, and scales codes.
+__device__ inline float expLikeCpu(float x) {
+  const float clamped = x > 89.0f ? 89.0f : (x < -104.0f ? -104.0f : x);
+  const float n = roundEven(mulRn(clamped, 1.44269504088896341f));
+  const float p = expOfRest(clamped, n);
   const int whole = static_cast<int>(n), half = whole >> 1;
   const float y = mulRn(mulRn(p, __int_as_float((half + 127) << 23)),
                         __int_as_float((whole - half + 127) << 23));

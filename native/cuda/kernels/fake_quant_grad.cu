@@ -17,8 +17,8 @@
 // Roofline  2048 x 11008 f32: 271 MB -> 81 us at 3.35 TB/s (H100 SXM data sheet). Measured on an
 //           H100 80GB HBM3, with the sum for its one logit: 103 us, 88 % of a copy. 11008 x 4096
 //           with offsets and without gx: f32 237 us, as a copy; f16 172 us, 88 %. f16 without gx,
-//           logits of every row: 4096^2 28.4 us, 79 %; 11008 x 4096 71 us, 85 %. bf16 with gx:
-//           4096^2 46 us, 73 %.
+//           logits of every row: 4096^2 34 us, 66 %; 11008 x 4096 75 us, 80 %. bf16 with gx:
+//           4096^2 45 us, 75 %.
 // Versions  v4 has blocks that stay for short numbers (v3 without gx 39.5 and 97.6 us, with gx
 //           53.4), clamps codes by a saturating instruction and starts early. v3 decides most codes
 //           by the reciprocal of the scale and counts extremes afterwards. v2 keeps rows of 11008
