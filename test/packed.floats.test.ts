@@ -2,10 +2,8 @@
 // matrices, and what is refused.
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { openCheckpoint } from "../lib/checkpoint/folder.ts";
 import { type PackedFloats, scalesOf } from "../lib/packed/float4.ts";
 import { dequantize } from "../lib/packed/linear.ts";
-import { packedWeights } from "../lib/packed/open.ts";
 import type { QuantizedWeight } from "../lib/quant/quantizer.ts";
 import { scaleBytes as bytesOfScales, quantizerOf } from "../lib/quant/quantizers.ts";
 import { float4Scheme } from "../lib/quant/scheme.ts";
@@ -20,7 +18,7 @@ import {
   floatTensors,
   single,
 } from "./helpers/pack-floats.ts";
-import { writeFiles } from "./helpers/safetensors-file.ts";
+import { readLinear } from "./helpers/read-linear.ts";
 import {
   type FloatName,
   floatMatrix,
@@ -28,7 +26,6 @@ import {
   scaleValue,
 } from "./helpers/synthetic-floats.ts";
 import { sharedFolders } from "./helpers/temp-folder.ts";
-import { writeTensors } from "./helpers/tensor-file.ts";
 
 const newFolder = sharedFolders();
 
@@ -36,21 +33,8 @@ const ROW = { minLength: 96, maxLength: 96 };
 const SCHEME = float4Scheme("nvfp4", 16);
 
 /** Reads a linear called `p` back. */
-function read(tensors: Tensors, config: object, [rows, columns]: [number, number]): PackedFloats {
-  const dir = newFolder("folder");
-  const named = Object.entries(tensors).map(([part, tensor]) => [`p.${part}`, tensor] as const);
-  writeTensors(`${dir}/model.safetensors`, new Map(named));
-  writeFiles(dir, { "config.json": { quantization_config: config } });
-  const checkpoint = openCheckpoint(dir);
-  try {
-    const packed = packedWeights(checkpoint);
-    expect(packed?.has("p.weight")).toBe(true);
-    const spec = { key: "p", name: "p.weight", shape: [rows, columns] };
-    packed?.check(spec);
-    return packed?.read(spec) as PackedFloats;
-  } finally {
-    checkpoint.close();
-  }
+function read(tensors: Tensors, config: object, shape: [number, number]): PackedFloats {
+  return readLinear(newFolder("folder"), tensors, config, shape) as PackedFloats;
 }
 
 const valuesOf = (packed: PackedFloats): number[] => [

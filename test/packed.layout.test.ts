@@ -2,9 +2,7 @@
 // widths, groups and odd shapes, packed by the plain code of helpers/pack.ts.
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { openCheckpoint } from "../lib/checkpoint/folder.ts";
 import { dequantize, type PackedIntegers } from "../lib/packed/linear.ts";
-import { packedWeights } from "../lib/packed/open.ts";
 import { scope } from "../lib/tensor/scope.ts";
 import { expectAqError } from "./helpers/expect-error.ts";
 import {
@@ -27,28 +25,14 @@ import {
   valuesOf,
   words,
 } from "./helpers/pack.ts";
-import { writeFiles } from "./helpers/safetensors-file.ts";
+import { readLinear } from "./helpers/read-linear.ts";
 import { tempFolders } from "./helpers/temp-folder.ts";
-import { writeTensors } from "./helpers/tensor-file.ts";
 
 const newFolder = tempFolders();
 
 /** Reads a linear called `p` back. */
-function read(tensors: Tensors, config: object, [rows, columns]: [number, number]): PackedIntegers {
-  const dir = newFolder();
-  const named = Object.entries(tensors).map(([part, tensor]) => [`p.${part}`, tensor] as const);
-  writeTensors(`${dir}/model.safetensors`, new Map(named));
-  writeFiles(dir, { "config.json": { quantization_config: config } });
-  const checkpoint = openCheckpoint(dir);
-  try {
-    const packed = packedWeights(checkpoint);
-    expect(packed?.has("p.weight")).toBe(true);
-    const spec = { key: "p", name: "p.weight", shape: [rows, columns] };
-    packed?.check(spec);
-    return packed?.read(spec) as PackedIntegers;
-  } finally {
-    checkpoint.close();
-  }
+function read(tensors: Tensors, config: object, shape: [number, number]): PackedIntegers {
+  return readLinear(newFolder(), tensors, config, shape) as PackedIntegers;
 }
 
 function expectGrid(packed: PackedIntegers, grid: PlainGrid): void {

@@ -166,44 +166,46 @@ function measure(sums: Sums, codes: Uint8Array, from: number, zero: number, scal
 }
 
 /** The rows dequantized, as float32, in pieces of whole rows. */
-export function* dequantizedRows(parts: LinearParts, order: RowOrder): Generator<Float32Array> {
-  const { rows, columns, group, groups } = parts.linear;
+export function dequantizedRows(parts: LinearParts, order: RowOrder): Generator<Float32Array> {
+  const { columns, group, groups } = parts.linear;
   const values = halfValues();
-  for (let top = 0; top < rows; top += ROWS) {
-    const count = Math.min(ROWS, rows - top);
-    const piece = new Float32Array(count * columns);
-    let at = 0;
-    for (let row = top; row < top + count; row++) {
-      const from = order(row);
-      for (let g = 0; g < groups; g++) {
-        const scale = values[parts.scales[from * groups + g] as number] as number;
-        const zero = parts.zeros[from * groups + g] as number;
-        const end = Math.min(columns, (g + 1) * group);
-        for (let i = g * group; i < end; i++) {
-          piece[at++] = ((parts.codes[from * columns + i] as number) - zero) * scale;
-        }
+  return rowPieces(parts, order, (row, from) => {
+    for (let g = 0; g < groups; g++) {
+      const scale = values[parts.scales[from * groups + g] as number] as number;
+      const zero = parts.zeros[from * groups + g] as number;
+      const end = Math.min(columns, (g + 1) * group);
+      for (let i = g * group; i < end; i++) {
+        row[i] = ((parts.codes[from * columns + i] as number) - zero) * scale;
       }
     }
-    yield piece;
-  }
+  });
 }
 
 /** The same of 4-bit floats. */
-export function* floatRows(parts: FloatParts, order: RowOrder): Generator<Float32Array> {
+export function floatRows(parts: FloatParts, order: RowOrder): Generator<Float32Array> {
   const { numbers, codes, global } = parts;
-  const { rows, columns, group, groups } = parts.linear;
+  const { columns, group, groups } = parts.linear;
   const scales = scaleValues(parts.scaleBytes, numbers).map((scale) => scale / global);
   const values = [...FLOAT4_MAGNITUDES, ...FLOAT4_MAGNITUDES.map((x) => -x)];
+  return rowPieces(parts, order, (row, from) => {
+    for (let i = 0; i < columns; i++) {
+      const scale = scales[from * groups + Math.floor(i / group)] as number;
+      row[i] = (values[codes[from * columns + i] as number] as number) * scale;
+    }
+  });
+}
+
+/** Pieces of whole rows, each of which `fill` makes of the linear's row `from`. */
+function* rowPieces(
+  { linear: { rows, columns } }: Pick<LinearParts, "linear">,
+  order: RowOrder,
+  fill: (row: Float32Array, from: number) => void,
+): Generator<Float32Array> {
   for (let top = 0; top < rows; top += ROWS) {
     const count = Math.min(ROWS, rows - top);
     const piece = new Float32Array(count * columns);
-    let at = 0;
-    for (let row = top; row < top + count; row++) {
-      const from = order(row);
-      for (let i = 0; i < columns; i++) {
-        const scale = scales[from * groups + Math.floor(i / group)] as number;
-        piece[at++] = (values[codes[from * columns + i] as number] as number) * scale;
-      }
+    for (let i = 0; i < count; i++) {
+      fill(piece.subarray(i * columns, (i + 1) * columns), order(top + i));
     }
     yield piece;
   }

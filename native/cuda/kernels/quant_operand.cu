@@ -52,34 +52,51 @@ template <class S, int kNumbers, int kThreads>
 inline constexpr int kPlainBlocks = (kNumbers * int(sizeof(S)) <= 128 ? 4 : 2) * kGroupThreads /
                                     (kThreads == kGroupThreads ? kGroupThreads : 2 * kGroupThreads);
 
+// A thread's group, and which vectors of it are its own.
+template <int kLanes, int kVec>
+struct OwnVectors {
+  int lanes, lane, last;
+  int64_t group, begin;
+  bool isLive;
+
+  __device__ explicit OwnVectors(const Groups& groups) {
+    lanes = kLanes == kBlock ? int(blockDim.x) : kLanes;
+    lane = kLanes == kBlock ? int(threadIdx.x) : int(threadIdx.x) % kLanes;
+    group = blockIdx.x;
+    if constexpr (kLanes != kBlock) {
+      group = group * (kGroupThreads / kLanes) + int(threadIdx.x) / kLanes;
+    }
+    isLive = group < groups.count;
+    if (!isLive) group = groups.count - 1;
+    begin = groups.begin(group);
+    last = int(groups.length(group)) / kVec - 1;
+  }
+
+  // Lanes without a vector take the group's last one once more, which changes nothing, so that
+  // there are no branches until it is written.
+  __device__ int read(int i) const { return min(lane + i * lanes, last); }
+  __device__ int written(int i) const {
+    return isLive && lane + i * lanes <= last ? lane + i * lanes : -1;
+  }
+};
+
 // A group belongs to kLanes threads, which hold kNumbers numbers each. kThreads: of a block, at
 // most.
 template <class S, int kLanes, int kNumbers, int kThreads>
 __global__ __launch_bounds__(kThreads,
                              kBlocksOf<kNumbers, kThreads>) void quantizeGroups(OperandCall<S> a) {
   constexpr int kVec = kVecWidth<S>, kBatch = kNumbers / kVec;
-  const int lanes = kLanes == kBlock ? int(blockDim.x) : kLanes;
-  const int lane = kLanes == kBlock ? int(threadIdx.x) : int(threadIdx.x) % kLanes;
-  int64_t group = blockIdx.x;
-  if constexpr (kLanes != kBlock) {
-    group = group * (kGroupThreads / kLanes) + int(threadIdx.x) / kLanes;
-  }
-  const bool isLive = group < a.groups.count;
-  if (!isLive) group = a.groups.count - 1;
-  const int64_t begin = a.groups.begin(group);
-  const int last = int(a.groups.length(group)) / kVec - 1;
-  // Lanes without a vector take the group's last one once more, which changes nothing, so that
-  // there are no branches until it is written.
-  const auto place = [&](int i) { return min(lane + i * lanes, last); };
+  const OwnVectors<kLanes, kVec> mine(a.groups);
+  const int64_t group = mine.group, begin = mine.begin;
   letNextKernelStart();
-  if (lane % 8 == 0) {
+  if (mine.lane % 8 == 0) {
 #pragma unroll
-    for (int i = 0; i < kBatch; i++) prefetchL2(a.x + begin + place(i) * kVec);
+    for (int i = 0; i < kBatch; i++) prefetchL2(a.x + begin + mine.read(i) * kVec);
   }
   waitForKernelBefore();
   Vec<S, kVec> raw[kBatch];
 #pragma unroll
-  for (int i = 0; i < kBatch; i++) raw[i] = loadVec<S, kVec>(a.x + begin, place(i));
+  for (int i = 0; i < kBatch; i++) raw[i] = loadVec<S, kVec>(a.x + begin, mine.read(i));
   const float r = a.row(group);
   const float* const c = a.columns(group);
   const ClipFactors<float> clip(a.clip, group);
@@ -89,7 +106,7 @@ __global__ __launch_bounds__(kThreads,
   for (int e = 0; e < kVec; e++) lows[e] = highs[e] = seed;
 #pragma unroll
   for (int i = 0; i < kBatch; i++) {
-    scaledValues<S, kVec>(raw[i], r, c, place(i), x[i]);
+    scaledValues<S, kVec>(raw[i], r, c, mine.read(i), x[i]);
 #pragma unroll
     for (int e = 0; e < kVec; e++) {
       lows[e] = fminf(lows[e], x[i][e]);
@@ -122,7 +139,7 @@ __global__ __launch_bounds__(kThreads,
 #pragma unroll
     for (int i = 0; i < kBatch; i++) {
       Vec<float, kVec> v = {}, own;
-      if (a.v) v = loadRun<float, kVec>(a.v + begin, place(i));
+      if (a.v) v = loadRun<float, kVec>(a.v + begin, mine.read(i));
 #pragma unroll
       for (int e = 0; e < kVec; e++) own.lane[e] = x[i][e];
       own = sureCodes<kVec>(codes.exact, own, v);
@@ -130,13 +147,11 @@ __global__ __launch_bounds__(kThreads,
       for (int e = 0; e < kVec; e++) x[i][e] = own.lane[e];
     }
   }
-  const bool isNone =
-      writeAll<kVec, kBatch>(
-          a.y, a.dtype, begin, x, grid.s,
-          [&](int i) { return isLive && lane + i * lanes <= last ? lane + i * lanes : -1; }) ||
-      !isfinite(grid.s);
+  const bool isNone = writeAll<kVec, kBatch>(a.y, a.dtype, begin, x, grid.s,
+                                             [&](int i) { return mine.written(i); }) ||
+                      !isfinite(grid.s);
   const bool anyNone = a.dtype == AQ_I8 && groupAny<kLanes>(isNone);
-  if (lane != 0 || !isLive) return;
+  if (mine.lane != 0 || !mine.isLive) return;
   a.scale[group] = anyNone ? nanf("") : grid.s;
   a.zero[group] = grid.z;
 }
@@ -146,26 +161,17 @@ template <class S, int kLanes, int kNumbers, int kThreads>
 __global__ __launch_bounds__(kThreads, kPlainBlocks<S, kNumbers, kThreads>) void quantizePlain(
     OperandCall<S> a) {
   constexpr int kVec = kVecWidth<S>, kBatch = kNumbers / kVec;
-  const int lanes = kLanes == kBlock ? int(blockDim.x) : kLanes;
-  const int lane = kLanes == kBlock ? int(threadIdx.x) : int(threadIdx.x) % kLanes;
-  int64_t group = blockIdx.x;
-  if constexpr (kLanes != kBlock) {
-    group = group * (kGroupThreads / kLanes) + int(threadIdx.x) / kLanes;
-  }
-  const bool isLive = group < a.groups.count;
-  if (!isLive) group = a.groups.count - 1;
-  const int64_t begin = a.groups.begin(group);
-  const int last = int(a.groups.length(group)) / kVec - 1;
+  const OwnVectors<kLanes, kVec> mine(a.groups);
+  const int64_t group = mine.group, begin = mine.begin;
   letNextKernelStart();
-  if (lane % 8 == 0) {
+  if (mine.lane % 8 == 0) {
 #pragma unroll
-    for (int i = 0; i < kBatch; i++) prefetchL2(a.x + begin + min(lane + i * lanes, last) * kVec);
+    for (int i = 0; i < kBatch; i++) prefetchL2(a.x + begin + mine.read(i) * kVec);
   }
   waitForKernelBefore();
   Vec<S, kVec> raw[kBatch];
 #pragma unroll
-  for (int i = 0; i < kBatch; i++)
-    raw[i] = loadVec<S, kVec>(a.x + begin, min(lane + i * lanes, last));
+  for (int i = 0; i < kBatch; i++) raw[i] = loadVec<S, kVec>(a.x + begin, mine.read(i));
   const ClipFactors<float> clip(a.clip, group);
   float low = a.rule.published ? static_cast<float>(a.x[begin]) : 0.0f, high = low;
   ownExtremes<S, kVec, kBatch>(raw, low, high);
@@ -176,9 +182,7 @@ __global__ __launch_bounds__(kThreads, kPlainBlocks<S, kNumbers, kThreads>) void
   }
   const FoundGrid<float> grid(a, clip, low, high);
   const BiasedCode codes(grid.s, grid.z, a.rule.top);
-  const auto place = [&](int i) {
-    return isLive && lane + i * lanes <= last ? lane + i * lanes : -1;
-  };
+  const auto place = [&](int i) { return mine.written(i); };
   const auto write = [&]<class Y>() {
     return writeCodes<Y, S, kVec, kBatch>(a.y, begin, raw, codes, grid.s, place);
   };
@@ -193,7 +197,7 @@ __global__ __launch_bounds__(kThreads, kPlainBlocks<S, kNumbers, kThreads>) void
     write.template operator()<float>();
   }
   const bool anyNone = a.dtype == AQ_I8 && groupAny<kLanes>(isNone);
-  if (lane != 0 || !isLive) return;
+  if (mine.lane != 0 || !mine.isLive) return;
   a.scale[group] = anyNone ? nanf("") : grid.s;
   a.zero[group] = grid.z;
 }
