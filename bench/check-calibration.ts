@@ -1,12 +1,14 @@
 // node dist-bench/bench/check-calibration.js [--device cuda:0] [filter...]
 //
-// The tests of calibration and decoding on a GPU without a test runner, for a machine that has only Node.js and the
-// built addons. A filter is part of a check's name. Exits 1 if one is off.
+// The tests of calibration, decoding and passes on a GPU without a test runner, for a machine that has
+// only Node.js and the built addons. A filter is part of a check's name. Exits 1 if one is off.
 import { parseArgs } from "node:util";
 import { cudaAddon } from "../lib/native/cuda.ts";
 import { deviceInfo } from "../lib/tensor/device.ts";
+import { CACHE_CHECKS } from "../test/helpers/cuda-cache-checks.ts";
 import { CUDA_CHECKS } from "../test/helpers/cuda-checks.ts";
 import { DECODE_CHECKS } from "../test/helpers/cuda-decode-checks.ts";
+import { PASS_CHECKS } from "../test/helpers/cuda-pass-checks.ts";
 import { isWanted } from "./harness.ts";
 
 const { values, positionals: filters } = parseArgs({
@@ -19,7 +21,7 @@ const device = values.device as `cuda:${number}`;
 const { name, detail } = deviceInfo(device);
 process.stdout.write(`${device}: ${name}, ${detail}\n`);
 let failed = 0;
-const checks = [...CUDA_CHECKS, ...DECODE_CHECKS];
+const checks = [...PASS_CHECKS, ...CUDA_CHECKS, ...DECODE_CHECKS, ...CACHE_CHECKS];
 for (const check of checks.filter((one) => isWanted(filters, one.name))) {
   const began = performance.now();
   let outcome: string;

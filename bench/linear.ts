@@ -85,15 +85,26 @@ const bareAll: Step = (o) => [
 
 interface Quantized {
   readonly factor: Factor;
+  /** For the product that gives the gradient of W. */
+  readonly values: Factor;
   readonly scale: Tensor;
   readonly zero: Tensor;
   readonly made: readonly Tensor[];
 }
 
-function quantize(x: Tensor, clip: Tensor, bits: number, type: "i8" | "bf16"): Quantized {
-  const params = { ...QUANTIZER, bits, dtype: dtypeCode(type) };
-  const [scale, zero, y] = invoke("quant_operand", [x, clip], params) as [Tensor, Tensor, Tensor];
-  return { factor: [y, type === "i8" ? scale : undefined], scale, zero, made: [scale, zero, y] };
+function quantize(
+  x: Tensor,
+  clip: Tensor,
+  bits: number,
+  type: "i8" | "bf16",
+  hasValues: boolean,
+): Quantized {
+  const isWhole = type === "i8";
+  const params = { ...QUANTIZER, bits, dtype: dtypeCode(type), values: hasValues ? 1 : 0 };
+  const made = invoke("quant_operand", [x, clip], params);
+  const [scale, zero, y, values] = made as [Tensor, Tensor, Tensor, Tensor];
+  const factor: Factor = [y, isWhole ? scale : undefined];
+  return { factor, values: hasValues ? [values, undefined] : factor, scale, zero, made };
 }
 
 /**
@@ -102,9 +113,9 @@ function quantize(x: Tensor, clip: Tensor, bits: number, type: "i8" | "bf16"): Q
  */
 function fused(abits: 4 | 16, backward: boolean, isShort = false): Step {
   return ({ x: wide, xShort, w, g, clip, tokenClip }) => {
-    const weight = quantize(w, clip, 4, abits === 4 ? "i8" : "bf16");
+    const weight = quantize(w, clip, 4, abits === 4 ? "i8" : "bf16", false);
     const x = isShort ? xShort : wide;
-    const tokens = abits === 4 ? quantize(x, tokenClip, 4, "i8") : undefined;
+    const tokens = abits === 4 ? quantize(x, tokenClip, 4, "i8", backward) : undefined;
     const made = [...weight.made, ...(tokens?.made ?? [])];
     let input: Factor = tokens?.factor ?? [xShort, undefined];
     if (!tokens && !isShort) {
@@ -115,7 +126,7 @@ function fused(abits: 4 | 16, backward: boolean, isShort = false): Step {
     made.push(product(input, weight.factor, false, true, isShort));
     if (!backward) return made;
     const gx = product([g, undefined], weight.factor, false, false, isShort);
-    const gw = product([g, undefined], input, true, false, true);
+    const gw = product([g, undefined], tokens?.values ?? input, true, false, true);
     const params = { ...QUANTIZER, bits: 4 };
     made.push(gx, gw);
     made.push(

@@ -192,7 +192,7 @@ interface Declared {
   readonly fields: readonly string[];
 }
 
-const params = read("native/abi/params.h");
+const params = ["params", "operand_params"].map((name) => read(`native/abi/${name}.h`)).join("\n");
 const structs: readonly Declared[] = [
   ...params.matchAll(/typedef struct \{([^}]*)\} aq_(\w+)_params;/g),
 ].map(([, body = "", name = ""]) => ({

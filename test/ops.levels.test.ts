@@ -26,6 +26,8 @@ const FUSED = new Set([
   "fp4_matmul",
   "attention",
   "attention_grad",
+  "attention_operand",
+  "attention_operand_grad",
 ]);
 
 // Plain JavaScript, for a process that cannot load TypeScript: reads calls, answers results.

@@ -9,12 +9,11 @@
  * Parameters: S [1, C, C] under the gradual mask of size C, d [C].
  */
 
-import { gradualMask } from "../autograd/ops/gradual-mask.ts";
 import { headMatmul } from "../autograd/ops/head-matmul.ts";
 import { residueOf } from "../autograd/ops/lu-inverse.ts";
 import type { SiteSpec } from "../models/family.ts";
 import { foldShift, shiftAdds, startShift } from "./norm-shift.ts";
-import { type SiteKind, weightOf } from "./site.ts";
+import { maskedMatrices, type SiteKind, weightOf } from "./site.ts";
 import { diagonalMatrices, startOf } from "./starts.ts";
 
 type Spec = Extract<SiteSpec, { kind: "norm" | "norm-full" }>;
@@ -25,15 +24,15 @@ export const normFullSite: SiteKind<Spec> = {
     const lead = weightOf(context.weights, spec.lead ?? (spec.consumers[0] as string));
     const scale = startOf(context, spec.activation, consumers, lead);
     const { shift } = startShift(spec, context);
-    return { S: diagonalMatrices(scale, context.shape.hidden), ...(shift ? { shift } : {}) };
+    const S = { ...diagonalMatrices(scale, context.shape.hidden), multiplied: true };
+    return { S, ...(shift ? { shift } : {}) };
   },
 
   fold(spec, fold, { S, shift }) {
     if (!S) throw new TypeError("norm-full needs S");
-    const { graph, weights, shape, maskOf, inverses } = fold;
-    const { hidden } = shape;
+    const { graph, weights, inverses } = fold;
     foldShift(spec, fold, shift);
-    const b = gradualMask(graph, S, maskOf(hidden));
+    const b = maskedMatrices(fold, S);
     for (const key of spec.consumers) {
       const w = weightOf(weights, key);
       weights[key] = headMatmul(graph, w, b, { side: "columns", transpose: false, heads: 1 });

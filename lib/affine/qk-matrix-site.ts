@@ -5,11 +5,10 @@
  * Parameter: S [Hkv, D, D] from the identity, under the gradual mask.
  */
 
-import { gradualMask } from "../autograd/ops/gradual-mask.ts";
 import { headMatmul } from "../autograd/ops/head-matmul.ts";
 import { inverse } from "../autograd/ops/lu-inverse.ts";
 import type { SiteSpec } from "../models/family.ts";
-import { mapRows, type SiteKind } from "./site.ts";
+import { mapRows, maskedMatrices, type SiteKind } from "./site.ts";
 import { diagonalMatrices } from "./starts.ts";
 
 type Spec = Extract<SiteSpec, { kind: "qk-matrix" | "qk-vector" }>;
@@ -19,9 +18,10 @@ export const qkMatrixSite: SiteKind<Spec> = {
     return { S: diagonalMatrices(new Float32Array(kvHeads * d).fill(1), d) };
   },
 
-  fold(spec, { graph, weights, shape, maskOf }, { S }) {
+  fold(spec, fold, { S }) {
     if (!S) throw new TypeError("qk-matrix needs S");
-    const a = gradualMask(graph, S, maskOf(shape.headDim));
+    const { graph, weights, shape } = fold;
+    const a = maskedMatrices(fold, S);
     const inverted = inverse(graph, a);
     mapRows(weights, spec.k, (w) =>
       headMatmul(graph, w, a, { side: "rows", transpose: true, heads: shape.kvHeads }),

@@ -6,6 +6,7 @@
 import type { Graph, Var } from "../autograd/graph.ts";
 import { add } from "../autograd/ops/add.ts";
 import { exp } from "../autograd/ops/exp.ts";
+import { gradualMask } from "../autograd/ops/gradual-mask.ts";
 import { linear } from "../autograd/ops/linear.ts";
 import type { LastInverses } from "../autograd/ops/lu-inverse.ts";
 import { reciprocal } from "../autograd/ops/reciprocal.ts";
@@ -22,6 +23,8 @@ export interface StartValue {
   readonly data: Float32Array;
   readonly shape: readonly number[];
   readonly masked: boolean;
+  /** Large products read these matrices: on a GPU in the type of the products. */
+  readonly multiplied?: boolean;
   /** An offset and not a factor: a floor under magnitudes leaves it alone. */
   readonly shift?: boolean;
 }
@@ -66,10 +69,21 @@ export interface FoldContext {
   readonly graph: Graph;
   readonly weights: FoldedWeights;
   readonly shape: ModelShape;
-  readonly maskOf: MaskOf;
+  /** Absent: the matrices among the parameters come under their masks. */
+  readonly maskOf: MaskOf | undefined;
   /** Where the inverses of large matrices start, if this is one of many folds in a row. */
   readonly inverses: LastInverses | undefined;
 }
+
+/** The matrices S [B, D, D] of a site under their mask. */
+export function maskedMatrices(
+  { graph, maskOf }: Pick<FoldContext, "graph" | "maskOf">,
+  matrices: Var,
+): Var {
+  return maskOf ? gradualMask(graph, matrices, maskOf(lastDim(matrices))) : matrices;
+}
+
+const lastDim = ({ value }: Var): number => value.tensor.shape.at(-1) as number;
 
 /** The weight or tensor of a key. */
 export function weightOf<T>(weights: Readonly<Record<string, T>>, key: string): T {

@@ -58,14 +58,17 @@ export function constants(graph: Graph, weights: Readonly<Record<string, Tensor>
   );
 }
 
-/** Folds all sites, in the order of the specs, into `weights`. */
+/**
+ * Folds all sites, in the order of the specs, into `weights`. Without `maskOf` the matrices among the
+ * parameters come under their masks.
+ */
 export function foldSites(
   specs: readonly SiteSpec[],
   graph: Graph,
   weights: FoldedWeights,
   parameters: ReadonlyMap<string, Var>,
   shape: ModelShape,
-  maskOf: MaskOf,
+  maskOf: MaskOf | undefined,
   inverses?: LastInverses,
 ): void {
   for (const spec of specs) {

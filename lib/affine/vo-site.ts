@@ -5,12 +5,11 @@
  * bv - d and bo + Wo d, both before A. Parameters: S [Hkv, D, D], under the gradual mask, and d [H*D].
  */
 
-import { gradualMask } from "../autograd/ops/gradual-mask.ts";
 import { headMatmul } from "../autograd/ops/head-matmul.ts";
 import { inverse } from "../autograd/ops/lu-inverse.ts";
 import { reshape } from "../autograd/ops/reshape.ts";
 import type { SiteSpec } from "../models/family.ts";
-import { absorbShift, mapRows, minus, type SiteKind, weightOf } from "./site.ts";
+import { absorbShift, mapRows, maskedMatrices, minus, type SiteKind, weightOf } from "./site.ts";
 import { diagonalMatrices, shiftStart, startScale, startSources } from "./starts.ts";
 
 type Spec = Extract<SiteSpec, { kind: "vo" }>;
@@ -48,15 +47,16 @@ export const voSite: SiteKind<Spec> = {
     return { S, shift: shiftStart(context, spec.activation, heads * d) };
   },
 
-  fold(spec, { graph, weights, shape, maskOf }, { S, shift }) {
+  fold(spec, fold, { S, shift }) {
     if (!S) throw new TypeError("vo needs S");
+    const { graph, weights, shape } = fold;
     if (shift) {
       const bias = `${spec.v}.bias`;
       const column = reshape(graph, shift, [shift.value.tensor.size, 1]);
       absorbShift({ graph, weights }, [spec.o], shift);
       weights[bias] = minus(graph, weights[bias], column);
     }
-    const a = gradualMask(graph, S, maskOf(shape.headDim));
+    const a = maskedMatrices(fold, S);
     const inverted = inverse(graph, a);
     mapRows(weights, spec.v, (w) =>
       headMatmul(graph, w, inverted, { side: "rows", transpose: true, heads: shape.kvHeads }),

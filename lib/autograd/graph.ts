@@ -66,7 +66,10 @@ export interface Value {
   readonly float4?: Float4 | undefined;
   /** The tensor is codes: only a linear's weight can be such, and has no gradient. */
   readonly packed?: Packed | undefined;
-  /** The tensor in the type of a GPU's products, kept by the first product that wants it. */
+  /**
+   * The tensor in the type of a GPU's products, kept by the first product that wants it; beside a
+   * quantized matrix of whole numbers, its values.
+   */
   rounded?: Tensor | undefined;
 }
 

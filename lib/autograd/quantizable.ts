@@ -5,9 +5,9 @@
 
 import { precisionOf } from "../tensor/precision.ts";
 import type { Tensor } from "../tensor/tensor.ts";
-import type { Graph, Value, Var } from "./graph.ts";
+import type { Forward, Graph, Value, Var } from "./graph.ts";
 
-/** Whole numbers in whole rows, for products of such. */
+/** A quantizer of rows: to whole numbers, for products of such, or of each head, whose grid attention applies. */
 export interface RowCodes {
   readonly bits: number;
   /** Smallest scale. */
@@ -15,6 +15,8 @@ export interface RowCodes {
 }
 
 export class QuantizableVar implements Var {
+  /** Columns of a head, where quantizers of heads are meant; 0: those of whole rows, to whole numbers. */
+  readonly group: number;
   /** The quantized result, with one clipping logit for all rows or none. */
   readonly quantize: (clip: Var | undefined, codes: RowCodes) => Var;
   readonly #inputs: readonly (Var | undefined)[];
@@ -25,10 +27,12 @@ export class QuantizableVar implements Var {
     inputs: readonly (Var | undefined)[],
     make: () => Var,
     quantize: (clip: Var | undefined, codes: RowCodes) => Var,
+    group = 0,
   ) {
     this.#inputs = inputs;
     this.#make = make;
     this.quantize = quantize;
+    this.group = group;
   }
 
   /** The result itself, computed when it is first asked for. */
@@ -51,6 +55,17 @@ export function waitsForQuantizer(graph: Graph, x: Var): boolean {
   if (!graph.records) return false;
   const { tensor } = x.value;
   return tensor.dtype === "f32" && precisionOf(tensor.device) !== "f32";
+}
+
+/** The value of rows that were quantized where they were made: scale, zero and whole numbers. */
+export function rowCodes([scale, zero, codes]: readonly Tensor[], bits: number): Forward {
+  if (!scale || !zero || !codes) throw new TypeError("rows are quantized to three outputs");
+  return { tensor: codes, grid: { scale, zero, bits, group: 0, quantized: codes } };
+}
+
+/** Whether gradients towards linears, whose products would round them anyway, come in bf16. */
+export function isRounded(g: Tensor): boolean {
+  return g.dtype === "f32" && precisionOf(g.device) === "bf16";
 }
 
 /** The gradients that are wanted; the others are disposed. */

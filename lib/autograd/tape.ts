@@ -39,13 +39,13 @@ export class Tape implements Graph {
     return this.#leaf(tensor, false);
   }
 
-  /** A leaf whose gradient is wanted. */
-  parameter(tensor: Tensor): Var {
-    return this.#leaf(tensor, true);
+  /** A leaf whose gradient is wanted; `rounded` is the same in the type of the products. */
+  parameter(tensor: Tensor, rounded?: Tensor): Var {
+    return this.#leaf(tensor, true, rounded);
   }
 
-  #leaf(tensor: Tensor, needsGrad: boolean): TapeVar {
-    return { tape: this, value: { tensor }, needsGrad };
+  #leaf(tensor: Tensor, needsGrad: boolean, rounded?: Tensor): TapeVar {
+    return { tape: this, value: { tensor, rounded }, needsGrad };
   }
 
   apply<P>(op: OpPair<P>, inputs: readonly (Var | undefined)[], params: P): Var {

@@ -4,6 +4,7 @@ import type { MaskOf } from "../affine/gradual-mask.ts";
 import type { StartValue } from "../affine/site.ts";
 import { invoke, invokeOne } from "../tensor/invoke.ts";
 import { Tensor } from "../tensor/tensor.ts";
+import { MaskedMatrices } from "./masked-matrices.ts";
 import type { StepControl } from "./train-step.ts";
 
 const ADAM = { beta1: 0.9, beta2: 0.999, eps: 1e-8 };
@@ -52,17 +53,37 @@ export class Parameter {
   readonly masked: boolean;
   /** A floor under magnitudes leaves it alone. */
   readonly shift: boolean;
+  readonly #isMultiplied: boolean;
   readonly #m: Tensor;
   readonly #v: Tensor;
+  #shown: MaskedMatrices | undefined;
 
   constructor(name: string, group: ParameterGroup, start: StartValue, device = "cpu") {
     this.name = name;
     this.group = group;
     this.masked = start.masked;
     this.shift = start.shift ?? false;
+    this.#isMultiplied = start.multiplied ?? false;
     this.value = Tensor.from(start.data, start.shape, "f32", device);
     this.#m = zerosLike(this.value);
     this.#v = zerosLike(this.value);
+  }
+
+  /**
+   * What a block has of it: the value, or, of masked ones, the matrices under their mask, and these in the
+   * type of the products where it multiplies by them.
+   */
+  shown(maskOf: MaskOf): Pick<MaskedMatrices, "tensor" | "rounded"> {
+    if (!this.masked) return { tensor: this.value, rounded: undefined };
+    this.#shown ??= new MaskedMatrices(this.value, this.#isMultiplied);
+    this.#shown.show(this.value, maskOf(this.value.shape.at(-1) as number));
+    return this.#shown;
+  }
+
+  /** Frees what only steps need. */
+  endSteps(): void {
+    this.#shown?.dispose();
+    this.#shown = undefined;
   }
 
   /** One that starts at a tensor's values, on its device. */
@@ -72,25 +93,23 @@ export class Parameter {
   }
 
   /**
-   * One AdamW step of those that have a gradient, each at its share of its rate. Off-diagonals of masked ones are
-   * then projected so that their matrices stay strictly diagonally dominant, unless the rule's
-   * dominance is 0. Magnitudes below the rule's floor are raised to it.
+   * One AdamW step of those that have a gradient, each at its share of its rate; the gradient of masked
+   * ones is that of what is shown. Magnitudes below the rule's floor are raised to it. Off-diagonals of masked
+   * ones are then projected so that their matrices stay strictly diagonally dominant, unless the rule's
+   * dominance is 0.
    *
    * Returns the margins of all matrices of masked ones as one tensor, NaN where the guard forbids the
    * step; undefined without any.
    */
   static update(updates: readonly Update[], rule: UpdateRule): Tensor | undefined {
     const given = updates.filter((update): update is Given => update.gradient !== undefined);
-    Parameter.#step(
-      given.filter(({ parameter }) => !parameter.masked),
-      rule,
-    );
-    const margins = Parameter.#stepMasked(
+    const others = given.filter(({ parameter }) => !parameter.masked);
+    Parameter.#step(others, rule);
+    for (const { parameter } of others) parameter.keepAway(rule.matrices.floor);
+    return Parameter.#stepMasked(
       given.filter(({ parameter }) => parameter.masked),
       rule,
     );
-    for (const { parameter } of given) parameter.keepAway(rule.matrices.floor);
-    return margins;
   }
 
   static #step(updates: readonly Given[], { control, weightDecay }: UpdateRule): void {
@@ -116,10 +135,11 @@ export class Parameter {
       const { parameter: p, gradient, rate } = update;
       const { leading, lr, step } = controlled(control, rate);
       const { sf, band } = matrices.maskOf(p.value.shape.at(-1) as number);
-      const mask = { sf, band, limit: matrices.dominance };
+      const mask = { sf, band, limit: matrices.dominance, floor: p.#raisedTo(matrices.floor) };
       const params = { ...ADAM, lr, weight_decay: weightDecay, step, ...mask };
       const own = margins.view(at, [count(update)]);
-      const inputs = [...leading, p.value, gradient, p.#m, p.#v];
+      const { tensor, rounded } = p.#shown ?? {};
+      const inputs = [...leading, p.value, gradient, p.#m, p.#v, tensor, rounded];
       invokeOne("masked_adam", inputs, params, own).dispose();
       own.dispose();
       at += count(update);
@@ -129,15 +149,19 @@ export class Parameter {
 
   /** Raises magnitudes below `floor` to it, zeros and shifts excepted. */
   keepAway(floor: number): void {
-    if (floor > 0 && this.group === "transform" && !this.shift) {
-      invoke("keep_away", [this.value], { limit: floor });
-    }
+    const limit = this.#raisedTo(floor);
+    if (limit > 0) invoke("keep_away", [this.value], { limit });
+  }
+
+  #raisedTo(floor: number): number {
+    return this.group === "transform" && !this.shift ? floor : 0;
   }
 
   dispose(): void {
     this.value.dispose();
     this.#m.dispose();
     this.#v.dispose();
+    this.endSteps();
   }
 }
 

@@ -41,13 +41,13 @@ export interface BlockProblem {
 export const weightClipName = (key: string): string => `clip.weight.${key}`;
 export const tokenClipName = (activation: string): string => `clip.token.${activation}`;
 
-/** The block's weights with all sites folded in, on any graph. */
+/** The block's weights with all sites folded in (see foldSites), on any graph. */
 export function foldedWeights(
   problem: Pick<BlockProblem, "model" | "recipe">,
   graph: Graph,
   weights: LoadedWeights,
   parameters: ReadonlyMap<string, Var>,
-  maskOf: MaskOf,
+  maskOf: MaskOf | undefined,
   inverses?: LastInverses,
 ): Record<string, Var> {
   const { model, recipe } = problem;

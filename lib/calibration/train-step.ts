@@ -35,8 +35,10 @@ export interface StepControl {
 
 /** What a step is made of. */
 export interface StepParts extends Pick<StepControl, "rate" | "step"> {
-  /** Learned tensors by name. */
+  /** What the loss is differentiated by, by name: learned tensors, or matrices under their mask. */
   readonly parameters: ReadonlyMap<string, Tensor>;
+  /** Those of them, in the type of a GPU's products, that are kept so too. */
+  readonly rounded?: ReadonlyMap<string, Tensor>;
   /** Makes what differs from step to step in what is recorded. Called in a scope. */
   inputs(): readonly Tensor[];
   /** Records the loss for inputs like these. */
@@ -92,12 +94,14 @@ interface Differentiated {
 }
 
 function differentiate(
-  { parameters, record }: StepParts,
+  { parameters, rounded, record }: StepParts,
   inputs: readonly Tensor[],
 ): Differentiated {
   return scope(() => {
     const tape = new Tape();
-    const vars = new Map([...parameters].map(([name, tensor]) => [name, tape.parameter(tensor)]));
+    const vars = new Map(
+      [...parameters].map(([name, tensor]) => [name, tape.parameter(tensor, rounded?.get(name))]),
+    );
     const total = record(tape, vars, inputs);
     const loss = invokeOne("cast", [total.value.tensor], { dtype: dtypeCode("f32") });
     tape.backward(total);

@@ -107,10 +107,10 @@ function clipBytes({ model, settings }: Workload): number {
   }, 0);
 }
 
-/** Copies of a C x C matrix behind a norm: itself, its gradient and moments, masked, inverse, their gradients. */
-const NORM_FULL_COPIES = 8;
+/** Copies of a C x C matrix behind a norm: itself, its moments, masked, inverse, and their gradients. */
+const NORM_FULL_COPIES = 7;
 
-/** The matrices behind the norms, where the recipe learns them. A GPU keeps their last inverses. */
+/** The matrices behind the norms, where the recipe learns them. A GPU has two of them rounded besides. */
 function normFullBytes({ device, model, settings: { recipe } }: Workload): number {
   if (recipe.transforms.norms !== "full" || !recipe.sites) return 0;
   const count = model.sites.filter(({ kind }) => kind === "norm").length;

@@ -158,6 +158,7 @@ export class TokenQuantizers implements ActivationHook {
       published: this.#style.grids === "published",
       // q, k and v, which have a group, go into attention.
       operand: group === 0 && multipliesCodes(scheme) ? "codes" : undefined,
+      keepsValues: true,
     });
   }
 }

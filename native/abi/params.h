@@ -59,7 +59,7 @@ typedef struct { double sf; int32_t band; int32_t pad; } aq_gradual_mask_params;
 //   pivot 0: no pivoting where that is safe, as it is for strictly diagonally dominant rows, else
 //   partial pivoting; 1: always pivot. AQ_NUMERIC if singular (names the matrix). x0: the inverse of
 //   a matrix near a, from which a backend may start (cuda: f32 matrices of more than 128 rows); x
-//   then differs in rounding only, and a poor x0 costs only time.
+//   then differs in rounding only, and a poor x0 costs only time. x may lie where x0 does.
 typedef struct { int32_t pivot; int32_t pad; } aq_lu_inverse_params;
 // matmul(a T[B,M,K], b T[B,K,N]) -> (y T[B,M,N])    stored transposed where trans_*; y = alpha a b
 typedef struct { double alpha; int32_t trans_a, trans_b; } aq_matmul_params;
@@ -71,13 +71,13 @@ typedef struct { int32_t inverse, pad; } aq_hadamard_params;
 // guard I32[1]? of the optimizers: nothing is changed where it is 0 (what all_finite says of a step's
 //   gradients), and a margin then is NaN. schedule F64[2]? (rate, step): lr times rate instead of lr,
 //   and this step instead of the parameter; so a recorded sequence of ops can be run again.
-// masked_adam(guard?, schedule?, p! T[B,D,D], g T, m! T, v! T) -> (margin T[B])
-//   AdamW on the entries with |i-j| <= band
-//   only (cost follows the band), then the dominance projection of a = p o mask(band, sf): where a
-//   row's sum of |off-diagonal a| exceeds limit |a_ii|, its off-diagonal p shrink to meet it.
-//   margin = 1 - max over rows of off / |a_ii|, after the projection. limit <= 0: no projection.
+// masked_adam(guard?, schedule?, p! T[B,D,D], g T, m! T, v! T, a! T?, copy! BF16?) -> (margin T[B])
+//   AdamW of p where |i-j| <= band only (cost follows the band); g is the gradient of a = gradual_mask(p).
+//   Then keep_away by `floor`, and the dominance projection: where a row's sum of |off-diagonal a| exceeds
+//   limit |a_ii|, its off-diagonal p shrink to meet it (limit <= 0: never). margin = 1 - max over rows of
+//   off / |a_ii| as it is then. The band of a, and of copy, which is a rounded, is brought up to date.
 typedef struct {
-  double lr, beta1, beta2, eps, weight_decay, sf, limit;
+  double lr, beta1, beta2, eps, weight_decay, sf, limit, floor;
   int32_t step;  // 1, 2, ...: for the bias correction
   int32_t band;
 } aq_masked_adam_params;
@@ -105,13 +105,15 @@ typedef struct {
   double floor;
   int32_t bits, group, symmetric, round_f16, rule, pad;
 } aq_quant_grid_params;
-// quant_operand(x S[M,K], clip T?, v T[M,K]?, r?, c?) -> (scale T[M,G], zero T[M,G], y[M,K])
+// quant_operand(x S[M,K], clip T?, v T[M,K]?, r?, c?)
+//     -> (scale T[M,G], zero T[M,G], y[M,K], values BF16[M,K], or [0] where values is 0)
 //   scale and zero as quant_grid's, and the quantized matrix in one pass, for several products.
 //   dtype I8: code - zero, for bits of at most 7, whole rows (group 0) and rule 0; a row that holds a
 //   NaN has the scale NaN. Else T, BF16 or F16: (code - zero) scale.
+//   values (I8, T = f32): that in BF16 as well, for the products that k runs across the rows of.
 typedef struct {
   double floor;
-  int32_t bits, group, symmetric, rule, dtype, pad;
+  int32_t bits, group, symmetric, rule, dtype, values;
 } aq_quant_operand_params;
 // fake_quant(x T[M,K], scale T[M,G], zero T[M,G], v T[M,K]?) -> (y)
 //   y = (clamp(round(x/s + v) + z, 0, 2^bits-1) - z) s;  v: learned rounding offsets, absent = 0
@@ -204,14 +206,15 @@ typedef struct { double eps; } aq_layer_norm_params;
 // layer_norm_grad(x, w, mean, rstd, g T[M,C]) -> (gx T[M,C], gw T[C], gb T[C])
 typedef struct { int32_t pad[2]; } aq_layer_norm_grad_params;
 // rope(x T[M, heads*D], cos T[T, D/2], sin T[T, D/2]) -> (y)   row m is position m mod T
-//   y_i = x_i c - x_{i+D/2} s, y_{i+D/2} = x_{i+D/2} c + x_i s; inverse: s -> -s (also the gradient)
-typedef struct { int32_t heads, inverse; } aq_rope_params;
+//   y_i = x_i c - x_{i+D/2} s, y_{i+D/2} = x_{i+D/2} c + x_i s; inverse: s -> -s (the gradient). bf16: y is BF16
+typedef struct { int32_t heads, inverse, bf16, pad; } aq_rope_params;
 // attention(q T[B,T,H*D], k T[B,T,Hkv*D], v T[B,T,Hkv*D], q_scale?, q_zero?, k_scale?, k_zero?, v_scale?, v_zero?)
-//     -> (o T[B,T,H*D], lse T[B,H,T])      causal softmax(scale q kT) v, query head h uses kv head
+//     -> (o T[B,T,H*D], lse T[B,H,T], kept U8[n])     causal softmax(scale q kT) v, query head h uses kv head
 //   h/(H/Hkv); grids, where given, are per token and head ([B*T, H] or [B*T, Hkv]) and are applied
-//   on load. lse = log sum exp of the scaled logits. No T x T matrix is kept.
-typedef struct { double scale; int32_t heads, kv_heads, bits, pad; } aq_attention_params;
-// attention_grad(q, k, v, q_scale?, q_zero?, k_scale?, k_zero?, v_scale?, v_zero?, o, lse, go T[B,T,H*D])
+//   on load. lse = log sum exp of the scaled logits. No T x T matrix is kept. kept: with keep 1 what the
+//   gradient would make again of q, k and v, the backend's own; n is their 16-bit size, in whole tiles; else 0.
+typedef struct { double scale; int32_t heads, kv_heads, bits, keep; } aq_attention_params;
+// attention_grad(q, k, v, q_scale?, q_zero?, k_scale?, k_zero?, v_scale?, v_zero?, o, lse, go T[B,T,H*D], kept?)
 //     -> (gq T like q, gk, gv)             with respect to the (quantized) values that were used
 typedef struct { double scale; int32_t heads, kv_heads, bits, pad; } aq_attention_grad_params;
 // silu_mul(gate T, up T) -> (y)            y = gate sigmoid(gate) up
@@ -224,25 +227,7 @@ typedef struct { int32_t pad[2]; } aq_relu_params;
 typedef struct { int32_t pad[2]; } aq_relu_grad_params;
 
 // ---------------------------------------------------------------- the block, made for products
-// What only products read is quantized in the pass that makes it: quant_operand (I8, asymmetric, whole
-// rows, rule 0) of what the op in front gives, to the same bytes, and in the gradients fake_quant_grad
-// of that, made again, and on to its inputs. clip T[1]?: the logit of both factors, absent: none.
-// rms_norm_operand(x T[M,C], w T[C], b T[C]?, clip?) -> (rstd T[M], scale T[M,1], zero T[M,1], y I8[M,C])
-typedef struct { double eps, floor; int32_t bits, pad; } aq_rms_norm_operand_params;
-// rms_norm_operand_grad(x, w, b?, clip?, rstd, scale, zero, g T[M,C])
-//     -> (gx T[M,C], or [0] where need_gx is 0, gw T[C], gb T like b, else [0], gclip T like clip, else [0])
-typedef struct { double floor; int32_t bits, need_gx; } aq_rms_norm_operand_grad_params;
-// layer_norm_operand(x T[M,C], w T[C], b T[C], clip?)
-//     -> (mean T[M], rstd T[M], scale T[M,1], zero T[M,1], y I8[M,C])
-typedef struct { double eps, floor; int32_t bits, pad; } aq_layer_norm_operand_params;
-// layer_norm_operand_grad(x, w, b, clip?, mean, rstd, scale, zero, g T[M,C])
-//     -> (gx T[M,C], or [0] where need_gx is 0, gw T[C], gb T[C], gclip T like clip, else [0])
-typedef struct { double floor; int32_t bits, need_gx; } aq_layer_norm_operand_grad_params;
-// silu_mul_operand(gate T[M,F], up T, clip?) -> (scale T[M,1], zero T[M,1], y I8[M,F])
-typedef struct { double floor; int32_t bits, pad; } aq_silu_mul_operand_params;
-// silu_mul_operand_grad(gate T[M,F], up T, clip?, scale, zero, g T[M,F])
-//     -> (ggate, gup, both BF16 where bf16 (T = f32), gclip T like clip, else [0])
-typedef struct { double floor; int32_t bits, bf16; } aq_silu_mul_operand_grad_params;
+#include "native/abi/operand_params.h"
 
 // ---------------------------------------------------------------- loss and evaluation
 // mse(y T, t T, t2 T?) -> (loss T[1])      mean (y - t)^2, plus mean (y - t2)^2 if given; summed in f64

@@ -17,6 +17,7 @@
 #include "native/cuda/gemm.h"
 #include "native/cuda/graph.h"
 #include "native/cuda/kernels.h"
+#include "native/cuda/passes.h"
 #include "native/cuda/queue.h"
 #include "native/cuda/reading.h"
 #include "native/cuda/staging.h"
@@ -49,6 +50,7 @@ int32_t queueOpen(int32_t device, aq_queue** queue, aq_error* err) {
   CUDA_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
   Fault* fault = nullptr;
   aq_queue* opened = nullptr;
+  PassRun* passes = nullptr;
   int multiprocessors = 0, major = 0, minor = 0;
   uint32_t* ticket = nullptr;
   cudaError_t status = cudaMallocHost(&fault, sizeof(Fault));
@@ -63,8 +65,9 @@ int32_t queueOpen(int32_t device, aq_queue** queue, aq_error* err) {
   if (status == cudaSuccess) {
     *fault = {};
     opened = new (std::nothrow) aq_queue;
+    passes = new (std::nothrow) PassRun;
   }
-  if (opened) {
+  if (opened && passes) {
     opened->device = device;
     opened->stream = stream;
     opened->pool = state->pool;
@@ -72,9 +75,12 @@ int32_t queueOpen(int32_t device, aq_queue** queue, aq_error* err) {
     opened->computeCapability = 10 * major + minor;
     opened->fault = fault;
     opened->ticket = ticket;
+    opened->passes = passes;
     *queue = opened;
     return AQ_OK;
   }
+  delete opened;
+  delete passes;
   cudaFree(ticket);
   cudaFreeHost(fault);
   cudaStreamDestroy(stream);
@@ -100,6 +106,7 @@ void queueClose(aq_queue* queue) {
   cudaFreeHost(queue->fault);
   cudaStreamDestroy(queue->stream);
   (void)cudaGetLastError();
+  delete queue->passes;
   delete queue;
 }
 
@@ -145,6 +152,7 @@ void release(aq_queue* queue, void* data, uint64_t bytes) {
 int32_t copy(aq_queue* queue, void* dst, const void* src, uint64_t bytes, int32_t kind,
              aq_error* err) {
   if (bytes == 0) return AQ_OK;
+  queue->calls++;
   CUDA_CHECK(cudaSetDevice(queue->device));
   switch (kind) {
     case AQ_HOST_TO_DEVICE:
@@ -193,7 +201,24 @@ int32_t setOption(aq_queue* queue, const char* name, const char* value, aq_error
   return fail(err, AQ_ARG, "cuda: precision is f32, bf16 or f16, not '%s'.", value);
 }
 
-#define AQ_CUDA_KERNEL(name) {#name, sizeof(aq_##name##_params), name},
+// A kernel of the table, which counts as a call.
+template <auto kKernel>
+int32_t call(aq_queue* queue, const aq_view* in, int32_t n_in, const aq_view* out, int32_t n_out,
+             const void* params, aq_error* err) {
+  queue->calls++;
+  const int32_t code = kKernel(queue, in, n_in, out, n_out, params, err);
+  if (code != AQ_OK) queue->passes->end();  // it may not have been launched
+  return code;
+}
+
+// What else enqueues.
+template <auto kFunction, class... Rest>
+int32_t counted(aq_queue* queue, Rest... rest) {
+  queue->calls++;
+  return kFunction(queue, rest...);
+}
+
+#define AQ_CUDA_KERNEL(name) {#name, sizeof(aq_##name##_params), call<name>},
 const aq_kernel_row kRows[] = {AQ_CUDA_KERNELS};
 #undef AQ_CUDA_KERNEL
 
@@ -209,16 +234,16 @@ const aq_backend kBackend = {
     .alloc = alloc,
     .release = release,
     .copy = copy,
-    .read_start = startReading,
+    .read_start = counted<startReading>,
     .read_finish = finishReading,
     .memory = memory,
     .set_option = setOption,
     .rows = kRows,
     .row_count = sizeof kRows / sizeof kRows[0],
     .pad = 0,
-    .capture_begin = captureBegin,
-    .capture_end = captureEnd,
-    .graph_launch = graphLaunch,
+    .capture_begin = counted<captureBegin>,
+    .capture_end = counted<captureEnd>,
+    .graph_launch = counted<graphLaunch>,
     .graph_free = graphFree,
 };
 

@@ -17,7 +17,7 @@ namespace aq::cuda::int4 {
 
 int32_t multiplySmallFloats(aq_queue* queue, Math math, const Activations& x, const Weights& w,
                             const Result& y, aq_error* err) {
-  const Task task = {w, x, y, nullptr, 1};
+  const Task task = {w, x, y, nullptr, 1, 1};
   if (w.format == Format::kMxFp4)
     return launchSmallFor<Format::kMxFp4, Math::kBf16>(queue, task, err);
   if (math == Math::kF16) return launchSmallFor<Format::kNvFp4, Math::kF16>(queue, task, err);

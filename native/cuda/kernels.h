@@ -37,7 +37,7 @@
   AQ_CUDA_KERNEL(quant_operand)                                                                   \
   /* kernels/fake_quant_grad.cu */                                                                \
   AQ_CUDA_KERNEL(fake_quant_grad)                                                                 \
-  /* kernels/fp4_operand.cu, kernels/fp4_grad.cu */                                               \
+  /* kernels/fp4_operand.cu, kernels/fp4_values.cu, kernels/fp4_grad.cu */                        \
   AQ_CUDA_KERNEL(fp4_global) AQ_CUDA_KERNEL(fp4_operand) AQ_CUDA_KERNEL(fp4_values)               \
   AQ_CUDA_KERNEL(fp4_grad)                                                                        \
   /* fake_quant_gemm.cu */                                                                        \
@@ -52,8 +52,13 @@
   AQ_CUDA_KERNEL(layer_norm_operand) AQ_CUDA_KERNEL(layer_norm_operand_grad)                      \
   /* kernels/silu_mul_operand.cu, kernels/silu_mul_operand_grad.cu */                             \
   AQ_CUDA_KERNEL(silu_mul_operand) AQ_CUDA_KERNEL(silu_mul_operand_grad)                          \
+  /* kernels/relu_operand.cu */                                                                   \
+  AQ_CUDA_KERNEL(relu_operand) AQ_CUDA_KERNEL(relu_operand_grad)                                  \
+  /* kernels/rope_grid.cu */                                                                      \
+  AQ_CUDA_KERNEL(rope_grid) AQ_CUDA_KERNEL(rope_grid_grad)                                        \
   /* kernels/attention.cu, kernels/attention_grad.cu */                                           \
   AQ_CUDA_KERNEL(attention) AQ_CUDA_KERNEL(attention_grad)                                        \
+  AQ_CUDA_KERNEL(attention_operand) AQ_CUDA_KERNEL(attention_operand_grad)                        \
   /* kernels/loss.cu, kernels/softmax_loss.cu */                                                  \
   AQ_CUDA_KERNEL(mse) AQ_CUDA_KERNEL(mse_grad) AQ_CUDA_KERNEL(kl_div) AQ_CUDA_KERNEL(kl_div_grad) \
   AQ_CUDA_KERNEL(sq_diff) AQ_CUDA_KERNEL(cross_entropy)                                           \

@@ -15,7 +15,8 @@ namespace aq::cuda {
 // tensor cores, or f32 throughout.
 enum class Precision { kF32, kBf16, kF16 };
 
-struct Blas;  // gemm.cu: the cuBLASLt handle and its plans, made at the first product
+struct Blas;    // gemm.cu: the cuBLASLt handle and its plans, made at the first product
+class PassRun;  // passes.h: kernels at the queue's end that may run side by side
 
 }  // namespace aq::cuda
 
@@ -29,6 +30,9 @@ struct aq_queue {
   uint32_t* ticket = nullptr;        // device memory, 0 between kernels (device/last_block.cuh)
   aq::cuda::Precision precision = aq::cuda::Precision::kF32;
   aq::cuda::Blas* blas = nullptr;
+  uint64_t calls = 0;  // of functions that may have enqueued something
+  aq::cuda::PassRun* passes = nullptr;
+  const void* attended = nullptr;  // keys of the last cached_attention
   aq::cuda::BlockCache cache = {};
   aq::cuda::Recorder recorder = {};
   aq::cuda::Staging staging = {};

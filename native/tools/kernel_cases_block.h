@@ -56,26 +56,6 @@ inline void drawGates(Maker& m) {
   m.in(m.normal(rowsOf(m)));
 }
 
-// q, k, v and their grids; bits 0: not quantized.
-inline void drawAttention(Maker& m) {
-  const int64_t B = m["B"], T = m["T"], D = m["D"], heads = m["heads"], kv = m["kv"];
-  const double bits = double(m["bits"]);
-  for (const int64_t count : {heads, kv, kv}) m.in(m.normal({B, T, count * D}));
-  for (size_t i = 0; i < 3; i++) m.gridOrNone(Tensor(m.sample.inputs[i]), bits, double(D));
-  m.param("heads");
-  m.param("kv_heads", double(kv));
-  m.param("bits", bits > 0 ? bits : 16);
-  m.param("scale", 1 / std::sqrt(double(D)));
-}
-
-inline void drawAttentionGrad(Maker& m) {
-  drawAttention(m);
-  const auto saved = m.run("attention", m.sample.inputs, m.sample.params);
-  m.in(saved[0]);
-  m.in(saved[1]);
-  m.in(m.normal(saved[0].shape));
-}
-
 // M tokens of S slots, each behind P / 2 places that are taken. cache: the type of the caches, where
 // it is not that of the tokens (2: bf16, 6: codes).
 inline void drawCachedAttention(Maker& m) {
@@ -134,11 +114,6 @@ inline const std::vector<KernelCase>& blockCases() {
                                      "M=5 C=2048 gx=0", "M=3 C=4200"};
   static const Texts gateOperands = {"M=3 C=7", "M=17 C=516 bf16=1", "M=4 C=2056 clip=0",
                                      "M=3 C=11008 bf16=1"};
-  static const Texts attention = {
-      "B=2 T=5 heads=4 kv=2 D=6 bits=0", "B=1 T=131 heads=2 kv=1 D=16 bits=4",
-      "B=1 T=70 heads=1 kv=1 D=64 bits=0", "B=1 T=130 heads=2 kv=2 D=128 bits=4"};
-  static const Texts attentionReal = {"B=1 T=2048 heads=8 kv=8 D=64 bits=4",
-                                      "B=1 T=2048 heads=32 kv=32 D=128 bits=4"};
   static const Texts gates = {"M=3 C=7", "M=17 C=132"};
   static const Texts gateGrads = {"M=3 C=7", "M=17 C=132", "M=3 C=7 bf16=1", "M=17 C=132 bf16=1"};
   static const Texts gatesReal = {"M=2048 C=11008"};
@@ -172,22 +147,6 @@ inline const std::vector<KernelCase>& blockCases() {
       {"rms_norm_grad", normGrads, normsReal, [](Maker& m) { drawNormGrad(m, "rms_norm"); }, 5},
       {"layer_norm", norms, normsReal, [](Maker& m) { drawNorm(m, 3); }, 5},
       {"layer_norm_grad", normGrads, normsReal, [](Maker& m) { drawNormGrad(m, "layer_norm"); }, 5},
-      {"rope",
-       {"B=2 T=5 heads=3 D=6 inverse=0", "B=1 T=9 heads=2 D=32 inverse=1"},
-       {"B=1 T=2048 heads=32 D=128 inverse=0"},
-       [](Maker& m) {
-         const int64_t T = m["T"], half = m["D"] / 2;
-         const auto angle = [half](int64_t i) {
-           return double(i / half) * std::pow(1e4, -double(i % half) / double(half));
-         };
-         m.in(m.normal({m["B"] * T, m["heads"] * 2 * half}));
-         m.in(m.from({T, half}, [&](int64_t i) { return std::cos(angle(i)); }));
-         m.in(m.from({T, half}, [&](int64_t i) { return std::sin(angle(i)); }));
-         m.param("heads");
-         m.param("inverse");
-       }},
-      {"attention", attention, attentionReal, drawAttention, 50},
-      {"attention_grad", attention, attentionReal, drawAttentionGrad, 50},
       {"cached_attention",
        {"S=1 P=9 M=3 heads=2 kv=2 D=6 bits=0", "S=3 P=40 M=7 heads=4 kv=2 D=16 bits=4 cache=6",
         "S=2 P=300 M=2 heads=2 kv=1 D=64 bits=4", "S=1 P=70 M=33 heads=2 kv=2 D=128 bits=0 cache=2",
@@ -251,6 +210,15 @@ inline const std::vector<KernelCase>& blockCases() {
        [](Maker& m) {
          drawOperand(m, drawGates);
          drawOperandGrad(m, "silu_mul_operand");
+         m.param("bf16", m.dtype() == AQ_F32 ? double(m.get("bf16", 0)) : 0);
+       },
+       5},
+      {"relu_operand", gateOperands, gatesReal,
+       [](Maker& m) { drawOperand(m, [](Maker& own) { own.in(own.normal(rowsOf(own))); }); }},
+      {"relu_operand_grad", gateOperands, gateGradsReal,
+       [](Maker& m) {
+         drawOperand(m, [](Maker& own) { own.in(own.normal(rowsOf(own))); });
+         drawOperandGrad(m, "relu_operand");
          m.param("bf16", m.dtype() == AQ_F32 ? double(m.get("bf16", 0)) : 0);
        },
        5},

@@ -127,6 +127,7 @@ inline const std::vector<KernelCase>& quantizeCases() {
                               "M=33 K=70 group=0 bits=4 clip=2 scaled=1 s=3",
                               "M=40 K=128 group=32 bits=3 clip=2 scaled=1 v=1 s=2"};
   static const Texts operands = {"M=5 K=7 group=0 bits=4 clip=2 to=5",
+                                 "M=20 K=512 group=0 bits=4 clip=2 to=5 values=1",
                                  "M=33 K=300 group=0 bits=4 clip=1 scaled=1 to=5 s=3",
                                  "M=3 K=64 group=32 bits=3 clip=2 to=-1",
                                  "M=40 K=128 group=32 bits=3 clip=2 scaled=1 v=1 to=2 s=3",
@@ -160,6 +161,7 @@ inline const std::vector<KernelCase>& quantizeCases() {
          const int64_t to = m["to"];
          const bool isOwn = to < 0 || (m.dtype() == AQ_F64 && to != AQ_I8);
          m.param("dtype", double(isOwn ? m.dtype() : to));
+         m.param("values", double(m.dtype() == AQ_F32 ? m.get("values", 0) : 0));
          m.param("bits");
          m.param("floor", 1e-6);
        },

@@ -180,15 +180,22 @@ inline const std::vector<KernelCase>& weightCases() {
        }},
       {"masked_adam",
        {"B=2 D=7 band=2", "B=3 D=8 band=7 control=1", "B=1 D=600 band=20", "B=1 D=512 band=512",
-        "B=1 D=2200 band=700 control=1"},
+        "B=1 D=2200 band=700 control=1 copies=2", "B=2 D=33 band=12 copies=2",
+        "B=2 D=64 band=9 floor=1 copies=1"},
        {"B=32 D=128 band=128", "B=1 D=4096 band=4096", "B=1 D=4096 band=512", "B=1 D=4096 band=128",
-        "B=1 D=4096 band=128 control=1"},
+        "B=1 D=4096 band=128 control=1", "B=1 D=4096 band=4096 copies=2",
+        "B=1 D=4096 band=512 copies=2", "B=1 D=4096 band=128 copies=2"},
        [](Maker& m) {
          drawControl(m);
-         drawMoments(m, drawMatrices(m, 30));
+         const Tensor p = drawMatrices(m, 30);
+         drawMoments(m, p);
+         if (m.get("copies", 0) > 0) m.in(m.normal(p.shape));
+         if (m.get("copies", 0) > 1)
+           m.in(m.run("cast", {m.normal(p.shape)}, {{"dtype", AQ_BF16}})[0]);
          drawRates(m);
          m.param("sf", 0.1);
          m.param("limit", 0.9);
+         m.param("floor", m.get("floor", 0) ? 0.01 : 0);
          m.param("band");
        },
        5},

@@ -24,6 +24,7 @@
 #include "native/cpu/backend.h"
 #include "native/tools/kernel_cases_block.h"
 #include "native/tools/kernel_cases_fp4.h"
+#include "native/tools/kernel_cases_heads.h"
 #include "native/tools/kernel_cases_quantize.h"
 #include "native/tools/kernel_cases_weight.h"
 #include "native/tools/kernel_compare.h"
@@ -47,6 +48,7 @@ struct Options {
 
 std::vector<KernelCase> allCases() {
   std::vector<KernelCase> cases = blockCases();
+  cases.insert(cases.end(), headCases().begin(), headCases().end());
   cases.insert(cases.end(), weightCases().begin(), weightCases().end());
   cases.insert(cases.end(), quantizeCases().begin(), quantizeCases().end());
   cases.insert(cases.end(), fp4Cases().begin(), fp4Cases().end());

@@ -46,7 +46,8 @@ function gridOf(draw: Draw, x: Value, heads: number, D: number): readonly [Value
   return [draw.value(scale, [M, heads]), draw.value(zero, [M, heads])];
 }
 
-function makeForward(draw: Draw, dims: Dims): Call {
+/** q, k, v and their grids. */
+export function makeAttention(draw: Draw, dims: Dims): Call {
   const [B, T, D] = [dim(dims, "B"), dim(dims, "T"), dim(dims, "D")];
   const [heads, kv] = [dim(dims, "heads"), dim(dims, "kv")];
   const quantized = dim(dims, "quantized");
@@ -57,11 +58,11 @@ function makeForward(draw: Draw, dims: Dims): Call {
   );
   return {
     inputs: [...values, ...grids],
-    params: { scale: 1 / Math.sqrt(D), heads, kv_heads: kv, bits: quantized ? BITS : 16 },
+    params: { scale: 1 / Math.sqrt(D), heads, kv_heads: kv, bits: quantized ? BITS : 16, keep: 0 },
   };
 }
 
-function sizes(call: Call): AttentionSizes {
+export function sizes(call: Call): AttentionSizes {
   const [B, T, wide] = input(call, 0).shape as [number, number, number];
   const heads = param(call, "heads");
   const [kvHeads, scale] = [param(call, "kv_heads"), param(call, "scale")];
@@ -69,7 +70,7 @@ function sizes(call: Call): AttentionSizes {
 }
 
 /** q, k and v as the op uses them: on their grids. */
-function used(call: Call): readonly Float64Array[] {
+export function used(call: Call): readonly Float64Array[] {
   const { heads, kvHeads, D } = sizes(call);
   return [heads, kvHeads, kvHeads].map((count, i) => {
     const [scale, zero] = [call.inputs[3 + 2 * i], call.inputs[4 + 2 * i]];
@@ -78,7 +79,8 @@ function used(call: Call): readonly Float64Array[] {
   });
 }
 
-function run(call: Call, [q, k, v]: readonly Float64Array[]) {
+/** The result on values as the op uses them. */
+export function run(call: Call, [q, k, v]: readonly Float64Array[]) {
   if (!q || !k || !v) throw new Error("attention has three inputs");
   return attentionReference(q, k, v, sizes(call));
 }
@@ -89,14 +91,14 @@ const squareFlops = (dims: Dims, products: number) =>
 const rowElements = (dims: Dims) =>
   dim(dims, "B") * dim(dims, "T") * dim(dims, "D") * (2 * dim(dims, "heads") + 2 * dim(dims, "kv"));
 
-const attention: OpCase = {
+export const attention: OpCase = {
   op: "attention",
   sets: [...SETS, ...LONG_SETS],
   real: REAL,
-  make: makeForward,
+  make: makeAttention,
   reference: (call) => {
     const { o, lse } = run(call, used(call));
-    return [o, lse];
+    return [o, lse, new Float64Array(0)];
   },
   tolerance: { f32: { rtol: 2e-5, atol: 5e-6 }, f64: { rtol: 1e-11, atol: 1e-12 } },
   bytes: (dims, size) => rowElements(dims) * size,
@@ -104,18 +106,35 @@ const attention: OpCase = {
   bound: "flops",
 };
 
+/** In place of what forward passes in 16 bits keep, which products in f32 leave alone. */
+export function drawKept(draw: Draw, dims: Dims): Value | undefined {
+  if (dims["kept"] !== 1) return undefined;
+  const heads = dim(dims, "B") * (dim(dims, "heads") + 2 * dim(dims, "kv"));
+  const width = Math.max(32, 2 ** Math.ceil(Math.log2(dim(dims, "D"))));
+  const bytes = 2 * heads * Math.ceil(dim(dims, "T") / 128) * 128 * width;
+  return draw.integers([bytes], 256, "u8");
+}
+
+/** The sets, one of them with something kept. */
+export const withKept = (sets: readonly Dims[]): readonly Dims[] =>
+  sets.map((dims, i) => (i === 2 ? { ...dims, kept: 1 } : dims));
+
 const attentionGrad: OpCase = {
   op: "attention_grad",
   gradient: { forward: "attention", kind: "smooth" },
-  sets: SETS,
+  sets: withKept(SETS),
   real: REAL,
   make: (draw, dims) => {
-    const forward = makeForward(draw, dims);
+    const forward = makeAttention(draw, dims);
     const shape = input(forward, 0).shape;
     const { B, T, heads } = sizes(forward);
     const o = draw.derive(shape, () => run(forward, used(forward)).o);
     const lse = draw.derive([B, heads, T], () => run(forward, used(forward)).lse);
-    return { ...forward, inputs: [...forward.inputs, o, lse, draw.normal(shape)] };
+    const { keep: _, ...params } = forward.params;
+    return {
+      inputs: [...forward.inputs, o, lse, draw.normal(shape), drawKept(draw, dims)],
+      params,
+    };
   },
   reference: (call) => {
     const g = [input(call, 11).data];

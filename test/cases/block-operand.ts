@@ -1,4 +1,4 @@
-// Cases of the ops that quantize what a norm or a gate gives in the pass that makes it. Rows up to the
+// Cases of the ops that quantize what a norm, a gate or a relu gives in the pass that makes it. Rows up to the
 // longest that a block of a GPU keeps, and some that go through memory there.
 import type { Draw } from "../helpers/random.ts";
 import type { Value } from "../helpers/value.ts";
@@ -12,11 +12,11 @@ const EPS = 1e-5;
 
 const elements = (dims: Dims) => dim(dims, "M") * dim(dims, "C");
 
-function drawLogit(draw: Draw, dims: Dims): Value | undefined {
+export function drawLogit(draw: Draw, dims: Dims): Value | undefined {
   return dims["clip"] === 1 ? draw.normal([1], 0.5, 2) : undefined;
 }
 
-const gridOptions = (M: number, K: number, bits: number) => ({
+export const gridOptions = (M: number, K: number, bits: number) => ({
   M,
   K,
   group: 0,
@@ -27,7 +27,7 @@ const gridOptions = (M: number, K: number, bits: number) => ({
 });
 
 /** Scale, zero and whole numbers of the rows of y. */
-function codesOf(
+export function codesOf(
   y: Float64Array,
   clip: Value | undefined,
   [M, K]: readonly number[],
@@ -282,6 +282,59 @@ const siluMulOperandGrad: OpCase = {
   bound: "memory",
 };
 
+// ---------------------------------------------------------------- relu_operand
+
+const relu = (x: Float64Array): Float64Array => x.map((value) => Math.max(value, 0));
+
+const reluOperand: OpCase = {
+  ...siluMulOperand,
+  op: "relu_operand",
+  make: (draw, dims) => ({
+    inputs: [draw.normal([dim(dims, "M"), dim(dims, "C")]), drawLogit(draw, dims)],
+    params: { floor: TOKEN_FLOOR, bits: dim(dims, "bits") },
+  }),
+  reference: (call) => {
+    const x = input(call, 0);
+    const { scale, zero, codes } = codesOf(
+      relu(x.data),
+      call.inputs[1],
+      x.shape,
+      param(call, "bits"),
+    );
+    return [scale, zero, codes];
+  },
+  bytes: (dims, size) => elements(dims) * (size + 1),
+  flops: (dims) => 11 * elements(dims),
+};
+
+const reluOperandGrad: OpCase = {
+  ...siluMulOperandGrad,
+  op: "relu_operand_grad",
+  gradient: { forward: "relu_operand", kind: "rule" },
+  sets: [...GATE_SETS, { M: 2, C: 16384, bits: 4, clip: 1 }, { M: 1, C: 16388, bits: 4 }],
+  make: (draw, dims) => {
+    const { inputs } = reluOperand.make(draw, dims);
+    const [x, clip] = inputs as [Value, Value | undefined];
+    const [M, bits] = [dim(dims, "M"), dim(dims, "bits")];
+    const { scale, zero } = codesOf(relu(x.data), clip, x.shape, bits);
+    const saved = [scale, zero].map((data) => draw.value(data, [M, 1]));
+    return {
+      inputs: [...inputs, ...saved, draw.normal(x.shape)],
+      params: { floor: TOKEN_FLOOR, bits, bf16: draw.short === "bf16" ? 1 : 0 },
+    };
+  },
+  reference: (call) => {
+    const [x, g] = [input(call, 0), input(call, 4).data];
+    const [M, K] = x.shape as [number, number];
+    const options = gridOptions(M, K, param(call, "bits"));
+    const through = fakeQuantGradient(relu(x.data), call.inputs[1]?.data, g, options);
+    const gx = through.gx.map((value, i) => ((x.data[i] as number) > 0 ? value : 0));
+    return [gx, through.gclip];
+  },
+  bytes: (dims, size) => 3 * elements(dims) * size,
+  flops: (dims) => 20 * elements(dims),
+};
+
 export const CASES: readonly OpCase[] = [
   rmsNormOperand,
   rmsNormOperandGrad,
@@ -289,4 +342,6 @@ export const CASES: readonly OpCase[] = [
   layerNormOperandGrad,
   siluMulOperand,
   siluMulOperandGrad,
+  reluOperand,
+  reluOperandGrad,
 ];

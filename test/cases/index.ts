@@ -1,5 +1,6 @@
 // Every case of every op. A new op adds its case file here; the coverage test says so if not.
 import * as attention from "./attention.ts";
+import * as attentionOperand from "./attention-operand.ts";
 import * as block from "./block.ts";
 import * as blockOperand from "./block-operand.ts";
 import * as cachedAttention from "./cached-attention.ts";
@@ -19,6 +20,8 @@ import * as loss from "./loss.ts";
 import * as optimizer from "./optimizer.ts";
 import * as quantOperand from "./quant-operand.ts";
 import * as quantize from "./quantize.ts";
+import * as rope from "./rope.ts";
+import * as ropeGrid from "./rope-grid.ts";
 
 /** All cases, in the order of native/abi/params.h. */
 export const CASES: readonly OpCase[] = [
@@ -33,8 +36,11 @@ export const CASES: readonly OpCase[] = [
   gptq,
   fp4,
   block,
+  rope,
   attention,
   blockOperand,
+  attentionOperand,
+  ropeGrid,
   loss,
   cachedAttention,
   decodeStep,

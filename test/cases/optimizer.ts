@@ -1,6 +1,7 @@
 // Cases of adam, masked_adam, keep_away and sign_step.
-import type { Draw } from "../helpers/random.ts";
+import { as, type Draw } from "../helpers/random.ts";
 import type { Value } from "../helpers/value.ts";
+import { gradualMask } from "../reference/fold.ts";
 import {
   type AdamOptions,
   adam as adamReference,
@@ -129,7 +130,8 @@ function inBand(D: number, band: number): number {
 
 const maskedAdam: OpCase = {
   op: "masked_adam",
-  // off: size of the off-diagonal entries; large ones make the projection work.
+  // off: size of the off-diagonal entries; large ones make the projection work. copies: 1: with a, 2: and
+  // with its copy; they hold what would show if more than the band were written.
   sets: [
     { B: 1, D: 1, band: 0, off: 0.1 },
     { B: 2, D: 7, band: 2, off: 0.1 },
@@ -138,6 +140,9 @@ const maskedAdam: OpCase = {
     { B: 2, D: 20, band: 50, off: 3 },
     { B: 1, D: 9, band: 4, off: 30, limit: 0 },
     ...controlled({ B: 2, D: 33, band: 12, off: 8 }),
+    { B: 2, D: 33, band: 12, off: 8, copies: 1 },
+    { B: 1, D: 64, band: 9, off: 3, limit: 0, floor: 0.05, copies: 2 },
+    ...controlled({ B: 2, D: 40, band: 10, off: 8, copies: 2 }),
   ],
   real: [
     { B: 8, D: 64, band: 16, off: 0.1 },
@@ -147,35 +152,54 @@ const maskedAdam: OpCase = {
     { B: 1, D: 4096, band: 128, off: 0.1 },
     { B: 1, D: 4096, band: 512, off: 0.1 },
     { B: 1, D: 4096, band: 4096, off: 0.1 },
+    { B: 1, D: 4096, band: 128, off: 0.1, copies: 2 },
+    { B: 1, D: 4096, band: 512, off: 0.1, copies: 2 },
+    { B: 1, D: 4096, band: 4096, off: 0.1, copies: 2 },
   ],
   make: (draw, dims) => {
     const [B, D, band] = [dim(dims, "B"), dim(dims, "D"), dim(dims, "band")];
-    const shape = [B, D, D];
+    const [shape, copies] = [[B, D, D], dims["copies"] ?? 0];
     const p = draw.normal(shape, dim(dims, "off")).data.slice();
     for (let row = 0; row < B * D; row++) p[row * D + (row % D)] = 1 + 0.25 * Math.cos(row);
     const [m, v] = moments(draw, shape);
     return {
-      inputs: [...drawControl(dims), draw.value(p, shape), draw.normal(shape), m, v],
-      params: { ...RATES, sf: 0.1, limit: dims["limit"] ?? 0.9, step: 3, band },
+      inputs: [
+        ...[...drawControl(dims), draw.value(p, shape), draw.normal(shape), m, v],
+        copies > 0 ? draw.normal(shape) : undefined,
+        copies > 1 ? as(draw.normal(shape), "bf16") : undefined,
+      ],
+      params: {
+        ...{ ...RATES, step: 3, sf: 0.1, band },
+        ...{ limit: dims["limit"] ?? 0.9, floor: dims["floor"] ?? 0 },
+      },
     };
   },
   reference: (call) => {
     const old = state(call, CONTROL);
     const [B = 0, D = 0] = input(call, CONTROL).shape;
-    if (!mayChange(call)) return [new Float64Array(B).fill(Number.NaN), old.p, old.m, old.v];
+    const copies = call.inputs.slice(CONTROL + 4).flatMap((copy) => (copy ? [copy.data] : []));
+    if (!mayChange(call)) {
+      return [new Float64Array(B).fill(Number.NaN), old.p, old.m, old.v, ...copies];
+    }
     const g = input(call, CONTROL + 1).data;
+    const [band, sf] = [param(call, "band"), param(call, "sf")];
     const { p, m, v, margin } = maskedAdamReference(old, g, rates(call), {
-      D,
-      band: param(call, "band"),
-      sf: param(call, "sf"),
+      ...{ D, band, sf },
       limit: param(call, "limit"),
+      floor: param(call, "floor"),
     });
-    return [margin, p, m, v];
+    const a = gradualMask(p, D, band, sf);
+    const isLive = (i: number) => Math.abs((Math.floor(i / D) % D) - (i % D)) <= band;
+    const shown = copies.map((copy) => copy.map((x, i) => (isLive(i) ? (a[i] as number) : x)));
+    return [margin, p, m, v, ...shown];
   },
-  writes: [CONTROL, CONTROL + 2, CONTROL + 3],
+  writes: [CONTROL, CONTROL + 2, CONTROL + 3, CONTROL + 4, CONTROL + 5],
   tolerance: { f32: { rtol: 1e-5, atol: 2e-6 }, f64: { rtol: 1e-11, atol: 1e-12 } },
-  bytes: (dims: Dims, size) =>
-    7 * dim(dims, "B") * inBand(dim(dims, "D"), dim(dims, "band")) * size,
+  bytes: (dims: Dims, size) => {
+    const copies = dims["copies"] ?? 0;
+    const each = 7 * size + (copies > 0 ? size : 0) + (copies > 1 ? 2 : 0);
+    return dim(dims, "B") * inBand(dim(dims, "D"), dim(dims, "band")) * each;
+  },
   flops: (dims) => 17 * dim(dims, "B") * inBand(dim(dims, "D"), dim(dims, "band")),
   bound: "memory",
 };

@@ -61,6 +61,8 @@ const PRODUCT_SETS: readonly Dims[] = [
   { M: 7, O: 6500, I: 130, group: 64, less: 0, x: 0, bias: 1, half: 0 },
   { M: 8, O: 11000, I: 100, group: 0, less: 1, x: 0, bias: 1, half: 0 },
   { M: 3, O: 8500, I: 64, group: 32, less: 0, x: 8, bias: 1, half: 0 },
+  { M: 8, O: 10600, I: 136, group: 32, less: 0, x: 0, bias: 0, half: 2 },
+  { M: 3, O: 17000, I: 192, group: 64, less: 0, x: 0, bias: 0, half: 1 },
   ...[1, 2].flatMap((half) => [
     { M: 1, O: 40, I: 64, group: 32, less: 0, x: 0, bias: 0, half },
     { M: 5, O: 70, I: 64, group: 0, less: 0, x: 0, bias: 1, half },

@@ -24,13 +24,17 @@ const WHOLE_SETS: readonly Dims[] = [
   { M: 2, K: 33000, group: 0, bits: 3, symmetric: 1, clip: 2, f: 2 },
 ];
 
-/** y: the type of the quantized matrix; 0 the float type under test, 1 the short one, 2 i8. */
+/**
+ * y: the type of the quantized matrix; 0 the float type under test, 1 the short one, 2 i8. values: beside
+ * what is i8, where the grid is in f32.
+ */
 const SETS: readonly Dims[] = [
   ...WHOLE_SETS.map((dims) => ({ ...dims, y: 2 })),
   ...[...OFFSET_SETS, ...FACTOR_SETS, ...PUBLISHED_SETS].map((dims, i) => ({ ...dims, y: i % 2 })),
   { M: 5, K: 4096, group: 128, bits: 2, symmetric: 0, clip: 2, f: 1, y: 1 },
   { M: 3, K: 11008, group: 32, bits: 3, symmetric: 0, clip: 2, v: 1, y: 1 },
   { M: 2, K: 16384, group: 0, bits: 4, symmetric: 0, clip: 2, y: 1 },
+  ...WHOLE_SETS.map((dims) => ({ ...dims, y: 2, values: 1 })),
 ];
 
 const elements = (dims: Dims) => dim(dims, "M") * dim(dims, "K");
@@ -44,6 +48,7 @@ const quantOperand: OpCase = {
     { M: 11008, K: 4096, group: 0, bits: 4, symmetric: 0, clip: 2, f: 3, y: 2 },
     { M: 4096, K: 11008, group: 0, bits: 3, symmetric: 0, clip: 2, y: 1 },
     { M: 2048, K: 4096, group: 0, bits: 4, symmetric: 0, clip: 1, y: 2 },
+    { M: 4096, K: 4096, group: 0, bits: 4, symmetric: 0, clip: 2, y: 2, values: 1 },
     { M: 4096, K: 4096, group: 128, bits: 4, symmetric: 0, clip: 2, y: 1 },
   ],
   make: (draw, dims) => {
@@ -59,6 +64,7 @@ const quantOperand: OpCase = {
         rule: dims["rule"] ?? 0,
         floor: options.floor,
         dtype: dtypeCode(types[dim(dims, "y")] as DType),
+        values: draw.dtype === "f32" ? (dims["values"] ?? 0) : 0,
       },
     };
   },
@@ -77,15 +83,17 @@ const quantOperand: OpCase = {
     };
     const grid = reference.quantGrid(x.data, call.inputs[1]?.data, options);
     const y = reference.fakeQuant(x.data, grid, options.bits, options, call.inputs[2]?.data);
+    const values = param(call, "values") === 1 ? y.slice() : new Float64Array(0);
     if (DTYPES[param(call, "dtype")] === "i8") {
       for (let i = 0; i < y.length; i++) {
         y[i] = Math.round((y[i] as number) / (grid.scale[Math.floor(i / K)] as number));
       }
     }
-    return [grid.scale, grid.zero, y];
+    return [grid.scale, grid.zero, y, values];
   },
   tolerance: CLOSE,
-  bytes: (dims, size) => elements(dims) * (size + (dim(dims, "y") === 2 ? 1 : size)),
+  bytes: (dims, size) =>
+    elements(dims) * (size + (dim(dims, "y") === 2 ? 1 : size) + 2 * (dims["values"] ?? 0)),
   flops: (dims) => 9 * elements(dims),
   bound: "memory",
 };

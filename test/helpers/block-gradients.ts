@@ -20,7 +20,7 @@ import type { Tensor } from "../../lib/tensor/tensor.ts";
 import type { QuantizeOptions } from "../../lib/types.ts";
 import { packageRoot } from "../../lib/util/package.ts";
 
-const MODEL = path.join(packageRoot(), "test", "fixtures", "llama-gqa-4m");
+const MODEL = "llama-gqa-4m";
 const TOKENS = 96;
 
 /** Numbers by the name of what they are the gradient of; the loss under "loss". */
@@ -36,8 +36,12 @@ interface Block {
 }
 
 /** The first block with one window of made-up tokens; everything is disposed afterwards. */
-async function withBlock<T>(device: string, body: (block: Block) => Promise<T>): Promise<T> {
-  const checkpoint = openCheckpoint(MODEL);
+async function withBlock<T>(
+  device: string,
+  body: (block: Block) => Promise<T>,
+  name = MODEL,
+): Promise<T> {
+  const checkpoint = openCheckpoint(path.join(packageRoot(), "test", "fixtures", name));
   const owned: { dispose(): void }[] = [];
   try {
     const model = openModel(checkpoint.config, (name) => checkpoint.has(name));
@@ -78,12 +82,13 @@ export function blockGradients(device: string): Promise<Gradients> {
   );
 }
 
-/** Of a step of the affine phase, by every learned parameter. */
+/** Of a step of the affine phase, by every learned parameter; fixture: another than the trained LLaMA. */
 export function trainingGradients(
   device: string,
   options: Omit<QuantizeOptions, "model" | "out">,
+  fixture = MODEL,
 ): Promise<Gradients> {
-  return withBlock(device, async ({ model, context, weights, input, output }) => {
+  const step = async ({ model, context, weights, input, output }: Block): Promise<Gradients> => {
     const settings = resolveSettings({
       model: "",
       out: "",
@@ -130,7 +135,8 @@ export function trainingGradients(
     } finally {
       for (const item of [inputs, targets, seen]) item.dispose();
     }
-  });
+  };
+  return withBlock(device, step, fixture);
 }
 
 /** A gradient that is smaller than this share of the largest is nothing but rounding. */

@@ -113,18 +113,26 @@ export interface DominanceOptions {
   readonly sf: number;
   /** Largest allowed ratio of a row's off-diagonal sum to its diagonal; not positive: any. */
   readonly limit: number;
+  /** Magnitudes in the band are raised to it, zeros excepted. */
+  readonly floor: number;
 }
 
-/** AdamW inside the band, then the dominance projection; also each matrix's margin. */
+/**
+ * AdamW inside the band, the floor, then the dominance projection; also each matrix's margin. `g` is the
+ * gradient of the masked matrix.
+ */
 export function maskedAdam(
   state: AdamState,
   g: Float64Array,
   rates: AdamOptions,
-  { D, band, sf, limit }: DominanceOptions,
+  { D, band, sf, limit, floor }: DominanceOptions,
 ): AdamState & { readonly margin: Float64Array } {
   const distance = (i: number) => Math.abs((Math.floor(i / D) % D) - (i % D));
-  const next = adam(state, g, rates, (i) => distance(i) <= band);
+  const isLive = (i: number) => distance(i) <= band;
+  const ofP = g.map((slope, i) => maskFactor(distance(i), band, sf) * slope);
+  const next = adam(state, ofP, rates, isLive);
   const { p } = next;
+  for (const [i, raised] of keepAway(p, floor).entries()) if (isLive(i)) p[i] = raised;
   const margin = new Float64Array(p.length / (D * D)).fill(Number.POSITIVE_INFINITY);
   for (let row = 0; row < p.length / D; row++) {
     const diagonal = row * D + (row % D);

@@ -1,6 +1,21 @@
 import { invoke } from "../../tensor/invoke.ts";
 import type { Tensor } from "../../tensor/tensor.ts";
-import { type Graph, materialize, type OpPair, tensorOf, type Value, type Var } from "../graph.ts";
+import {
+  type Graph,
+  type Grid,
+  materialize,
+  type OpPair,
+  tensorOf,
+  type Value,
+  type Var,
+} from "../graph.ts";
+import {
+  QuantizableVar,
+  type RowCodes,
+  rowCodes,
+  waitsForQuantizer,
+  wanted,
+} from "../quantizable.ts";
 
 /** Heads of causal self-attention. */
 export interface AttentionParams {
@@ -10,24 +25,52 @@ export interface AttentionParams {
   readonly scale: number;
 }
 
-const pair: OpPair<AttentionParams> = {
+/** What the op is given beside them. */
+interface Kept extends AttentionParams {
+  /** Whether the forward pass is to leave what it made of q, k and v for the gradient. */
+  readonly keep: boolean;
+}
+
+const pair: OpPair<Kept> = {
   name: "attention",
   forward: (x, p) =>
     withHeadGrids(x, p, (values) => {
-      const [tensor, lse] = invoke("attention", operands(values), native(values, p)) as [
-        Tensor,
-        Tensor,
-      ];
-      return { tensor, saved: [lse] };
+      const params = { ...native(values, p), keep: p.keep ? 1 : 0 };
+      const [tensor, ...saved] = invoke("attention", operands(values), params);
+      return { tensor: tensor as Tensor, saved };
     }),
   backward: ({ g, inputs, output, saved, params }) =>
     withHeadGrids(inputs, params, (values) =>
       invoke(
         "attention_grad",
-        [...operands(values), output.tensor, saved[0], g],
+        [...operands(values), output.tensor, saved[0], g, keptOf(saved[1])],
         native(values, params),
       ),
     ),
+};
+
+/** With the quantizer of its rows behind it. */
+interface AttentionCodes extends Kept {
+  readonly codes: RowCodes;
+}
+
+const quantized: OpPair<AttentionCodes> = {
+  name: "attention_operand",
+  forward: (inputs, p) =>
+    withHeadGrids(inputs.slice(0, 3), p, (values) => {
+      const given = [...operands(values), inputs[3]?.tensor];
+      const params = { ...nativeCodes(values, p), keep: p.keep ? 1 : 0 };
+      const made = invoke("attention_operand", given, params);
+      return { ...rowCodes(made.slice(3), p.codes.bits), saved: made.slice(0, 3) };
+    }),
+  backward: ({ g, inputs, output, saved, params, needs }) =>
+    withHeadGrids(inputs.slice(0, 3), params, (values) => {
+      const { scale, zero } = output.grid as Grid;
+      const [o, lse, kept] = saved;
+      const behind = [inputs[3]?.tensor, o, lse, scale, zero, g, keptOf(kept)];
+      const given = [...operands(values), ...behind];
+      return wanted(invoke("attention_operand_grad", given, nativeCodes(values, params)), needs);
+    }),
 };
 
 /** Runs `body` with grids that are per token and head; a value on any other grid comes quantized. */
@@ -51,6 +94,11 @@ function withHeadGrids<T>(
   }
 }
 
+/** A backend that keeps nothing gives an empty tensor. */
+function keptOf(kept: Tensor | undefined): Tensor | undefined {
+  return kept && kept.size > 0 ? kept : undefined;
+}
+
 function operands(x: readonly Value[]): (Tensor | undefined)[] {
   return [...x.map(({ tensor }) => tensor), ...x.flatMap(({ grid }) => [grid?.scale, grid?.zero])];
 }
@@ -60,11 +108,21 @@ function native(x: readonly Value[], p: AttentionParams): Record<string, number>
   return { heads: p.heads, kv_heads: p.kvHeads, scale: p.scale, bits };
 }
 
+function nativeCodes(x: readonly Value[], p: AttentionCodes): Record<string, number> {
+  return { ...native(x, p), row_bits: p.codes.bits, floor: p.codes.floor };
+}
+
 /**
  * Causal softmax(scale q kT) v with q [B, T, H*D], k and v [B, T, Hkv*D]; each may be lazily
  * fake-quantized. Grids per token and head are applied on load; a value on another grid, such as one
- * scale for all heads, is quantized first. No T x T matrix is kept, forward or backward.
+ * scale for all heads, is quantized first. No T x T matrix is kept, forward or backward. A
+ * quantizer of whole rows behind it may become part of it.
  */
 export function attention(graph: Graph, q: Var, k: Var, v: Var, params: AttentionParams): Var {
-  return graph.apply(pair, [q, k, v], params);
+  const keep = waitsForQuantizer(graph, q);
+  const make = (): Var => graph.apply(pair, [q, k, v], { ...params, keep });
+  if (!keep) return make();
+  return new QuantizableVar([q, k, v], make, (clip, codes) =>
+    graph.apply(quantized, [q, k, v, clip], { ...params, keep, codes }),
+  );
 }

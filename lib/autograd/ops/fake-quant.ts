@@ -21,6 +21,11 @@ export interface FakeQuantParams {
    * rows) or as values. Absent: whoever uses it applies the grid on load.
    */
   readonly operand?: "codes" | "values" | undefined;
+  /**
+   * Whether values are kept beside whole numbers, for the product that gives the weight's gradient: k runs
+   * across the rows of this matrix there, and whole numbers are no help.
+   */
+  readonly keepsValues?: boolean | undefined;
 }
 
 const pair: OpPair<FakeQuantParams> = {
@@ -33,7 +38,10 @@ const pair: OpPair<FakeQuantParams> = {
     const tensor = x.view(0, x.shape);
     const rest = { offset, rows, columns, bits: p.bits, group: p.group };
     if (p.operand) {
-      const [scale, zero, quantized] = invoke(
+      const precision = precisionOf(x.device);
+      const isWhole = p.operand === "codes";
+      const hasValues = isWhole && precision === "bf16" && p.keepsValues === true;
+      const [scale, zero, quantized, values] = invoke(
         "quant_operand",
         [x, inputs[1]?.tensor, offset, rows, columns],
         {
@@ -42,11 +50,14 @@ const pair: OpPair<FakeQuantParams> = {
           symmetric: p.symmetric ? 1 : 0,
           floor: p.floor,
           rule: p.published ? 1 : 0,
-          dtype: dtypeCode(p.operand === "codes" ? "i8" : precisionOf(x.device)),
+          dtype: dtypeCode(isWhole ? "i8" : precision),
+          values: hasValues ? 1 : 0,
         },
       );
-      if (!scale || !zero) throw new TypeError("quant_operand gives three outputs");
-      return { tensor, grid: { scale, zero, quantized, ...rest } };
+      if (!scale || !zero) throw new TypeError("quant_operand gives four outputs");
+      if (!hasValues) values?.dispose();
+      const grid = { scale, zero, quantized, ...rest };
+      return { tensor, grid, rounded: hasValues ? values : undefined };
     }
     const [scale, zero] = invoke("quant_grid", [x, inputs[1]?.tensor, rows, columns], {
       bits: p.bits,
@@ -73,13 +84,14 @@ const pair: OpPair<FakeQuantParams> = {
   },
 };
 
-/** Whether a quantizer is of whole rows, as an op in front takes it in. */
-function isOfRows(
-  { group, symmetric, published }: FakeQuantParams,
+/** Whether the op in front takes a quantizer in: to whole numbers of whole rows, or of heads. */
+function isTakenIn(
+  x: QuantizableVar,
   clip: Var | undefined,
+  { group, symmetric, published, operand }: FakeQuantParams,
 ): boolean {
-  if (group !== 0 || symmetric || published) return false;
-  return !clip || clip.value.tensor.size === 1;
+  if (symmetric || published || (operand === "codes") !== (x.group === 0)) return false;
+  return group === x.group && (!clip || clip.value.tensor.size === 1);
 }
 
 /**
@@ -95,10 +107,11 @@ export function fakeQuant(
   graph: Graph,
   x: Var,
   clip: Var | undefined,
-  { operand, ...params }: FakeQuantParams,
+  given: FakeQuantParams,
   offset?: Var,
 ): Var {
-  if (x instanceof QuantizableVar && operand === "codes" && !offset && isOfRows(params, clip)) {
+  const { operand, ...params } = given;
+  if (x instanceof QuantizableVar && !offset && isTakenIn(x, clip, given)) {
     return x.quantize(clip, { bits: params.bits, floor: params.floor });
   }
   const base = x instanceof ScaledVar ? x.base : x;

@@ -72,6 +72,11 @@ export function product(
 /** A tensor as it is. */
 export const plain = (tensor: Tensor, transpose: boolean): Operand => ({ tensor, transpose });
 
+/** The input of linears for the gradient of a weight: values, where they lie beside whole numbers. */
+function gradientInput(x: Value): Operand {
+  return x.grid && x.rounded ? plain(x.rounded, false) : inputOperand(x, false);
+}
+
 /** An operand as it is, or as it was quantized for products. */
 function operandOf({ tensor, grid, float4 }: Value, transpose: boolean): Operand {
   if (float4) return { tensor: float4.made.values, scale: float4.made.factor, transpose };
@@ -174,7 +179,7 @@ const pair: OpPair<null> = {
     };
     const gradients = [
       needs[0] ? gradientOf(0, false, operandOf(w, false)) : undefined,
-      needs[1] ? gradientOf(1, true, inputOperand(x, false)) : undefined,
+      needs[1] ? gradientOf(1, true, gradientInput(x)) : undefined,
       needs[2] ? columnSums(g, tensorOf(inputs, 2)) : undefined,
     ];
     if (left !== g) left.dispose();

@@ -1,4 +1,3 @@
-import { dtypeCode } from "../../tensor/dtype.ts";
 import { invokeOne } from "../../tensor/invoke.ts";
 import { keep } from "../../tensor/scope.ts";
 import type { Tensor } from "../../tensor/tensor.ts";
@@ -19,15 +18,15 @@ export class LastInverses {
   }
 
   /**
-   * Takes the numbers of `inverse`. A name keeps its tensor, since a step that was recorded looks for
-   * its start, and leaves the next one's, where it did when it was recorded. On the CPU it is of no use.
+   * The inverse of `a`, which takes the place of the last one: a step that was recorded looks for its
+   * start, and leaves the next one's, where it did when it was recorded. So what the last step was given
+   * must not be used any more. On the CPU a start is of no use.
    */
-  set(name: string, inverse: Tensor): void {
-    if (inverse.device === "cpu") return;
+  next(name: string, a: Tensor): Tensor {
     const last = this.#byName.get(name);
-    const copy = invokeOne("cast", [inverse], { dtype: dtypeCode(inverse.dtype) }, last);
-    if (last) copy.dispose();
-    else this.#byName.set(name, keep(copy));
+    const inverse = invokeOne("lu_inverse", [a, last], { pivot: 0 }, last);
+    if (!last && a.device !== "cpu") this.#byName.set(name, keep(inverse.reshape(inverse.shape)));
+    return inverse;
   }
 
   dispose(): void {
@@ -42,12 +41,8 @@ export interface WarmStart {
   readonly name: string;
 }
 
-/** The inverse, from the last one where there is one, which it then takes the place of. */
 function inverted(a: Tensor, warm: WarmStart | undefined): Tensor {
-  const start = warm?.last.get(warm.name);
-  const tensor = invokeOne("lu_inverse", [a, start], { pivot: 0 });
-  warm?.last.set(warm.name, tensor);
-  return tensor;
+  return warm ? warm.last.next(warm.name, a) : invokeOne("lu_inverse", [a], { pivot: 0 });
 }
 
 const pair: OpPair<WarmStart | undefined> = {

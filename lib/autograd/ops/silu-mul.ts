@@ -1,20 +1,20 @@
 import { invoke, invokeOne } from "../../tensor/invoke.ts";
-import { precisionOf } from "../../tensor/precision.ts";
-import type { Tensor } from "../../tensor/tensor.ts";
 import { type Graph, type Grid, type OpPair, tensorOf, type Var } from "../graph.ts";
-import { QuantizableVar, type RowCodes, waitsForQuantizer, wanted } from "../quantizable.ts";
-
-/** What is in front are linears, whose products would round these gradients anyway. */
-function isShort(g: Tensor): boolean {
-  return g.dtype === "f32" && precisionOf(g.device) === "bf16";
-}
+import {
+  isRounded,
+  QuantizableVar,
+  type RowCodes,
+  rowCodes,
+  waitsForQuantizer,
+  wanted,
+} from "../quantizable.ts";
 
 const pair: OpPair<null> = {
   name: "silu_mul",
   forward: (x) => ({ tensor: invokeOne("silu_mul", [tensorOf(x, 0), tensorOf(x, 1)]) }),
   backward: ({ g, inputs }) =>
     invoke("silu_mul_grad", [tensorOf(inputs, 0), tensorOf(inputs, 1), g], {
-      bf16: isShort(g) ? 1 : 0,
+      bf16: isRounded(g) ? 1 : 0,
     }),
 };
 
@@ -23,13 +23,12 @@ const quantized: OpPair<RowCodes> = {
   forward: (inputs, { floor, bits }) => {
     const given = [tensorOf(inputs, 0), tensorOf(inputs, 1), inputs[2]?.tensor];
     const made = invoke("silu_mul_operand", given, { floor, bits });
-    const [scale, zero, codes] = made as [Tensor, Tensor, Tensor];
-    return { tensor: codes, grid: { scale, zero, bits, group: 0, quantized: codes } };
+    return rowCodes(made, bits);
   },
   backward: ({ g, inputs, output, params: { floor, bits }, needs }) => {
     const { scale, zero } = output.grid as Grid;
     const given = [...inputs.map((x) => x?.tensor), scale, zero, g];
-    const params = { floor, bits, bf16: isShort(g) ? 1 : 0 };
+    const params = { floor, bits, bf16: isRounded(g) ? 1 : 0 };
     return wanted(invoke("silu_mul_operand_grad", given, params), needs);
   },
 };

@@ -130,11 +130,22 @@ export async function affinePhase(problem: BlockProblem, hooks: TrainHooks): Pro
         const maskOf = masksOf(epoch);
         const matrices = { maskOf, dominance, floor };
         const { weightDecay, lwcLr, letLr } = settings;
+        const shown = parameters.map((p) => [p.name, p.shown(maskOf)] as const);
         return {
-          parameters: new Map(parameters.map((p) => [p.name, p.value])),
+          parameters: new Map(shown.map(([name, { tensor }]) => [name, tensor])),
+          rounded: new Map(
+            shown.flatMap(([name, { rounded }]) => (rounded ? [[name, rounded]] : [])),
+          ),
           inputs: () => windowInputs(problem, windows),
           record(tape, vars, inputs) {
-            const weights = foldedWeights(problem, tape, training.weights, vars, maskOf, inverses);
+            const weights = foldedWeights(
+              problem,
+              tape,
+              training.weights,
+              vars,
+              undefined,
+              inverses,
+            );
             fakeQuantLinears(tape, weights, linears, (key) => ({
               clip: vars.get(weightClipName(key)),
             }));
@@ -156,7 +167,10 @@ export async function affinePhase(problem: BlockProblem, hooks: TrainHooks): Pro
     },
     hooks,
   );
-  if (state) endAttempt(state);
+  if (state) {
+    for (const parameter of state.parameters) parameter.endSteps();
+    endAttempt(state);
+  }
   return {
     ...result,
     parameters: state?.parameters ?? [],

@@ -7,6 +7,8 @@ namespace aq {
 namespace {
 // Inputs of every optimizer: the guard, the schedule, then what it works on.
 constexpr int kFirst = 2;
+// masked_adam's masked matrix, and that matrix rounded.
+constexpr int kMatrix = kFirst + 4, kCopy = kMatrix + 1;
 
 // Whether the ops may change anything, and where in its schedule a step is.
 void checkControl(const Infer& in) {
@@ -23,10 +25,10 @@ void checkControl(const Infer& in) {
 }
 
 template <class P>
-int32_t checkAdam(Infer& in) {
+int32_t checkAdam(Infer& in, int end) {
   checkControl(in);
   const int32_t dtype = in.compute({kFirst});
-  for (int p = kFirst; p < in.count(); p += 4) {
+  for (int p = kFirst; p < end; p += 4) {
     in.compute(dtype, {p, p + 1, p + 2, p + 3});
     for (int other = 1; other < 4; other++) in.same(p, p + other);
   }
@@ -38,16 +40,22 @@ int32_t checkAdam(Infer& in) {
   return dtype;
 }
 
-void inferAdam(Infer& in) { checkAdam<aq_adam_params>(in); }
+void inferAdam(Infer& in) { checkAdam<aq_adam_params>(in, in.count()); }
 
 void inferMaskedAdam(Infer& in) {
-  const int32_t dtype = checkAdam<aq_masked_adam_params>(in);
+  const int32_t dtype = checkAdam<aq_masked_adam_params>(in, kMatrix);
   const auto& p = in.params<aq_masked_adam_params>();
   in.rank(kFirst, 3);
   const Shape& s = in.shape(kFirst);
   if (s[1] != s[2]) in.fail(AQ_SHAPE, "p %s must be [B, D, D]", toString(s).c_str());
   in.range("band", p.band, 0, 1 << 30);
   in.range("limit", p.limit, -1, 0.999999);
+  in.range("floor", p.floor, 0, 1e30);
+  if (in.has(kMatrix)) in.compute(dtype, {kMatrix});
+  if (in.has(kCopy) && in.dtype(kCopy) != AQ_BF16)
+    in.fail(AQ_DTYPE, "copy must be bf16, got %s", dtypeName(in.dtype(kCopy)));
+  for (int i : {kMatrix, kCopy})
+    if (in.has(i)) in.same(kFirst, i);
   in.output(dtype, {s[0]});
 }
 
@@ -70,6 +78,13 @@ void inferSignStep(Infer& in) {
 const std::vector<InputSpec> kAdamInputs = {{"guard", kOptional}, {"schedule", kOptional},
                                             {"p", kMutable},      {"g"},
                                             {"m", kMutable},      {"v", kMutable}};
+
+std::vector<InputSpec> maskedAdamInputs() {
+  std::vector<InputSpec> inputs = kAdamInputs;
+  inputs.push_back({"a", uint8_t(kMutable | kOptional)});
+  inputs.push_back({"copy", uint8_t(kMutable | kOptional)});
+  return inputs;
+}
 }  // namespace
 
 void addOptimizerOps(std::vector<OpSpec>& ops) {
@@ -84,11 +99,11 @@ void addOptimizerOps(std::vector<OpSpec>& ops) {
                  inferAdam,
                  kFirst});
   ops.push_back({"masked_adam",
-                 kAdamInputs,
+                 maskedAdamInputs(),
                  {"margin"},
                  {AQ_FLOAT(M, lr), AQ_FLOAT(M, beta1), AQ_FLOAT(M, beta2), AQ_FLOAT(M, eps),
-                  AQ_FLOAT(M, weight_decay), AQ_FLOAT(M, sf), AQ_FLOAT(M, limit), AQ_INT(M, step),
-                  AQ_INT(M, band)},
+                  AQ_FLOAT(M, weight_decay), AQ_FLOAT(M, sf), AQ_FLOAT(M, limit),
+                  AQ_FLOAT(M, floor), AQ_INT(M, step), AQ_INT(M, band)},
                  sizeof(M),
                  inferMaskedAdam});
   ops.push_back({"keep_away",

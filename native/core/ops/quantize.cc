@@ -75,7 +75,11 @@ void inferQuantOperand(Infer& in) {
     in.fail(AQ_DTYPE, "y can be i8, %s%s", dtypeName(dtype),
             dtype == AQ_F32 ? ", bf16 or f16" : "");
   }
+  in.range("values", p.values, 0, 1);
+  if (p.values && (p.dtype != AQ_I8 || dtype != AQ_F32))
+    in.fail(AQ_ARG, "values go with a y in i8 and a grid in f32");
   in.output(p.dtype, in.shape(0));
+  in.output(AQ_BF16, p.values ? in.shape(0) : Shape{0});
 }
 
 void inferFakeQuant(Infer& in) {
@@ -208,9 +212,10 @@ void addQuantizeOps(std::vector<OpSpec>& ops) {
                  inferQuantGrid});
   ops.push_back({"quant_operand",
                  {{"x"}, {"clip", kOptional}, {"v", kOptional}, {"r", kOptional}, {"c", kOptional}},
-                 {"scale", "zero", "y"},
+                 {"scale", "zero", "y", "values"},
                  {AQ_INT(Operand, bits), AQ_INT(Operand, group), AQ_INT(Operand, symmetric),
-                  AQ_FLOAT(Operand, floor), AQ_INT(Operand, rule), AQ_INT(Operand, dtype)},
+                  AQ_FLOAT(Operand, floor), AQ_INT(Operand, rule), AQ_INT(Operand, dtype),
+                  AQ_INT(Operand, values)},
                  sizeof(Operand),
                  inferQuantOperand});
   ops.push_back({"fake_quant",

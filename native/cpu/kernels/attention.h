@@ -93,6 +93,7 @@ static void attentionForward(const AttentionCase<T>& c, T* o, T* lse) {
   }
 }
 
+// A CPU reads q, k and v where they are: nothing is worth keeping for the gradient.
 static int32_t attention(aq_queue*, const aq_view* in, int32_t, const aq_view* out, int32_t,
                          const void* params, aq_error* err) {
   const auto& p = *static_cast<const aq_attention_params*>(params);

@@ -2,7 +2,8 @@
 // strictly diagonally dominant (masked_adam), plain AdamW (adam), and the floor under magnitudes that
 // the published code has instead of a projection (keep_away).
 //
-// Of a matrix only |i - j| <= band is read or written, so a step costs what the band holds. The
+// Of a matrix only |i - j| <= band is read or written, so a step costs what the band holds. Its
+// gradient is that of the masked matrix, which is written too where it is asked for. The
 // update is that of torch.optim.AdamW: the decoupled decay first, then
 //   p -= (lr / bc1) m / (sqrt(v / bc2) + eps).
 
@@ -23,16 +24,27 @@ struct AdamFactors {
         eps(T(p.eps)) {}
 };
 
+// The gradient is `scale` times g.
 template <class T>
-inline void adamRange(const AdamFactors<T>& factors, T* __restrict p, const T* __restrict g,
-                      T* __restrict m, T* __restrict v, int64_t n) {
+inline void adamRange(const AdamFactors<T>& factors, T scale, T* __restrict p,
+                      const T* __restrict g, T* __restrict m, T* __restrict v, int64_t n) {
   const AdamFactors<T> f = factors;
   for (int64_t i = 0; i < n; i++) {
-    const T mean = f.beta1 * m[i] + f.rest1 * g[i];
-    const T square = f.beta2 * v[i] + f.rest2 * (g[i] * g[i]);
+    const T slope = scale * g[i];
+    const T mean = f.beta1 * m[i] + f.rest1 * slope;
+    const T square = f.beta2 * v[i] + f.rest2 * (slope * slope);
     m[i] = mean;
     v[i] = square;
     p[i] = f.decay * p[i] - f.rate * mean / (std::sqrt(square) * f.inverseRoot + f.eps);
+  }
+}
+
+template <class T>
+inline void keepAwayRange(T* __restrict p, T limit, int64_t n) {
+  for (int64_t i = 0; i < n; i++) {
+    const bool inside = p[i] < limit && p[i] > -limit && p[i] != T(0);
+    const T moved = p[i] > T(0) ? limit : -limit;
+    p[i] = inside ? moved : p[i];
   }
 }
 
@@ -63,6 +75,13 @@ inline T projectRow(T* row, int64_t left, int64_t right, T sf, T limit) {
   }
   // A zero diagonal is as far from dominance as can be, whatever stands beside it.
   return diagonal == T(0) ? std::numeric_limits<T>::infinity() : off / diagonal;
+}
+
+// The masked row of p: sf times what stands beside the diagonal at row[left].
+template <class T, class S>
+inline void maskRow(const T* row, int64_t left, int64_t live, T sf, S* __restrict masked) {
+  for (int64_t j = 0; j < live; j++) masked[j] = storeAs<S>(sf * row[j]);
+  masked[left] = storeAs<S>(row[left]);
 }
 
 // What the inputs before an optimizer's own say: whether it may change anything, and its rate and step.
@@ -99,7 +118,7 @@ static int32_t masked_adam(aq_queue*, const aq_view* all, int32_t, const aq_view
   return visitFloat(in[0].dtype, [&](auto zero) {
     using T = decltype(zero);
     const AdamFactors<T> factors(o);
-    const T sf = T(o.sf < 0 ? -o.sf : o.sf);
+    const T sf = T(o.sf), weight = sf < T(0) ? -sf : sf;
     const Partials<T> partials(matrices * size);
     T* ratios = partials.data();
     if (!ratios) return noPartials(err, "masked_adam", matrices * size * int64_t(sizeof(T)));
@@ -109,10 +128,20 @@ static int32_t masked_adam(aq_queue*, const aq_view* all, int32_t, const aq_view
         const int64_t left = i < band ? i : band;
         const int64_t right = size - 1 - i < band ? size - 1 - i : band;
         const int64_t at = row * size + i - left;
-        T* p = mut<T>(in[0]) + at;
-        adamRange(factors, p, ptr<T>(in[1]) + at, mut<T>(in[2]) + at, mut<T>(in[3]) + at,
-                  left + 1 + right);
-        ratios[row] = projectRow(p, left, right, sf, T(o.limit));
+        const int64_t live = left + 1 + right;
+        T* const p = mut<T>(in[0]) + at;
+        const auto step = [&](int64_t from, int64_t n, T scale) {
+          const int64_t j = at + from;
+          adamRange(factors, scale, p + from, ptr<T>(in[1]) + j, mut<T>(in[2]) + j,
+                    mut<T>(in[3]) + j, n);
+        };
+        step(0, left, sf);
+        step(left, 1, T(1));
+        step(left + 1, right, sf);
+        if (o.floor > 0) keepAwayRange(p, T(o.floor), live);
+        ratios[row] = projectRow(p, left, right, weight, T(o.limit));
+        if (T* const a = mut<T>(in[4])) maskRow(p, left, live, sf, a + at);
+        if (Bfloat* const copy = mut<Bfloat>(in[5])) maskRow(p, left, live, sf, copy + at);
       }
     });
     for (int64_t b = 0; b < matrices; b++) {
@@ -138,21 +167,12 @@ static int32_t adam(aq_queue*, const aq_view* all, int32_t n_in, const aq_view*,
     for (int32_t first = OptimizerControl::kInputs; first < n_in; first += 4) {
       const aq_view* const in = all + first;
       forChunks(numel(in[0]), [&](int64_t i, int64_t end) {
-        adamRange(factors, mut<T>(in[0]) + i, ptr<T>(in[1]) + i, mut<T>(in[2]) + i,
+        adamRange(factors, T(1), mut<T>(in[0]) + i, ptr<T>(in[1]) + i, mut<T>(in[2]) + i,
                   mut<T>(in[3]) + i, end - i);
       });
     }
     return int32_t(AQ_OK);
   });
-}
-
-template <class T>
-inline void keepAwayRange(T* __restrict p, T limit, int64_t n) {
-  for (int64_t i = 0; i < n; i++) {
-    const bool inside = p[i] < limit && p[i] > -limit && p[i] != T(0);
-    const T moved = p[i] > T(0) ? limit : -limit;
-    p[i] = inside ? moved : p[i];
-  }
 }
 
 static int32_t keep_away(aq_queue*, const aq_view* in, int32_t, const aq_view*, int32_t,

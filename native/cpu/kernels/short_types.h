@@ -126,6 +126,7 @@ static int32_t quantOperand(aq_queue* queue, const aq_view* in, int32_t, const a
       }
     });
     if (!isWhole) convertView(y, out[2]);
+    if (o.values) convertView(y, out[3]);
     return int32_t(AQ_OK);
   });
 }

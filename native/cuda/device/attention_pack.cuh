@@ -9,6 +9,7 @@
 
 #include "native/cuda/device/attention_shape.cuh"
 #include "native/cuda/device/grid.cuh"
+#include "native/cuda/device/sequence.cuh"
 #include "native/cuda/device/vec.cuh"
 #include "native/cuda/launch.h"
 
@@ -124,6 +125,7 @@ __global__ __launch_bounds__(kPackThreads) void packHeads(PackJobs<T, E> x) {
     for (int e = 0; e < kVec; e++) part.lane[e] = E(value[i * kVec + e]);
     storeVec<E, kVec>(y, i, part);
   }
+  waitForKernelBefore();  // so that it is over where this one is
 }
 
 // The largest |x| of `vectors` vectors of kVec numbers, as the bits of a float, into a word that
@@ -177,9 +179,16 @@ class Packer {
     jobs_.peak = peak;
   }
 
-  int32_t run(aq_queue* queue, const char* what, aq_error* err) const {
-    return visitWidth(jobs_.shape.width, [&]<int kD>() {
-      return launchTiles(queue, packHeads<T, E, kD>, what, blocks_, kPackThreads, 0, err, jobs_);
+  // isEarly: what is packed is older than the kernel in front of this one, whose end need not be waited
+  // for.
+  int32_t run(aq_queue* queue, const char* what, aq_error* err, bool isEarly = false) const {
+    if (blocks_ == 0) return AQ_OK;
+    return visitWidth(jobs_.shape.width, [&]<int kD>() -> int32_t {
+      if (!isEarly)
+        return launchTiles(queue, packHeads<T, E, kD>, what, blocks_, kPackThreads, 0, err, jobs_);
+      const EarlyLaunch launch(queue, dim3(unsigned(blocks_)), kPackThreads);
+      CUDA_CHECK(cudaLaunchKernelEx(&launch.config, packHeads<T, E, kD>, jobs_));
+      return AQ_OK;
     });
   }
 

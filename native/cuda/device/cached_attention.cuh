@@ -43,12 +43,15 @@ struct CachedCall {
   int heads, kvHeads, size;
   // Tokens are of different slots: none needs what another one brings.
   bool isApart;
+  // Nothing in front of the call can still be writing to the caches.
+  bool isEarly;
   int splits;
   T scale, top;
   Fault* fault;
 
-  __device__ bool isInside(int64_t m) const {
-    return slots[m] >= 0 && slots[m] < slotCount && positions[m] >= 0 && positions[m] < capacity;
+  __device__ bool isInside(int64_t m) const { return isInside(slots[m], positions[m]); }
+  __device__ bool isInside(int slot, int position) const {
+    return slot >= 0 && slot < slotCount && position >= 0 && position < capacity;
   }
   __device__ void refuse(int64_t m) const {
     raiseFault(fault, FaultKind::kCachePlace, m, int64_t(slots[m]) << 32 | uint32_t(positions[m]));

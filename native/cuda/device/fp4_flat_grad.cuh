@@ -19,6 +19,7 @@ struct FlatGrad {
   bool isSpent;     // nothing looks at grad afterwards
   G* gx;            // or null
   float* clipGrad;  // with clip
+  bool isBeside;    // the pass in front (passes.h)
 };
 
 // What a product wrote last is in L2 alone: where it has been read for the last time, it need not go to
@@ -42,7 +43,7 @@ __global__ __launch_bounds__(kFlatThreads) void gradFlat(const __grid_constant__
   // The first blocks have what a product wrote last.
   const FlatPlace<kLanes> place(gridDim.x - 1 - blockIdx.x);
   const bool hasGroup = place.group() < a.shape.groups;
-  awaitLastKernel();
+  startPass(a.isBeside);
   FlatRun<S> x[kLanes];
   FlatRun<G> grad[kLanes];
 #pragma unroll
@@ -105,6 +106,7 @@ __global__ __launch_bounds__(kFlatThreads) void gradFlat(const __grid_constant__
       if (place.run(j) < a.shape.runs) gx.store(a.gx, place.run(j));
     }
   }
+  endPass(a.isBeside);
 }
 
 }  // namespace aq::cuda

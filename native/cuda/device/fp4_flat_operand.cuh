@@ -16,6 +16,7 @@ struct FlatOperand {
   float* scale;
   float* factor;
   __nv_bfloat16* y;
+  bool isBeside;  // the pass in front (passes.h)
 };
 
 template <class S, int kFormat>
@@ -24,7 +25,7 @@ __global__ __launch_bounds__(kFlatThreads) void quantizeFlat(
   constexpr int kLanes = kGroupLanes<kFormat>;
   const FlatPlace<kLanes> place(blockIdx.x);
   const bool hasGroup = place.group() < a.shape.groups;
-  awaitLastKernel();
+  startPass(a.isBeside);
   FlatRun<S> x[kLanes];
   float largest[kLanes], logit = 0;
 #pragma unroll
@@ -58,6 +59,7 @@ __global__ __launch_bounds__(kFlatThreads) void quantizeFlat(
     }
     if (place.run(j) < a.shape.runs) y.store(a.y, place.run(j));
   }
+  endPass(a.isBeside);
 }
 
 }  // namespace aq::cuda

@@ -28,6 +28,7 @@ struct Fp4Grad {
   Factors<T> factors;
   Strips strips;
   bool isSpent;      // nothing looks at grad afterwards
+  bool isBeside;     // the pass in front (passes.h)
   G* gx;             // or null
   G* gv;             // with v
   T* groupClipGrad;  // [M, G], or null

@@ -30,6 +30,7 @@ struct QuantGrad {
   uint32_t* ticket;  // the queue's (last_block.cuh)
   Groups groups;
   GridRule<T> rule;
+  bool isBeside;  // the pass in front (passes.h)
 
   __device__ bool hasValues() const { return gx || gy; }
 };

@@ -24,8 +24,10 @@ namespace aq::cuda {
 
 inline constexpr int kGradThreads = 384;      // of a block, at most
 inline constexpr int kResidentThreads = 768;  // of a multiprocessor
-inline constexpr int kGradVectors = 8;        // of a row that a thread has
-inline constexpr int kUnrolled = 2;           // vectors that are worked on together
+inline constexpr int kGradVectors = 8;        // of a row that a thread has, at most
+inline constexpr int kFewVectors = 4;  // of a short row: more threads wait for the same bytes
+inline constexpr int kShortRow = 512;  // vectors
+inline constexpr int kUnrolled = 2;    // vectors that are worked on together
 
 // Grids and clipping factors of a thread's groups, read before they are needed.
 template <class S, int kLanes>
@@ -124,7 +126,6 @@ __global__ __launch_bounds__(kGradThreads,
   constexpr int kVec = kVecWidth<S>, kStride = kLanes == kBlock ? kWarp : kLanes;
   extern __shared__ uint4 ring[];
   __shared__ int tallies[3][2];  // of low and high extremes, of groups in turn
-  letNextKernelStart();
   const int warp = int(threadIdx.x) / kWarp, lane = int(threadIdx.x) % kWarp;
   const int inBlock = kLanes == kBlock ? 1 : int(blockDim.x) / kStride;
   const int count = int(a.groups.count), length = int(a.groups.group), vectors = length / kVec;
@@ -144,14 +145,14 @@ __global__ __launch_bounds__(kGradThreads,
     copyAsync16(ownAddress + i * (2 * kWarp * 16) + kWarp * 16, g);
   };
   if (kGx && threadIdx.x < 6) tallies[threadIdx.x / 2][threadIdx.x % 2] = 0;
-  if (lane % 8 == 0) {
+  if (lane % 8 == 0 && !a.isBeside) {
 #pragma unroll 1
     for (int i = 0; i < owned; i++) {
       prefetchL2(a.x + start(0) + i * (kStride * kVec));
       prefetchL2(a.g + start(0) + i * (kStride * kVec));
     }
   }
-  waitForKernelBefore();
+  startPass(a.isBeside);
 #pragma unroll 1
   for (int i = 0; i < kBatch; i++) {
     const int64_t at = start(0) + i * (kStride * kVec);
@@ -253,6 +254,7 @@ __global__ __launch_bounds__(kGradThreads,
     }
   }
   waitCopies<0>();
+  endPass(a.isBeside);
   if (!a.partials) return;
   if constexpr (kLanes != kBlock) partial = blockSum(partial);
   if (!isLastBlock(a.ticket, a.partials, partial)) return;
@@ -295,10 +297,14 @@ int32_t launchStream(aq_queue* queue, const QuantGrad<S>& a, aq_error* err) {
   };
   if (vectors <= 4) return start.template operator()<4, 1, false>();
   if (vectors <= 16) return start.template operator()<4, 4, false>();
-  if constexpr (kIsShort<S>) {
-    if (a.gx) return start.template operator()<kBlock, kGradVectors, true>();
-  }
-  return start.template operator()<kBlock, kGradVectors, false>();
+  const auto rows = [&]<int kBatch>() {
+    if constexpr (kIsShort<S>) {
+      if (a.gx) return start.template operator()<kBlock, kBatch, true>();
+    }
+    return start.template operator()<kBlock, kBatch, false>();
+  };
+  if (vectors <= kShortRow) return rows.template operator()<kFewVectors>();
+  return rows.template operator()<kGradVectors>();
 }
 
 }  // namespace aq::cuda

@@ -45,66 +45,63 @@ __global__ __launch_bounds__(kMaxThreads,
   constexpr int kN = S::kN, kRowTiles = S::kRowTiles, kBlockRows = S::kRows;
   constexpr int kPaddedRows = kBlockRows + 4;  // between tokens of a sum, against bank conflicts
   extern __shared__ __align__(128) char memory[];
-  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, warps = blockDim.x / kWarp;
-  const int rank = blockIdx.x % task.splits, tileRow0 = blockIdx.x / task.splits * kRowTiles;
+  const int lane = threadIdx.x % kWarp, warps = blockDim.x / kWarp / S::kSets;
+  const int set = S::kSets == 1 ? 0 : threadIdx.x / kWarp / warps;
+  const int warp = threadIdx.x / kWarp - set * warps;
+  // The warp's pieces are warp, warp + warps, ... of the block's.
+  const BlockShare share(task, blockIdx.x, kTileSteps / S::kSteps);
+  const int tileRow0 = share.tileRow0, count = share.count;
+  const int setTile0 = tileRow0 + set * kRowTiles;
+  const int setTiles = min(kRowTiles, share.rowTiles - set * kRowTiles);
   const int64_t token0 = int64_t(blockIdx.y) * S::kTokens;
   const int live = int(min(int64_t(S::kTokens), task.x.rows - token0));
 
-  // The warp's pieces are warp, warp + warps, ... of the block's, which begin elsewhere in every
-  // block: all blocks read all of x, and not the same part at the same time.
-  const int begin = 2 * partStart(task.w.tiles, rank, task.splits);
-  const int count = 2 * partStart(task.w.tiles, rank + 1, task.splits) - begin;
-  const int shift = count > 0 ? int(blockIdx.x * 5u % unsigned(count)) : 0;
-  const auto pieceAt = [&](int i) {
-    const int piece = i + shift;
-    return begin + (piece < count ? piece : piece - count);
-  };
-
   // The first weights may come as far as L2 while the kernel before still runs; there they are right
   // even if it writes them. All else has to wait for its end.
-  if (warp == 0 && lane < kRowTiles && count > 0) {
-    const int first = pieceAt(0),
-              bytes = min((begin + count - first) * kPieceBytes, kEarlyBytes / kRowTiles);
-    const int64_t tileRow = min(tileRow0 + lane, task.w.tileRows - 1);
-    prefetch(task.w.codes + tileRow * task.w.tiles * kTileBytes + int64_t(first) * kPieceBytes,
+  if (int(threadIdx.x) < share.rowTiles && count > 0) {
+    const int first = share.pieceAt(0);
+    const int bytes =
+        min((share.begin + count - first) * S::kCodeBytes, kEarlyBytes / S::kBlockTiles / 16 * 16);
+    prefetch(task.w.codes + int64_t(tileRow0 + lane) * task.w.tiles * kTileBytes +
+                 int64_t(first) * S::kCodeBytes,
              bytes);
   }
   // Tokens that do not exist are zeros in every stage.
-  char* const ring = memory + warp * S::kWarpBytes;
+  char* const ring = memory + threadIdx.x / kWarp * S::kWarpBytes;
   const uint32_t ringAddress = sharedAddress(ring);
   constexpr int kParts = S::kTokenBytes / 16;
   for (int s = 0; s < S::kStages; s++)
     for (int i = live * kParts + lane; i < S::kTokens * kParts; i += kWarp)
       *reinterpret_cast<uint4*>(ring + s * S::kBytes + S::kX + i * 16) = make_uint4(0, 0, 0, 0);
-  const std::conditional_t<S::kIsFloats, FloatFetch<S>, NoFetch> fetchFloats(task, tileRow0, token0,
-                                                                             live, lane);
+  const std::conditional_t<S::kIsFloats, FloatFetch<S>, CodeFetch<S>> fetchPiece(
+      task, setTile0, setTiles, token0, live, lane);
   [[maybe_unused]] const uint32_t raws = ringAddress + S::kStages * S::kBytes;
-  // Piece i, and the scales of the one after it.
+  // Piece i, and of floats the scales of the one after it.
   const auto fetch = [&](int i, int s, [[maybe_unused]] int raw) {
     if (i < count) {
       const uint32_t stage = ringAddress + s * S::kBytes;
       if constexpr (S::kIsFloats) {
-        fetchFloats(pieceAt(i), stage);
+        fetchPiece(share.pieceAt(i), stage);
         if (i + warps < count)
-          fetchFloats.fetchScales(pieceAt(i + warps), raws + raw * S::kRawBytes);
+          fetchPiece.fetchScales(share.pieceAt(i + warps), raws + raw * S::kRawBytes);
       } else {
-        fetchWeights<S>(task.w, tileRow0, pieceAt(i), stage, lane);
-        fetchX<S>(task, token0, live, pieceAt(i), stage, lane);
+        fetchPiece(task.w, share.pieceAt(i), stage, lane);
       }
     }
     commitCopies();
   };
   waitForKernelBefore();
   if constexpr (S::kIsFloats) {
-    if (warp < count) fetchFloats.fetchScales(pieceAt(warp), raws);
+    if (warp < count) fetchPiece.fetchScales(share.pieceAt(warp), raws);
   }
   for (int s = 0; s < S::kStages; s++) fetch(warp + s * warps, s, s + 1);
 
   // Threads in whole runs of the block's rows finish its results, so that each has those of one row.
   const int results = live * kBlockRows, row0 = tileRow0 * kTileRows;
+  const int endRow = min(task.w.outputs, row0 + share.rowTiles * kTileRows);
   const int step = int(blockDim.x) / kBlockRows * kBlockRows;
   const bool inCluster = task.splits > 1 && !task.parts, finishes = int(threadIdx.x) < step;
-  const int firstResult = inCluster ? results * rank / task.splits : 0;
+  const int firstResult = inCluster ? results * share.rank / task.splits : 0;
   const EarlyResult<S::kFormat> last(task, row0 + (firstResult + int(threadIdx.x)) % kBlockRows);
 
   typename SumsOf<S>::Type sums(task.x, token0, lane);
@@ -131,11 +128,11 @@ __global__ __launch_bounds__(kMaxThreads,
       fetch(i + S::kStages * warps, at, raw);
       raw = next;
     } else {
-      sums.addPiece(ring + at * S::kBytes, task.w, pieceAt(i), lane);
+      sums.addPiece(ring + at * S::kBytes, task.w, share.pieceAt(i), lane);
       __syncwarp();
       fetch(i + S::kStages * warps, at, 0);
     }
-    if (warp == 0 && i + S::kStages * warps >= count) letNextKernelStart();
+    if (threadIdx.x < kWarp && i + S::kStages * warps >= count) letNextKernelStart();
     at = at + 1 == S::kStages ? 0 : at + 1;
   }
   waitCopies<0>();
@@ -145,12 +142,13 @@ __global__ __launch_bounds__(kMaxThreads,
   constexpr int kWarpSums = S::kTokens * kPaddedRows;
 #pragma unroll
   for (int m = 0; m < kRowTiles; m++) {
+    if (S::kSets > 1 && m >= setTiles) break;
 #pragma unroll
     for (int n = 0; n < kN; n++) {
 #pragma unroll
       for (int e = 0; e < 4; e++) {
         const int token = 8 * n + lane % 4 * 2 + e % 2;
-        const int row = m * kTileRows + lane / 4 + e / 2 * 8;
+        const int row = (set * kRowTiles + m) * kTileRows + lane / 4 + e / 2 * 8;
         all[warp * kWarpSums + token * kPaddedRows + row] = sums.total[m][n][e];
       }
     }
@@ -163,9 +161,10 @@ __global__ __launch_bounds__(kMaxThreads,
     for (int w = 1; w < warps; w++) value += sum[w * kWarpSums];
     if (inCluster) {
       *sum = value;
-    } else if (row0 + row < task.w.outputs) {
+    } else if (row0 + row < endRow) {
       if (task.parts) {
-        task.parts[(rank * task.x.rows + token0 + token) * task.w.outputs + row0 + row] = value;
+        task.parts[(share.rank * task.x.rows + token0 + token) * task.w.outputs + row0 + row] =
+            value;
       } else {
         last.store(task, S::kMath == Math::kInteger, token0 + token, row0 + row, value);
       }
@@ -176,13 +175,13 @@ __global__ __launch_bounds__(kMaxThreads,
   // Each block of the cluster finishes a share of the sums.
   const auto cluster = cooperative_groups::this_cluster();
   cluster.sync();
-  const int endOfResults = finishes ? results * (rank + 1) / task.splits : 0;
+  const int endOfResults = finishes ? results * (share.rank + 1) / task.splits : 0;
   for (int i = firstResult + int(threadIdx.x); i < endOfResults; i += step) {
     const int token = i / kBlockRows, row = i % kBlockRows;
     float* const sum = all + token * kPaddedRows + row;
     float value = 0;
     for (int r = 0; r < task.splits; r++) value += *cluster.map_shared_rank(sum, r);
-    if (row0 + row < task.w.outputs)
+    if (row0 + row < endRow)
       last.store(task, S::kMath == Math::kInteger, token0 + token, row0 + row, value);
   }
   cluster.sync();  // no block may end while its sums are read
@@ -202,21 +201,43 @@ __global__ __launch_bounds__(kMaxThreads) void addParts(const __grid_constant__ 
   EarlyResult<kFormat>(task, row).store(task, scaled, i / task.w.outputs, row, value);
 }
 
+// Row tiles of a block where each multiprocessor has one.
+inline int64_t fittingTiles(const aq_queue* queue, const Weights& w) {
+  return (w.tileRows + queue->multiprocessors - 1) / queue->multiprocessors;
+}
+
+inline int32_t ask(const aq_queue* queue, cudaDeviceAttr attribute, int* value, aq_error* err) {
+  CUDA_CHECK(cudaDeviceGetAttribute(value, attribute, queue->device));
+  return AQ_OK;
+}
+
 template <class S>
 int32_t launchSmall(aq_queue* queue, Task task, aq_error* err) {
   constexpr int kPaddedRows = S::kRows + 4;
   const auto kernel = multiplyRows<S>;
-  int limit = 0;
-  CUDA_CHECK(
-      cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, queue->device));
+  int limit = 0, all = 0;
+  if (ask(queue, cudaDevAttrMaxSharedMemoryPerBlockOptin, &limit, err) != AQ_OK ||
+      ask(queue, cudaDevAttrMaxSharedMemoryPerMultiprocessor, &all, err) != AQ_OK)
+    return err->code;
   int warps = kMaxThreads / kWarp;
   while (warps / 2 * kWarp >= S::kRows && warps * S::kWarpBytes > limit) warps /= 2;
-  const int sumBytes = warps * S::kTokens * kPaddedRows * int(sizeof(float));
-  const int bytes = std::max(warps * S::kWarpBytes, sumBytes);
-  CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
-
-  const int64_t rowBlocks = (task.w.tileRows + S::kRowTiles - 1) / S::kRowTiles;
+  const int sumBytes = warps / S::kSets * S::kTokens * kPaddedRows * int(sizeof(float));
+  int bytes = std::max(warps * S::kWarpBytes, sumBytes);
+  const int64_t fit = fittingTiles(queue, task.w);
+  const int64_t rowTiles = S::kSets == 1 ? S::kBlockTiles : std::min<int64_t>(fit, S::kBlockTiles);
+  const int64_t rowBlocks = (task.w.tileRows + rowTiles - 1) / rowTiles;
   const int64_t tokenBlocks = (task.x.rows + S::kTokens - 1) / S::kTokens;
+  const bool overlaps = queue->computeCapability >= 90;
+  // Half of it keeps a second block off the multiprocessor. Blocks of a kernel that starts before the one
+  // in front has left would else sit together where there was room first.
+  if (overlaps && S::kN == 1 && !S::kIsFloats && rowBlocks <= queue->multiprocessors)
+    bytes = std::max(bytes, std::min(all / 2, limit));
+  CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+  // Else no kernel behind it that needs shared memory (cached_attention) has room beside its blocks.
+  CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                                  cudaSharedmemCarveoutMaxShared));
+
+  task.rowBlocks = int32_t(rowBlocks);
   task.splits = chooseSplits(queue, reinterpret_cast<const void*>(kernel), warps * kWarp, bytes,
                              {.blocks = rowBlocks * tokenBlocks,
                               .tiles = task.w.tiles,
@@ -224,16 +245,15 @@ int32_t launchSmall(aq_queue* queue, Task task, aq_error* err) {
                               .fixed = kFixedTiles,
                               .atOnce = 1})
                     .count;
-  const bool clusters = queue->computeCapability >= 90;
   Scratch scratch(queue);
-  if (task.splits > 1 && !clusters) {
+  if (task.splits > 1 && !overlaps) {
     const int64_t sums = task.splits * task.x.rows * task.w.outputs;
     const int32_t code = scratch.allocate(uint64_t(sums) * sizeof(float), "int4_matmul", err);
     if (code != AQ_OK) return code;
     task.parts = scratch.at<float>();
   }
   const dim3 grid(unsigned(rowBlocks * task.splits), unsigned(tokenBlocks));
-  const EarlyLaunch shape(queue, grid, warps * kWarp, bytes, clusters ? task.splits : 1);
+  const EarlyLaunch shape(queue, grid, warps * kWarp, bytes, overlaps ? task.splits : 1);
   CUDA_CHECK(cudaLaunchKernelEx(&shape.config, kernel, task));
   if (task.parts) {
     const int64_t count = task.x.rows * task.w.outputs;
@@ -245,20 +265,33 @@ int32_t launchSmall(aq_queue* queue, Task task, aq_error* err) {
   return AQ_OK;
 }
 
+// For up to 8 rows of x: one block a multiprocessor, with as many rows as that takes, or with four row
+// tiles and shared ones.
+template <Format kFormat, Math kMath>
+int32_t launchFew(aq_queue* queue, const Task& task, aq_error* err) {
+  const int64_t fit = fittingTiles(queue, task.w);
+  if constexpr (kFormat == Format::kInt4 && kMath != Math::kInteger) {
+    // Pieces of whole tiles take fewer instructions, and most of a multiprocessor's shared memory.
+    using Few = Stage<kFormat, kMath, 1, 2, kTileSteps>;
+    using Many = Stage<kFormat, kMath, 1, 6, kTileSteps, 12>;
+    int limit = 0;
+    if (ask(queue, cudaDevAttrMaxSharedMemoryPerBlockOptin, &limit, err) != AQ_OK) return err->code;
+    const bool fits = kMaxThreads / kWarp * std::max(Few::kWarpBytes, Many::kWarpBytes) <= limit;
+    if (fits && fit <= 2) return launchSmall<Few>(queue, task, err);
+    if (fits && fit > 8 && fit <= Many::kBlockTiles) return launchSmall<Many>(queue, task, err);
+  }
+  if (fit <= 2 && task.w.tiles <= kLongTiles)
+    return launchSmall<Stage<kFormat, kMath, 1, 2>>(queue, task, err);
+  if constexpr (kFormat == Format::kInt4) {
+    if (fit == 3) return launchSmall<Stage<kFormat, kMath, 1, 3>>(queue, task, err);
+    if (fit == 5 || fit == 6) return launchSmall<Stage<kFormat, kMath, 1, 6>>(queue, task, err);
+  }
+  return launchSmall<Stage<kFormat, kMath, 1, 4>>(queue, task, err);
+}
+
 template <Format kFormat, Math kMath>
 int32_t launchSmallFor(aq_queue* queue, const Task& task, aq_error* err) {
-  if (task.x.rows <= 8) {
-    // One block a multiprocessor, so that the next kernel's find room beside them; with as many rows as
-    // that takes, or with four row tiles and shared ones.
-    const int64_t fit = (task.w.tileRows + queue->multiprocessors - 1) / queue->multiprocessors;
-    if (fit <= 2 && task.w.tiles <= kLongTiles)
-      return launchSmall<Stage<kFormat, kMath, 1, 2>>(queue, task, err);
-    if constexpr (kFormat == Format::kInt4) {
-      if (fit == 3) return launchSmall<Stage<kFormat, kMath, 1, 3>>(queue, task, err);
-      if (fit == 5 || fit == 6) return launchSmall<Stage<kFormat, kMath, 1, 6>>(queue, task, err);
-    }
-    return launchSmall<Stage<kFormat, kMath, 1, 4>>(queue, task, err);
-  }
+  if (task.x.rows <= 8) return launchFew<kFormat, kMath>(queue, task, err);
   if (task.x.rows <= 16) return launchSmall<Stage<kFormat, kMath, 2, 4>>(queue, task, err);
   return launchSmall<Stage<kFormat, kMath, 4, 4>>(queue, task, err);
 }

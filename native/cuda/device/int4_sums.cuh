@@ -6,31 +6,35 @@
 
 namespace aq::cuda::int4 {
 
-// What a warp takes at a time: half a packed tile of every row tile, 64 columns.
+// Half a packed tile: 64 columns.
 inline constexpr int kPieceColumns = kTileColumns / 2, kPieceBytes = kTileBytes / 2;
 inline constexpr int kPieceSteps = kTileSteps / 2;
 
-// A stage of the warp's ring, in bytes: codes of the block's row tiles, all of which are every warp's;
-// grids of up to kPieceSteps groups; kTokens rows of x.
-template <Format kFormatOf, Math kMathOf, int kNOf, int kRowTilesOf>
+// A stage of the warp's ring, in bytes: codes of its row tiles in a piece of kSteps steps of columns,
+// half a packed tile or a whole one; grids of up to kSteps groups; kTokens rows of x. A block has
+// kBlockTiles row tiles: those of each of its warps, or those of two sets of warps.
+template <Format kFormatOf, Math kMathOf, int kNOf, int kRowTilesOf, int kStepsOf = kPieceSteps,
+          int kBlockTilesOf = kRowTilesOf>
 struct Stage {
   static constexpr Format kFormat = kFormatOf;
   static constexpr Math kMath = kMathOf;
-  static constexpr int kN = kNOf, kRowTiles = kRowTilesOf, kRows = kRowTiles * kTileRows;
+  static constexpr int kN = kNOf, kRowTiles = kRowTilesOf, kBlockTiles = kBlockTilesOf;
+  static constexpr int kSets = kBlockTiles > kRowTiles ? 2 : 1, kRows = kBlockTiles * kTileRows;
   static constexpr bool kIsFloats = kFormat != Format::kInt4;
   static constexpr int kTokens = 8 * kN;
-  // Two blocks share a multiprocessor where that leaves stages enough: so the next kernel's blocks
-  // already bring their weights while this one's end.
-  static constexpr int kBlocks = kN == 4 ? 1 : 2;
+  static constexpr int kSteps = kStepsOf, kColumns = kSteps * kStepColumns;
+  static constexpr int kCodeBytes = kTileBytes / kTileSteps * kSteps;  // of a row tile
+  // Blocks whose stages leave room for another one in a multiprocessor.
+  static constexpr int kBlocks = kN == 4 || kSteps > kPieceSteps ? 1 : 2;
   static constexpr int kStages = kRowTiles == 6   ? 3
                                  : kRowTiles == 3 ? 5
                                  : kRowTiles == 2 ? 6
                                  : kN == 2        ? 3
                                                   : 4;
-  static constexpr int kTokenBytes = kMath == Math::kInteger ? kPieceColumns : 2 * kPieceColumns;
-  static constexpr int kScale = kRowTiles * kPieceBytes;
+  static constexpr int kTokenBytes = kMath == Math::kInteger ? kColumns : 2 * kColumns;
+  static constexpr int kScale = kRowTiles * kCodeBytes;
   static constexpr int kScaleBytes = kTileRows * 2, kZeroBytes = kTileRows;  // of a tile and group
-  static constexpr int kGroups = kPieceSteps * (kIsFloats ? stepGroups(kFormat) : 1);
+  static constexpr int kGroups = kSteps * (kIsFloats ? stepGroups(kFormat) : 1);
   static constexpr int kGrids = kIsFloats ? 0 : kRowTiles * kGroups;  // in the stage
   static constexpr int kZero = kScale + kGrids * kScaleBytes;
   static constexpr int kX = kZero + kGrids * kZeroBytes;
@@ -52,12 +56,12 @@ struct Stage {
 // Scales and zeros of rows g and g + 8 of row tile m, group j of the piece.
 template <class S>
 __device__ inline float2 scalesAt(const char* stage, int m, int j, int lane) {
-  const char* const at = stage + S::kScale + (m * kPieceSteps + j) * S::kScaleBytes;
+  const char* const at = stage + S::kScale + (m * S::kSteps + j) * S::kScaleBytes;
   return __half22float2(reinterpret_cast<const __half2*>(at)[lane / 4]);
 }
 template <class S>
 __device__ inline int2 zerosAt(const char* stage, int m, int j, int lane) {
-  const char* const at = stage + S::kZero + (m * kPieceSteps + j) * S::kZeroBytes;
+  const char* const at = stage + S::kZero + (m * S::kSteps + j) * S::kZeroBytes;
   const int both = reinterpret_cast<const uint16_t*>(at)[lane / 4];
   return make_int2(both & 0xff, both >> 8);
 }
@@ -73,16 +77,18 @@ struct HalfSums {
   __device__ HalfSums(const Activations&, int64_t, int) {}
 
   __device__ void addPiece(const char* stage, const Weights& w, int, int lane) {
-    const bool fine = w.groupSteps == 1;
     const uint32_t address = sharedAddress(stage);
     float sum[kRowTiles][kN][4] = {};
     float xSum[kN][4] = {};  // of tokens: the same in all rows
     uint4 codes[kRowTiles];
 #pragma unroll
-    for (int m = 0; m < kRowTiles; m++)
-      codes[m] = *reinterpret_cast<const uint4*>(stage + m * kPieceBytes + lane * 16);
+    for (int step = 0; step < S::kSteps; step++) {
+      if (step % 2 == 0) {
 #pragma unroll
-    for (int step = 0; step < kPieceSteps; step++) {
+        for (int m = 0; m < kRowTiles; m++)
+          codes[m] = *reinterpret_cast<const uint4*>(stage + m * S::kCodeBytes +
+                                                     step / 2 * kPieceBytes + lane * 16);
+      }
       uint4 x[kN];
 #pragma unroll
       for (int n = 0; n < kN; n++) {
@@ -95,15 +101,17 @@ struct HalfSums {
 #pragma unroll
       for (int m = 0; m < kRowTiles; m++) {
         uint32_t a[4];
-        offsetWord<H>(step ? codes[m].z : codes[m].x, a);
+        offsetWord<H>(step % 2 ? codes[m].z : codes[m].x, a);
 #pragma unroll
         for (int n = 0; n < kN; n++) Pair<H>::multiply(sum[m][n], a, x[n].x, x[n].y);
-        offsetWord<H>(step ? codes[m].w : codes[m].y, a);
+        offsetWord<H>(step % 2 ? codes[m].w : codes[m].y, a);
 #pragma unroll
         for (int n = 0; n < kN; n++) Pair<H>::multiply(sum[m][n], a, x[n].z, x[n].w);
       }
-      if (step == 0 && !fine) continue;
-      const int j = fine ? step : 0;
+      // A group ends with the piece, or has one or two steps.
+      const bool isFine = w.groupSteps == 1, isHalf = w.groupSteps == 2;
+      if (step + 1 < S::kSteps && !isFine && !(isHalf && step % 2 == 1)) continue;
+      const int j = isFine ? step : isHalf ? step / 2 : 0;
 #pragma unroll
       for (int m = 0; m < kRowTiles; m++) {
         const float2 s = scalesAt<S>(stage, m, j, lane);

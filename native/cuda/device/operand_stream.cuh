@@ -72,7 +72,6 @@ __global__ __launch_bounds__(kStreamThreads,
                              1) void quantizeStream(const __grid_constant__ OperandCall<S> a) {
   constexpr int kVec = kVecWidth<S>, kBatch = kStreamBatch;
   extern __shared__ uint4 ring[];
-  letNextKernelStart();
   const int threads = int(blockDim.x), thread = int(threadIdx.x);
   const int length = int(a.groups.group), last = length / kVec - 1;
   const int rounds = int((a.groups.count - int(blockIdx.x) + int(gridDim.x) - 1) / int(gridDim.x));
@@ -91,11 +90,11 @@ __global__ __launch_bounds__(kStreamThreads,
     }
     commitCopies();
   };
-  if (thread % 8 == 0) {
+  if (thread % 8 == 0 && !a.isBeside) {
 #pragma unroll
     for (int i = 0; i < kBatch; i++) prefetchL2(a.x + start(0) + inside(i) * kVec);
   }
-  waitForKernelBefore();
+  startPass(a.isBeside);
 #pragma unroll
   for (int n = 0; n < kStreamAhead; n++) copy(n);
   GroupFactors<S> factors(a);
@@ -135,18 +134,20 @@ __global__ __launch_bounds__(kStreamThreads,
     const auto place = [&](int i) {
       return thread + i * threads <= last ? thread + i * threads : -1;
     };
-    const auto write = [&]<class Y>() {
-      return writeCodes<Y, float, kVec, kBatch>(a.y, begin, x, codes, s, place);
+    const auto write = [&]<class Y>(auto to) {
+      return writeCodes<Y, float, kVec, kBatch>(to, begin, x, codes, s, place);
     };
     bool isNone = !isfinite(s);
     if (a.dtype == AQ_I8) {
-      isNone = __syncthreads_or(write.template operator()<int8_t>()) != 0 || isNone;
+      const bool isAny = a.values ? write.template operator()<int8_t>(CodesAndValues{a.y, a.values})
+                                  : write.template operator()<int8_t>(a.y);
+      isNone = __syncthreads_or(isAny) != 0 || isNone;
     } else if (a.dtype == AQ_BF16) {
-      write.template operator()<__nv_bfloat16>();
+      write.template operator()<__nv_bfloat16>(a.y);
     } else if (a.dtype == AQ_F16) {
-      write.template operator()<__half>();
+      write.template operator()<__half>(a.y);
     } else {
-      write.template operator()<float>();
+      write.template operator()<float>(a.y);
     }
     if (thread != 0) continue;
     const int64_t group = int64_t(blockIdx.x) + int64_t(n) * gridDim.x;
@@ -154,6 +155,7 @@ __global__ __launch_bounds__(kStreamThreads,
     a.zero[group] = z;
   }
   waitCopies<0>();
+  endPass(a.isBeside);
 }
 
 // ---------------------------------------------------------------- launch

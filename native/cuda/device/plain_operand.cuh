@@ -53,11 +53,21 @@ __device__ inline void ownExtremes(const Vec<S, kVec> (&raw)[kBatch], float& low
   }
 }
 
-// Codes on their way to memory as numbers of type Y.
-template <class Y, int kVec>
-__device__ inline bool storeCodes(void* y, int64_t begin, int place, const float (&biased)[kVec],
+// Where codes go: as int8, and beside them as bf16.
+struct CodesAndValues {
+  void* codes;
+  __nv_bfloat16* values;
+};
+
+// Codes on their way to memory as numbers of type Y, or as both.
+template <class Y, int kVec, class To>
+__device__ inline bool storeCodes(To y, int64_t begin, int place, const float (&biased)[kVec],
                                   float s) {
-  if constexpr (std::is_same_v<Y, int8_t>) {
+  if constexpr (std::is_same_v<To, CodesAndValues>) {
+    const bool isNone = storeCodes<int8_t, kVec>(y.codes, begin, place, biased, s);
+    storeCodes<__nv_bfloat16, kVec>(static_cast<void*>(y.values), begin, place, biased, s);
+    return isNone;
+  } else if constexpr (std::is_same_v<Y, int8_t>) {
     Vec<uint32_t, kVec / 4> bytes;
     const bool isNone = packBytes<kVec>(biased, bytes);
     uint32_t* const to = reinterpret_cast<uint32_t*>(static_cast<int8_t*>(y) + begin);
@@ -73,8 +83,8 @@ __device__ inline bool storeCodes(void* y, int64_t begin, int place, const float
 }
 
 // Writes all that a thread has, vector i at place(i); returns whether an int8 is no number.
-template <class Y, class S, int kVec, int kBatch, class Place>
-__device__ inline bool writeCodes(void* y, int64_t begin, const Vec<S, kVec> (&raw)[kBatch],
+template <class Y, class S, int kVec, int kBatch, class To, class Place>
+__device__ inline bool writeCodes(To y, int64_t begin, const Vec<S, kVec> (&raw)[kBatch],
                                   const BiasedCode& codes, float s, Place&& place) {
   uint32_t doubts = codes.isPlain() ? 0 : 1;
   bool isNone = false;

@@ -24,9 +24,11 @@ struct OperandCall {
   T* scale;
   T* zero;
   void* y;
-  int32_t dtype;  // of y
+  int32_t dtype;          // of y
+  __nv_bfloat16* values;  // beside y in int8, or null
   Groups groups;
   GridRule<T> rule;
+  bool isBeside;  // the pass in front (passes.h)
 
   // Where a group's columns have their factors, and the factor of its row.
   __device__ const T* columns(int64_t group) const {
@@ -121,7 +123,7 @@ __device__ inline bool packBytes(const float (&biased)[kVec], Vec<uint32_t, kVec
 // Writes the vectors of a group whose first number has the place `begin`; place(i) is where vector
 // i goes, or negative. Returns whether a code that is to be an int8 is none.
 template <int kVec, int kBatch, class Place>
-__device__ inline bool writeAll(void* y, int32_t dtype, int64_t begin,
+__device__ inline bool writeAll(void* y, __nv_bfloat16* beside, int32_t dtype, int64_t begin,
                                 const float (&biased)[kBatch][kVec], float s, Place&& place) {
   bool isNone = false;
   const auto values = [&](int i) {
@@ -137,6 +139,8 @@ __device__ inline bool writeAll(void* y, int32_t dtype, int64_t begin,
       Vec<uint32_t, kVec / 4> bytes;
       isNone = packBytes<kVec>(biased[i], bytes) || isNone;
       if (place(i) >= 0) storeVec(to, place(i), bytes);
+      if (beside && place(i) >= 0)
+        storeVec(beside + begin, place(i), narrow<__nv_bfloat16>(values(i)));
     }
   } else if (dtype == AQ_BF16) {
     __nv_bfloat16* const to = static_cast<__nv_bfloat16*>(y) + begin;

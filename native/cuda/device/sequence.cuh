@@ -20,4 +20,14 @@ __device__ inline void letNextKernelStart() {
 #endif
 }
 
+// The first thing that a pass (passes.h) does, and the last: what runs beside the pass in front of it
+// waits at its end, with one thread, so that it is not over before that one.
+__device__ inline void startPass(bool isBeside) {
+  if (!isBeside) waitForKernelBefore();
+  letNextKernelStart();
+}
+__device__ inline void endPass(bool isBeside) {
+  if (isBeside && blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0) waitForKernelBefore();
+}
+
 }  // namespace aq::cuda

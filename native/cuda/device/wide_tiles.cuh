@@ -60,13 +60,15 @@ template <int kStages>
 __device__ inline void initStages(uint32_t barriers) {
   for (int i = 0; i < kStages; i++) {
     barrierInit(barriers + i * 8, 1);
-    barrierInit(barriers + (kStages + i) * 8, kConsumers * kCluster);
+    barrierInit(barriers + (kStages + i) * 8, kConsumers * (kWarpgroup / 32) * kCluster);
   }
 }
 
-// Tells both blocks of the cluster that a stage may be filled again; called by a whole warpgroup.
+// Tells both blocks of the cluster that a warp has read what it needs of a stage, which may be filled
+// again once all warps that multiply have.
 __device__ inline void releaseStage(uint32_t empty, int thread) {
-  if (thread < kCluster) barrierArriveAt(empty, uint32_t(thread));
+  const int lane = thread % 32;
+  if (lane < kCluster) barrierArriveAt(empty, uint32_t(lane));
 }
 
 // 16 of k, number `part`, of a matrix with k across its rows, copied in boxes of boxBytes, 128 bytes

@@ -19,6 +19,8 @@
 #include "native/cuda/check.h"
 #include "native/cuda/device/dtype.cuh"
 #include "native/cuda/device/map.cuh"
+#include "native/cuda/device/relu.cuh"
+#include "native/cuda/device/rope.cuh"
 #include "native/cuda/device/silu.cuh"
 #include "native/cuda/device/stored.cuh"
 #include "native/cuda/device/vec.cuh"
@@ -83,34 +85,24 @@ int32_t runSiluMulGradShort(aq_queue* queue, const aq_view* in, const aq_view* o
   return AQ_OK;
 }
 
-template <class T>
-struct Relu {
-  __device__ void operator()(const T (&x)[1], T (&y)[1]) const { y[0] = x[0] < 0 ? T(0) : x[0]; }
-};
-
-template <class T>
-struct ReluGrad {
-  __device__ void operator()(const T (&x)[2], T (&y)[1]) const { y[0] = x[0] > 0 ? x[1] : T(0); }
-};
-
 // ---------------------------------------------------------------- rope
 
 // Heads of a row that one thread turns.
 constexpr int kRopeHeads = 4;
 
-template <class T>
+template <class T, class Y>
 struct Rope {
   const T* x;
   const T* cosines;
   const T* sines;
-  T* y;
+  Y* y;
   int64_t rows;
   int32_t positions, heads, half;  // half = D/2
   T sign;
 };
 
-template <class T, int kVec>
-__global__ __launch_bounds__(kElementThreads) void turnPairs(Rope<T> r) {
+template <class T, class Y, int kVec>
+__global__ __launch_bounds__(kElementThreads) void turnPairs(Rope<T, Y> r) {
   using V = Vec<T, kVec>;
   const int32_t perHead = r.half / kVec;                              // vectors of a half
   const int32_t headTiles = (r.heads + kRopeHeads - 1) / kRopeHeads;  // threads beside each other
@@ -140,43 +132,48 @@ __global__ __launch_bounds__(kElementThreads) void turnPairs(Rope<T> r) {
     V u, v;
 #pragma unroll
     for (int e = 0; e < kVec; e++) {
-      u.lane[e] = a[h].lane[e] * c.lane[e] - b[h].lane[e] * s.lane[e];
-      v.lane[e] = b[h].lane[e] * c.lane[e] + a[h].lane[e] * s.lane[e];
+      turnPair(a[h].lane[e], b[h].lane[e], c.lane[e], s.lane[e], u.lane[e], v.lane[e]);
     }
-    storeVec(r.y, at + h * 2 * perHead, u);
-    storeVec(r.y, at + h * 2 * perHead + perHead, v);
+    if constexpr (kIsShort<Y>) {
+      storeVec(r.y, at + h * 2 * perHead, narrow<Y>(u));
+      storeVec(r.y, at + h * 2 * perHead + perHead, narrow<Y>(v));
+    } else {
+      storeVec(r.y, at + h * 2 * perHead, u);
+      storeVec(r.y, at + h * 2 * perHead + perHead, v);
+    }
   }
 }
 
-template <class T, int kVec>
-int32_t launchRope(aq_queue* queue, const Rope<T>& r, aq_error* err) {
+template <class T, class Y, int kVec>
+int32_t launchRope(aq_queue* queue, const Rope<T, Y>& r, aq_error* err) {
   const int64_t headTiles = (r.heads + kRopeHeads - 1) / kRopeHeads;
   const int64_t items = r.rows * headTiles * (r.half / kVec);
   const unsigned blocks = unsigned((items + kElementThreads - 1) / kElementThreads);
-  turnPairs<T, kVec><<<blocks, kElementThreads, 0, queue->stream>>>(r);
+  turnPairs<T, Y, kVec><<<blocks, kElementThreads, 0, queue->stream>>>(r);
   LAUNCH_CHECK("rope");
   return AQ_OK;
 }
 
-template <class T>
+template <class T, class Y>
 int32_t runRope(aq_queue* queue, const aq_view* in, const aq_view& out, const aq_rope_params& p,
                 aq_error* err) {
   const int64_t half = in[1].dim[in[1].rank - 1];
   const int64_t width = int64_t(p.heads) * half * 2;
   const int64_t count = numel(in[0]);
   if (count == 0) return AQ_OK;
-  const Rope<T> r = {static_cast<const T*>(in[0].data),
-                     static_cast<const T*>(in[1].data),
-                     static_cast<const T*>(in[2].data),
-                     static_cast<T*>(out.data),
-                     count / width,
-                     int32_t(numel(in[1]) / half),
-                     p.heads,
-                     int32_t(half),
-                     p.inverse ? T(-1) : T(1)};
+  const Rope<T, Y> r = {static_cast<const T*>(in[0].data),
+                        static_cast<const T*>(in[1].data),
+                        static_cast<const T*>(in[2].data),
+                        static_cast<Y*>(out.data),
+                        count / width,
+                        int32_t(numel(in[1]) / half),
+                        p.heads,
+                        int32_t(half),
+                        p.inverse ? T(-1) : T(1)};
   const bool isWide = half % kVecWidth<T> == 0 && isAligned16(r.x) && isAligned16(r.cosines) &&
                       isAligned16(r.sines) && isAligned16(r.y);
-  return isWide ? launchRope<T, kVecWidth<T>>(queue, r, err) : launchRope<T, 1>(queue, r, err);
+  return isWide ? launchRope<T, Y, kVecWidth<T>>(queue, r, err)
+                : launchRope<T, Y, 1>(queue, r, err);
 }
 
 }  // namespace
@@ -222,8 +219,9 @@ int32_t rope(aq_queue* queue, const aq_view* in, int32_t, const aq_view* out, in
              const void* params, aq_error* err) {
   CUDA_CHECK(cudaSetDevice(queue->device));
   const auto& p = *static_cast<const aq_rope_params*>(params);
+  if (p.bf16) return runRope<float, __nv_bfloat16>(queue, in, out[0], p, err);
   return visitFloat(in[0].dtype, err,
-                    [&]<class T>() { return runRope<T>(queue, in, out[0], p, err); });
+                    [&]<class T>() { return runRope<T, T>(queue, in, out[0], p, err); });
 }
 
 }  // namespace aq::cuda

@@ -1,14 +1,20 @@
-// attention: causal softmax attention over blocks of queries, forward.
+// attention, attention_operand: causal softmax attention over blocks of queries, forward; and with the
+// quantizer of whole rows of its result.
 //
 // Math      o = softmax(scale q kT) v over the keys up to the query's own, query head h with kv
 //           head h / (H / Hkv); lse = log sum exp of the scaled logits. q, k, v are put on their
 //           grids.
-// Layout    packHeads lays q, k and v out by head once; then a block of queries stays while tiles
-//           of keys and values pass, with the running maximum and sum of each row. Tiles above the
-//           diagonal are skipped; long blocks start first. On Hopper, heads of 33 to 128 channels:
-//           attention_hopper.cuh. Other tensor cores: a warp has 32 queries (16 from 256 channels
-//           on), scores and sums stay in its registers, keys and values arrive by cp.async,
-//           double-buffered. Ordinary units: 16 x 16 threads, scores through shared memory.
+// Layout    packHeads lays q, k and v out by head once, for the gradient to read again where it is to
+//           keep them; then a block of queries stays while tiles of keys and values pass, with the
+//           running maximum and sum of each row. Tiles above the diagonal are skipped; long blocks
+//           start first. On Hopper, heads of 33 to 128 channels: attention_hopper.cuh. Other tensor
+//           cores: a warp has 32 queries (16 from 256 channels on), scores and sums stay in its
+//           registers, keys and values arrive by cp.async, double-buffered. Ordinary units: 16 x 16
+//           threads, scores through shared memory.
+//           The quantizer behind it is quant_operand: a block has one head of a row, whose grid goes
+//           over all heads. Its codes written beside attention's last blocks, from extremes that each
+//           head left and a count of its heads a block of queries, gained nothing (a W4A4 step of 5.72
+//           ms with it, 5.73 without).
 // Cost      2 T^2 D H flop (half the square, two products) and, packing included, about 10 bytes
 //           per number of q, k, v, o: compute-bound from T of about 500 on.
 // Roofline  T 2048, H 32, D 128: 34 GFLOP -> 35 us at 989 TFLOP/s, and 150 MB to pack -> 45 us at
@@ -27,6 +33,7 @@
 #include "native/cuda/device/attention_softmax.cuh"
 #include "native/cuda/device/dtype.cuh"
 #include "native/cuda/kernels.h"
+#include "native/cuda/kernels/row_operand.h"
 #include "native/cuda/scratch.h"
 
 namespace aq::cuda {
@@ -180,10 +187,14 @@ int32_t run(aq_queue* queue, const aq_view* in, const aq_view* out, const Attent
   const uint64_t qBytes = scratchBytes(packedHeadBytes<E>(shape, shape.queryHeads()));
   const uint64_t kBytes = scratchBytes(packedHeadBytes<E>(shape, shape.keyHeads()));
   Scratch scratch(queue);
-  if (int32_t code = scratch.allocate(qBytes + 2 * kBytes, "attention", err)) return code;
-  E* const q = scratch.at<E>();
-  E* const k = scratch.at<E>(qBytes);
-  E* const v = scratch.at<E>(qBytes + kBytes);
+  // What is packed is the gradient's to read, or scratch.
+  const bool isKept = sizeof(E) == 2 && numel(out[2]) > 0;
+  if (!isKept) {
+    if (int32_t code = scratch.allocate(qBytes + 2 * kBytes, "attention", err)) return code;
+  }
+  E* const q = isKept ? static_cast<E*>(out[2].data) : scratch.at<E>();
+  E* const k = q + qBytes / sizeof(E);
+  E* const v = k + kBytes / sizeof(E);
   Packer<T, E> packer(shape);
   packer.add(in[0], in + 3, shape.heads, q);
   packer.add(in[1], in + 5, shape.kvHeads, k);
@@ -223,6 +234,16 @@ int32_t run(aq_queue* queue, const aq_view* in, const aq_view* out, const Attent
   });
 }
 
+int32_t runInPrecision(aq_queue* queue, const aq_view* in, const aq_view* out,
+                       const AttentionShape& shape, aq_error* err) {
+  if (usesTensorCores(queue, in[0].dtype, shape)) {
+    return visitPrecision(queue->precision,
+                          [&]<class E>() { return run<float, E>(queue, in, out, shape, err); });
+  }
+  return visitFloat(in[0].dtype, err,
+                    [&]<class T>() { return run<T, T>(queue, in, out, shape, err); });
+}
+
 }  // namespace
 
 int32_t attention(aq_queue* queue, const aq_view* in, int32_t, const aq_view* out, int32_t,
@@ -232,12 +253,18 @@ int32_t attention(aq_queue* queue, const aq_view* in, int32_t, const aq_view* ou
   AttentionShape shape = {};
   if (int32_t code = attentionShape(in[0], p, "attention", shape, err)) return code;
   if (shape.isEmpty()) return AQ_OK;
-  if (usesTensorCores(queue, in[0].dtype, shape)) {
-    return visitPrecision(queue->precision,
-                          [&]<class E>() { return run<float, E>(queue, in, out, shape, err); });
-  }
-  return visitFloat(in[0].dtype, err,
-                    [&]<class T>() { return run<T, T>(queue, in, out, shape, err); });
+  return runInPrecision(queue, in, out, shape, err);
+}
+
+int32_t attention_operand(aq_queue* queue, const aq_view* in, int32_t, const aq_view* out, int32_t,
+                          const void* params, aq_error* err) {
+  CUDA_CHECK(cudaSetDevice(queue->device));
+  const auto& o = *static_cast<const aq_attention_operand_params*>(params);
+  AttentionShape shape = {};
+  if (int32_t code = attentionShape(in[0], o, "attention_operand", shape, err)) return code;
+  if (shape.isEmpty()) return AQ_OK;
+  if (int32_t code = runInPrecision(queue, in, out, shape, err)) return code;
+  return quantizeRows(queue, out[0], in[9], o.row_bits, o.floor, out + 3, err);
 }
 
 }  // namespace aq::cuda

@@ -5,13 +5,15 @@
 //           halves.
 // Layout    norms: a block per row, whose vectors its threads keep in registers. The others: a
 //           thread a vector. All may start before the kernel in front of them has ended, and let
-//           the one behind them start when it has: a product then brings its first weights.
+//           the one behind them start at once where that is a product of few rows, else when the one
+//           in front has ended: a product then brings its first weights.
 // Cost      a few KB a row. What counts is how long one row takes from start to end.
 // Roofline  none: the time is that of two trips to L2 and a sum over a block. Measured on an H100,
 //           back to back: norm of 4096 1.4 us, silu_mul_joined of 2 x 11008 1.2 us.
 // Versions  v1 let the kernel behind them start at once, while the product in front of them still
 //           ran: the blocks of the product behind then sat where there was room first, several
-//           together, and each norm cost a 7B-shaped block 3 us more. v2 (this).
+//           together, and each norm cost a 7B-shaped block 3 us more. v2 when that had ended. v3
+//           (this) at once again, since blocks of products for few rows do not sit together any more.
 // Numerics  as the ops that they stand for; one rounding at the end.
 #include "native/abi/params.h"
 #include "native/cuda/check.h"
@@ -50,6 +52,10 @@ __device__ void store(void* y, int32_t round, int64_t k, const Vec<T, kVec>& val
   storeVec(static_cast<T*>(y), k, value);
 }
 
+// Whether the kernel behind may start at once: the product of few rows, in the type that it rounds to,
+// whose blocks each have a multiprocessor of their own (device/int4_small.cuh).
+bool startsSoon(int64_t rows, int32_t round) { return rows <= 8 && round != 0; }
+
 template <class T>
 struct NormCall {
   const T* x;
@@ -59,6 +65,7 @@ struct NormCall {
   int64_t columns;
   T eps;
   int32_t centred, round;
+  bool isSoon;
 };
 
 template <class T, int kVec, int kLanes>
@@ -66,8 +73,9 @@ __global__ __launch_bounds__(kLanes) void normRounded(NormCall<T> n) {
   const int lane = int(threadIdx.x);
   constexpr int kLine = 128 / int(sizeof(T));
   for (int64_t i = int64_t(lane) * kLine; i < n.columns; i += kLanes * kLine) prefetchL2(n.w + i);
+  if (n.isSoon) letNextKernelStart();
   waitForKernelBefore();
-  letNextKernelStart();
+  if (!n.isSoon) letNextKernelStart();
   const int64_t row = blockIdx.x;
   const RowShare<T, kVec, kLanes> share(n.x + row * n.columns, n.columns, lane),
       gain(n.w, n.columns, lane);
@@ -106,9 +114,11 @@ int32_t launchNorm(aq_queue* queue, const NormCall<T>& n, int64_t rows, aq_error
 // The halves of the rows of x, `half` vectors each.
 template <class T, int kVec>
 __global__ __launch_bounds__(kThreads) void siluMulJoined(const T* x, void* y, int64_t vectors,
-                                                          int64_t half, int32_t round) {
+                                                          int64_t half, int32_t round,
+                                                          bool isSoon) {
+  if (isSoon) letNextKernelStart();
   waitForKernelBefore();
-  letNextKernelStart();
+  if (!isSoon) letNextKernelStart();
   const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   if (i >= vectors) return;
   const int64_t row = i / half, gateAt = i + row * half;
@@ -131,7 +141,7 @@ int32_t launchSilu(aq_queue* queue, const aq_view& x, const aq_view& y, int32_t 
   const EarlyLaunch shape(queue, dim3(unsigned((vectors + kThreads - 1) / kThreads)), kThreads);
   CUDA_CHECK(cudaLaunchKernelEx(&shape.config, siluMulJoined<T, kVec>,
                                 static_cast<const T*>(x.data), y.data, vectors, lastDim(y) / kVec,
-                                round));
+                                round, startsSoon(numel(y) / lastDim(y), round)));
   return AQ_OK;
 }
 
@@ -144,6 +154,7 @@ int32_t norm_rounded(aq_queue* queue, const aq_view* in, int32_t, const aq_view*
   if (numel(in[0]) == 0) return AQ_OK;
   return visitFloat(in[0].dtype, err, [&]<class T>() -> int32_t {
     constexpr int kVec = kVecWidth<T>;
+    const int64_t rows = numel(in[0]) / lastDim(in[0]);
     const NormCall<T> n = {static_cast<const T*>(in[0].data),
                            static_cast<const T*>(in[1].data),
                            static_cast<const T*>(in[2].data),
@@ -151,8 +162,8 @@ int32_t norm_rounded(aq_queue* queue, const aq_view* in, int32_t, const aq_view*
                            lastDim(in[0]),
                            T(p.eps),
                            p.centred,
-                           p.round};
-    const int64_t rows = numel(in[0]) / n.columns;
+                           p.round,
+                           startsSoon(rows, p.round)};
     const bool isWide = n.columns % kVec == 0 && isAligned16(n.x) && isAligned16(n.w) &&
                         isAligned16(n.y) && (!n.b || isAligned16(n.b));
     if (!isWide) return launchNorm<T, 1, 256>(queue, n, rows, err);

@@ -2,7 +2,8 @@
 //
 // Math      fill: x = value.  cast: y = x, to nearest and ties to even; integers saturate. add: y =
 //           a + alpha b.  axpy: y += alpha x.  mul: y = alpha a b.  exp: y = e^(scale x).
-// Layout    flat; 16-byte accesses of the wider type where the addresses allow, else one by one.
+// Layout    flat; 16-byte accesses of the wider type where the addresses allow, else one by one. cast
+//           runs beside a pass that it does not depend on (passes.h).
 // Cost      every element is read and written once: bandwidth-bound.
 // Roofline  add of two 22.5 M f32: 270 MB -> 81 us at 3.35 TB/s (H100 SXM data sheet). Measured on
 //           an H100 80GB HBM3, in shares of what a copy reaches there (2.95 TB/s): fill, add, axpy,
@@ -16,9 +17,11 @@
 #include "native/cuda/check.h"
 #include "native/cuda/device/dtype.cuh"
 #include "native/cuda/device/map.cuh"
+#include "native/cuda/device/sequence.cuh"
 #include "native/cuda/device/vec.cuh"
 #include "native/cuda/kernels.h"
 #include "native/cuda/launch.h"
+#include "native/cuda/passes.h"
 #include "native/cuda/queue.h"
 
 namespace aq::cuda {
@@ -100,8 +103,9 @@ inline constexpr int kCastWidth = 16 / (sizeof(From) > sizeof(To) ? sizeof(From)
 template <class From, class To>
 __global__ __launch_bounds__(kElementThreads) void castAll(const From* __restrict__ x,
                                                            To* __restrict__ y, int64_t vectors,
-                                                           int64_t count) {
+                                                           int64_t count, bool isBeside) {
   constexpr int kVec = kCastWidth<From, To>;
+  startPass(isBeside);
   const int64_t first = int64_t(blockIdx.x) * (kElementThreads * kUnroll) + threadIdx.x;
   Vec<From, kVec> source[kUnroll];
 #pragma unroll
@@ -122,6 +126,7 @@ __global__ __launch_bounds__(kElementThreads) void castAll(const From* __restric
        k += stride) {
     y[k] = convert<From, To>(x[k]);
   }
+  endPass(isBeside);
 }
 
 // ---------------------------------------------------------------- arithmetic
@@ -183,9 +188,10 @@ int32_t cast(aq_queue* queue, const aq_view* in, int32_t, const aq_view* out, in
         To* const y = static_cast<To*>(out[0].data);
         const bool isWide = isAligned16(x) && isAligned16(y);
         const int64_t vectors = isWide ? n / kCastWidth<From, To> : 0;
-        castAll<From, To>
-            <<<vectorBlocks(vectors, n), kElementThreads, 0, queue->stream>>>(x, y, vectors, n);
-        LAUNCH_CHECK("cast");
+        const bool isBeside = queue->passes->join(queue->calls, in, 1, out, 1);
+        const EarlyLaunch launch(queue, dim3(vectorBlocks(vectors, n)), kElementThreads);
+        CUDA_CHECK(
+            cudaLaunchKernelEx(&launch.config, castAll<From, To>, x, y, vectors, n, isBeside));
       }
       return AQ_OK;
     });

@@ -10,21 +10,24 @@
 //           that stay (device/grad_stream.cuh).
 //           One logit for all groups: a partial sum a block, then one block adds them up.
 //           Kernels start early: they send for their first numbers, as far as L2, before the kernel
-//           in front of them is over.
+//           in front of them is over; beside a pass that they do not depend on they do not wait
+//           (passes.h).
 // Cost      reads x and g, writes gx: 12 B an element (f32) or 6 B (short x, bf16 gradients), a
 //           third less without gx; with offsets 20 B or 12 B. Bandwidth-bound in f32; short types
 //           without offsets wait for instructions as well (device/grid_grad.cuh).
 // Roofline  2048 x 11008 f32: 271 MB -> 81 us at 3.35 TB/s (H100 SXM data sheet). Measured on an
 //           H100 80GB HBM3, with the sum for its one logit: 103 us, 88 % of a copy. 11008 x 4096
 //           with offsets and without gx: f32 237 us, as a copy; f16 172 us, 88 %. f16 without gx,
-//           logits of every row: 4096^2 34 us, 66 %; 11008 x 4096 75 us, 80 %. bf16 with gx:
-//           4096^2 45 us, 75 %.
-// Versions  v4 has blocks that stay for short numbers (v3 without gx 39.5 and 97.6 us, with gx
-//           53.4), clamps codes by a saturating instruction and starts early. v3 decides most codes
-//           by the reciprocal of the scale and counts extremes afterwards. v2 keeps rows of 11008
-//           in registers, 2 blocks a multiprocessor (v1: 106 us, and 152 us where half of the
-//           elements are zero and so extreme), and launches the sum early (-1 us). Slower: 512
-//           threads a row, 128 threads, 5 blocks a multiprocessor (spills).
+//           logits of every row: 4096^2 31 us, 73 %; bf16 with gx: 2048 x 4096 25.5 us, 66 %.
+// Versions  v5 runs beside other passes and has 4 vectors of a row of 4096 a thread (8: 34 and 30
+//           us; 4, and 64 registers for more blocks: 33.5 and 24.3). v4 has blocks that stay for
+//           short numbers (v3 without gx 39.5 and 97.6 us, with gx 53.4), clamps codes by a
+//           saturating instruction and starts early. v3 decides most codes by the reciprocal of the
+//           scale and counts extremes afterwards. v2 keeps rows of 11008 in registers, 2 blocks a
+//           multiprocessor (v1: 106 us, and 152 us where half of the elements are zero and so
+//           extreme), and launches the sum early (-1 us). Slower: 512 threads a row, 128 threads, 5
+//           blocks a multiprocessor (spills). As fast: from the last group on, which a product wrote
+//           last.
 // Numerics  codes as on the CPU; sums over a group in T, a few dozen terms a thread and then a
 //           tree; over all groups in f64. The order is fixed by the shape and, over blocks that
 //           stay, by the device's number of multiprocessors.
@@ -42,6 +45,7 @@
 #include "native/cuda/kernels.h"
 #include "native/cuda/kernels/fake_quant_grad.h"
 #include "native/cuda/launch.h"
+#include "native/cuda/passes.h"
 #include "native/cuda/queue.h"
 #include "native/cuda/scratch.h"
 
@@ -66,9 +70,8 @@ __global__ __launch_bounds__(
   using T = Wide<S>;
   using Held = Batch<S, kVec, kLanes, kBatch, kOffset>;
   constexpr int kStep = kBatch * kLanes;
-  letNextKernelStart();
   const GroupLane<kLanes> own(a.groups.count);
-  if constexpr (kWhole) {
+  if (kWhole && !a.isBeside) {
     const int64_t begin = a.groups.begin(own.group), length = a.groups.length(own.group);
 #pragma unroll
     for (int i = 0; i < kBatch; i++) {
@@ -78,7 +81,7 @@ __global__ __launch_bounds__(
       prefetchL2(a.g + begin + k);
     }
   }
-  waitForKernelBefore();
+  startPass(a.isBeside);
   const GradGroup<S, kVec> group(a, own.group, own.live);
   const GradGrid<T> grid(a.scale[own.group], a.zero[own.group], a.rule.top);
   const ClipFactors<T> clip(a.clip, own.group);
@@ -96,7 +99,10 @@ __global__ __launch_bounds__(
     }
   }
 
-  if (!a.hasValues() && !a.partials && !a.clipGrad) return;  // gv is all that is wanted
+  if (!a.hasValues() && !a.partials && !a.clipGrad) {  // gv is all that is wanted
+    endPass(a.isBeside);
+    return;
+  }
   const GroupSums<T> mine = sums;
   groupSums<kLanes>(sums);
   const T f1 = clip.high, f2 = clip.low;
@@ -145,6 +151,7 @@ __global__ __launch_bounds__(
     a.clipGrad[own.group] = grads.high * sums.high * (f1 * (T(1) - f1));
     a.clipGrad[a.groups.count + own.group] = grads.low * sums.low * (f2 * (T(1) - f2));
   }
+  endPass(a.isBeside);
 }
 
 template <class T>
@@ -246,10 +253,17 @@ int32_t run(aq_queue* queue, const aq_view* in, const aq_view* out, void* gy,
   if (!a.gx && !a.gy && !a.v && !clipGrad) return AQ_OK;
 
   Scratch scratch(queue);
+  const uint64_t bytes = uint64_t(a.groups.count) * sizeof(double);
   if (isOneLogit) {
-    const uint64_t bytes = uint64_t(a.groups.count) * sizeof(double);
     if (scratch.allocate(bytes, "fake_quant_grad", err) != AQ_OK) return err->code;
     a.partials = scratch.at<double>();
+  }
+  // gy comes with other kernels around this one.
+  if (!gy) {
+    constexpr int32_t kInputs = 8, kOutputs = 5;
+    a.isBeside = queue->passes->join(
+        queue->calls, in, kInputs, out, kOutputs,
+        {Span::of(a.partials, bytes), Span::of(a.ticket, isOneLogit ? sizeof *a.ticket : 0)});
   }
   if constexpr (sizeof(T) == 4) {
     if (isWide(a) && canStream(a)) return launchStream<S>(queue, a, err);
@@ -257,6 +271,7 @@ int32_t run(aq_queue* queue, const aq_view* in, const aq_view* out, void* gy,
   const int64_t blocks = launchFor<S>(queue, a, isWide(a));
   LAUNCH_CHECK("fake_quant_grad");
   if (!isOneLogit) return AQ_OK;
+  queue->passes->end();
   return launchSum<T>(queue, a.partials, blocks, a.clip.logits, clipGrad, err);
 }
 

@@ -29,6 +29,7 @@
 #include "native/cuda/device/fp4_strips.cuh"
 #include "native/cuda/kernels.h"
 #include "native/cuda/launch.h"
+#include "native/cuda/passes.h"
 #include "native/cuda/queue.h"
 #include "native/cuda/scratch.h"
 
@@ -190,9 +191,10 @@ __global__ __launch_bounds__(kStripThreads, kBlocksOf<S, kFormat, kWants>) void 
 template <class S, int kFormat>
 bool startFlat(aq_queue* queue, const Fp4Grad<S>& a, int64_t numel, cudaError_t* status) {
   if (a.factors.any() || a.v || a.parts || !FlatShape::holds(numel)) return false;
-  FlatGrad<S> flat = {a.x, a.scale, a.g, a.grad, a.clip, {}, a.isSpent, a.gx, a.groupClipGrad};
-  flat.shape = FlatShape::of(numel, kGroupLanes<kFormat>);
-  const EarlyLaunch launch(queue, flat.shape.grid(kGroupLanes<kFormat>), kFlatThreads);
+  const FlatShape shape = FlatShape::of(numel, kGroupLanes<kFormat>);
+  const FlatGrad<S> flat = {a.x,   a.scale,   a.g,  a.grad,          a.clip,
+                            shape, a.isSpent, a.gx, a.groupClipGrad, a.isBeside};
+  const EarlyLaunch launch(queue, shape.grid(kGroupLanes<kFormat>), kFlatThreads);
   *status = cudaLaunchKernelEx(
       &launch.config, a.gx ? gradFlat<S, kFormat, true> : gradFlat<S, kFormat, false>, flat);
   return true;
@@ -280,6 +282,13 @@ int32_t run(aq_queue* queue, const aq_view* in, const aq_view* out, const aq_fp4
   if (gr) a.rowParts = scratch.at<T>(ofLogit);
   if (gc) a.columnParts = scratch.at<T>(ofLogit + ofRows);
 
+  // What goes on without factors, offsets and sums over all groups is one kernel.
+  if (isWide && sizeof(S) < 8 && !a.factors.any() && !a.v && !a.parts) {
+    constexpr int32_t kInputs = 8, kOutputs = 5;
+    // What is given up of grad is written over.
+    const Span spent = a.isSpent ? Span::of(in[3]) : Span{};
+    a.isBeside = queue->passes->join(queue->calls, in, kInputs, out, kOutputs, {spent});
+  }
   const cudaError_t status = isNv ? launch<S, kNvFp4>(queue, a, numel(in[0]), grid, isWide)
                                   : launch<S, kMxFp4>(queue, a, numel(in[0]), grid, isWide);
   CUDA_CHECK(status);

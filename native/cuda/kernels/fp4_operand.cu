@@ -1,9 +1,10 @@
-// fp4_global, fp4_operand, fp4_values: matrices in 4-bit floats, for products and for export.
+// fp4_global, fp4_operand: matrices in 4-bit floats, for products and for export.
 //
 // Math      params.h; the numbers are in device/fp4.cuh.
 // Layout    A thread has runs of 8 columns of a few rows in registers, so x is read once and y written
 //           once, 16 bytes at a time; bf16 without factors and offsets: device/fp4_flat.cuh. f64 and what
-//           is not aligned go number by number. fp4_global: a maximum a block, the last makes g of them.
+//           is not aligned go number by number. Passes that do not depend on each other run beside each
+//           other (passes.h). fp4_global: a maximum a block, the last makes g of them.
 // Cost      fp4_operand f16 to bf16 moves 4.25 B an element with its scales, f32 to bf16 6.25 B,
 //           4 B more with offsets, a quarter more with logits of groups; fp4_global reads x.
 // Roofline  4096 x 4096 f16 to bf16 with logits: 75 MB -> 23 us at 3.35 TB/s (H100 SXM data sheet).
@@ -22,6 +23,7 @@
 #include "native/cuda/device/last_block.cuh"
 #include "native/cuda/kernels.h"
 #include "native/cuda/launch.h"
+#include "native/cuda/passes.h"
 #include "native/cuda/queue.h"
 #include "native/cuda/scratch.h"
 
@@ -31,7 +33,6 @@ namespace {
 
 constexpr int kGlobalRows = 4;    // of a thread of fp4_global at once
 constexpr int kGlobalBlocks = 8;  // of fp4_global on a multiprocessor
-constexpr int kValuesRun = 4;     // codes of a thread of fp4_values
 
 // ---------------------------------------------------------------- fp4_global
 
@@ -135,6 +136,7 @@ struct Fp4Call {
   T* factor;
   void* y;
   int32_t dtype;  // of y
+  bool isBeside;  // the pass in front (passes.h)
 };
 
 template <bool kWide, class T>
@@ -163,7 +165,7 @@ __global__ __launch_bounds__(kStripThreads, kBlocksOf<S, kFormat, kOffset>) void
   constexpr int kRows = kGroupLanes<kFormat>;
   const StripPlace place(a.strips);
   const StripPiece<kRows> piece(a.strips, place, blockIdx.x);
-  awaitLastKernel();
+  startPass(a.isBeside);
   StripRuns<S, kRows, kWide> x;
   StripRuns<T, kOffset ? kRows : 1, kWide> v;
   T r[kRows], logit = 0;
@@ -211,6 +213,7 @@ __global__ __launch_bounds__(kStripThreads, kBlocksOf<S, kFormat, kOffset>) void
     else
       storeRun<kWide>(static_cast<T*>(a.y) + piece.at[j], q);
   }
+  endPass(a.isBeside);
 }
 
 // What is in most calls: no factors and offsets, and a product behind it. Returns whether it is so.
@@ -220,9 +223,15 @@ bool startFlat(aq_queue* queue, const Fp4Call<S>& a, int64_t numel, bool isWide,
   if constexpr (sizeof(S) < 8) {
     if (!isWide || a.factors.any() || a.v || a.dtype != AQ_BF16 || !FlatShape::holds(numel))
       return false;
-    FlatOperand<S> flat = {a.x, a.g, a.clip, a.isOneLogit, {}, a.scale, a.factor, nullptr};
-    flat.shape = FlatShape::of(numel, kGroupLanes<kFormat>);
-    flat.y = static_cast<__nv_bfloat16*>(a.y);
+    const FlatOperand<S> flat = {a.x,
+                                 a.g,
+                                 a.clip,
+                                 a.isOneLogit,
+                                 FlatShape::of(numel, kGroupLanes<kFormat>),
+                                 a.scale,
+                                 a.factor,
+                                 static_cast<__nv_bfloat16*>(a.y),
+                                 a.isBeside};
     const dim3 grid = flat.shape.grid(kGroupLanes<kFormat>);
     const EarlyLaunch launch(queue, grid, kFlatThreads);
     *status = cudaLaunchKernelEx(&launch.config, quantizeFlat<S, kFormat>, flat);
@@ -268,47 +277,13 @@ int32_t runOperand(aq_queue* queue, const aq_view* in, const aq_view* out,
   a.dtype = o.dtype;
   const bool isWide = a.strips.rows > 0 && a.strips.columns > 0 && isAligned16(a.x) &&
                       isAligned16(a.v) && isAligned16(input(5)) && isAligned16(a.y);
+  constexpr int32_t kInputs = 6, kOutputs = 3;
+  a.isBeside = queue->passes->join(queue->calls, in, kInputs, out, kOutputs);
   const cudaError_t status = o.format == kNvFp4
                                  ? startOperand<S, kNvFp4>(queue, a, numel(in[0]), isWide)
                                  : startOperand<S, kMxFp4>(queue, a, numel(in[0]), isWide);
   CUDA_CHECK(status);
   return AQ_OK;
-}
-
-// ---------------------------------------------------------------- fp4_values
-
-template <class T>
-__global__ __launch_bounds__(kElementThreads) void expandCodes(const uint8_t* codes, const T* scale,
-                                                               const T* given, T* x, int group,
-                                                               int64_t runs, bool isWide) {
-  const T g = fp4Global(given);
-  const int64_t stride = int64_t(gridDim.x) * kElementThreads;
-  for (int64_t i = int64_t(blockIdx.x) * kElementThreads + threadIdx.x; i < runs; i += stride) {
-    const int64_t at = i * kValuesRun;
-    const T s = divRn(scale[at / group], g);
-    uint8_t code[kValuesRun];
-    if (isWide) {
-      const auto all = loadVec<uint8_t, kValuesRun>(codes, i);
-#pragma unroll
-      for (int e = 0; e < kValuesRun; e++) code[e] = all.lane[e];
-    } else {
-#pragma unroll
-      for (int e = 0; e < kValuesRun; e++) code[e] = codes[at + e];
-    }
-    constexpr int kStep = kValuesRun < kVecWidth<T> ? kValuesRun : kVecWidth<T>;
-#pragma unroll
-    for (int part = 0; part < kValuesRun; part += kStep) {
-      Vec<T, kStep> y;
-#pragma unroll
-      for (int e = 0; e < kStep; e++) y.lane[e] = mulRn(T(e2m1Value(code[part + e])), s);
-      if (isWide) {
-        storeVec(x + at + part, 0, y);
-      } else {
-#pragma unroll
-        for (int e = 0; e < kStep; e++) x[at + part + e] = y.lane[e];
-      }
-    }
-  }
 }
 
 }  // namespace
@@ -328,23 +303,6 @@ int32_t fp4_operand(aq_queue* queue, const aq_view* in, int32_t, const aq_view* 
   if (checkStrips("fp4_operand", in[0], err) != AQ_OK) return err->code;
   return visitStored(in[0].dtype, err,
                      [&]<class S>() { return runOperand<S>(queue, in, out, o, err); });
-}
-
-int32_t fp4_values(aq_queue* queue, const aq_view* in, int32_t, const aq_view* out, int32_t,
-                   const void* params, aq_error* err) {
-  CUDA_CHECK(cudaSetDevice(queue->device));
-  const bool isMx = static_cast<const aq_fp4_values_params*>(params)->format == kMxFp4;
-  const int64_t runs = numel(in[0]) / kValuesRun;
-  if (runs == 0) return AQ_OK;
-  return visitFloat(out[0].dtype, err, [&]<class T>() -> int32_t {
-    const auto* const codes = static_cast<const uint8_t*>(in[0].data);
-    T* const x = static_cast<T*>(out[0].data);
-    expandCodes<T><<<elementBlocks(runs), kElementThreads, 0, queue->stream>>>(
-        codes, static_cast<const T*>(in[1].data), static_cast<const T*>(in[2].data), x,
-        isMx ? kFp4Group<kMxFp4> : kFp4Group<kNvFp4>, runs, isAligned16(codes) && isAligned16(x));
-    LAUNCH_CHECK("fp4_values");
-    return AQ_OK;
-  });
 }
 
 }  // namespace aq::cuda

@@ -1,26 +1,27 @@
 // quant_operand: the grid of a matrix and the matrix on it, for an operand of several products.
 //
-// Math      scale and zero as quant_grid has them, then code - zero as int8, or (code - zero)
-//           scale.
+// Math      scale and zero as quant_grid has them, then code - zero as int8, and (code - zero) scale
+//           beside it or instead.
 // Layout    2 to 32 threads a group, or a block of its own, by its length; a thread holds 32 or 64
 //           numbers in registers, so that x is read once, up to 32768 numbers. 16-byte loads. Rows
 //           with factors belong to blocks that stay and keep the factors of their columns
 //           (device/operand_stream.cuh). Odd widths, f64 and longer groups go element by element
 //           and read x twice, the second time from L2. Kernels start early: they send for their
-//           first numbers, as far as L2, before the kernel in front of them is over.
-// Cost      f16 to int8 moves 3 B an element, to bf16 4 B, f32 to int8 5 B; offsets 4 B more. 14 to
-//           24 instructions an element, of which the more numbers a thread has, the fewer are for
-//           what is done once a group.
+//           first numbers, as far as L2, before the kernel in front of them is over; beside another
+//           pass that they do not depend on they do not wait at all (passes.h).
+// Cost      f16 to int8 moves 3 B an element, to bf16 4 B, f32 to int8 5 B; values 2 B, offsets 4 B
+//           more. 14 to 24 instructions an element, of which the more numbers a thread has, the
+//           fewer are for what is done once a group.
 // Roofline  11008 x 4096 f16 to int8: 135 MB -> 40 us at 3.35 TB/s (H100 SXM data sheet). Measured
 //           on an H100 80GB HBM3: 49 us, 92 % of a copy; 4096^2 21.8 us, 77 %; f32 2048 x 4096 16.4
 //           us, 85 %; 2048 x 11008 93 %. With factors 59 us, to bf16 76; with offsets 134 us, 90 %.
-// Versions  v5 starts early (v4: 23.4 us at 4096^2, 51.4, and 19.1 for f32); v4 has a form of its
+// Versions  v6 runs beside other passes: of W, of x in bf16 and the product of both 90.5 -> 83.5 us;
+//           v5 starts early (v4: 23.4 us at 4096^2, 51.4, and 19.1 for f32); v4 has a form of its
 //           own for a matrix as it lies (device/plain_operand.cuh; v3: 26.4 us, 62); v3 has no
-//           branches before it writes; v2 has up to 64 numbers a thread, scaled once.
-//           Slower: blocks that stay for matrices without factors as well, with 2 to 4 groups a
-//           thread under way in shared memory: 22 to 31 us at 4096^2 in eight variants. Where few
-//           groups are under way the latency of each is waited for, where many are they arrive
-//           together.
+//           branches before it writes; v2 has up to 64 numbers a thread, scaled once. Slower: blocks
+//           that stay for matrices without factors as well, 22 to 31 us at 4096^2 in eight variants
+//           (few groups under way wait for each one's latency, many arrive together); fewer
+//           blocks on a multiprocessor at once, 83.5 -> 84 to 91 us in the row above.
 // Numerics  every operation rounds as in quant_grid and fake_quant, so the bits are theirs.
 #include "native/abi/params.h"
 #include "native/cuda/check.h"
@@ -34,6 +35,7 @@
 #include "native/cuda/device/stored.cuh"
 #include "native/cuda/kernels.h"
 #include "native/cuda/launch.h"
+#include "native/cuda/passes.h"
 #include "native/cuda/queue.h"
 
 namespace aq::cuda {
@@ -48,9 +50,10 @@ template <int kNumbers, int kThreads>
 inline constexpr int kBlocksOf = kNumbers == kFew ? (kThreads == kGroupThreads ? 3 : 2)
                                                   : (kThreads == kGroupThreads ? 2 : 1);
 
-template <class S, int kNumbers, int kThreads>
-inline constexpr int kPlainBlocks = (kNumbers * int(sizeof(S)) <= 128 ? 4 : 2) * kGroupThreads /
-                                    (kThreads == kGroupThreads ? kGroupThreads : 2 * kGroupThreads);
+template <class S, int kNumbers, int kThreads, bool kValues>
+inline constexpr int kPlainBlocks =
+    (kNumbers * int(sizeof(S)) <= 128 ? (kValues && kThreads == kGroupThreads ? 3 : 4) : 2) *
+    kGroupThreads / (kThreads == kGroupThreads ? kGroupThreads : 2 * kGroupThreads);
 
 // A thread's group, and which vectors of it are its own.
 template <int kLanes, int kVec>
@@ -88,12 +91,11 @@ __global__ __launch_bounds__(kThreads,
   constexpr int kVec = kVecWidth<S>, kBatch = kNumbers / kVec;
   const OwnVectors<kLanes, kVec> mine(a.groups);
   const int64_t group = mine.group, begin = mine.begin;
-  letNextKernelStart();
-  if (mine.lane % 8 == 0) {
+  if (mine.lane % 8 == 0 && !a.isBeside) {
 #pragma unroll
     for (int i = 0; i < kBatch; i++) prefetchL2(a.x + begin + mine.read(i) * kVec);
   }
-  waitForKernelBefore();
+  startPass(a.isBeside);
   Vec<S, kVec> raw[kBatch];
 #pragma unroll
   for (int i = 0; i < kBatch; i++) raw[i] = loadVec<S, kVec>(a.x + begin, mine.read(i));
@@ -147,28 +149,29 @@ __global__ __launch_bounds__(kThreads,
       for (int e = 0; e < kVec; e++) x[i][e] = own.lane[e];
     }
   }
-  const bool isNone = writeAll<kVec, kBatch>(a.y, a.dtype, begin, x, grid.s,
+  const bool isNone = writeAll<kVec, kBatch>(a.y, a.values, a.dtype, begin, x, grid.s,
                                              [&](int i) { return mine.written(i); }) ||
                       !isfinite(grid.s);
   const bool anyNone = a.dtype == AQ_I8 && groupAny<kLanes>(isNone);
+  endPass(a.isBeside);
   if (mine.lane != 0 || !mine.isLive) return;
   a.scale[group] = anyNone ? nanf("") : grid.s;
   a.zero[group] = grid.z;
 }
 
-// The same of a matrix without factors and offsets (device/plain_operand.cuh).
-template <class S, int kLanes, int kNumbers, int kThreads>
-__global__ __launch_bounds__(kThreads, kPlainBlocks<S, kNumbers, kThreads>) void quantizePlain(
-    OperandCall<S> a) {
+// The same of a matrix without factors and offsets (device/plain_operand.cuh). kValues: with values
+// beside the codes.
+template <class S, int kLanes, int kNumbers, int kThreads, bool kValues>
+__global__ __launch_bounds__(
+    kThreads, kPlainBlocks<S, kNumbers, kThreads, kValues>) void quantizePlain(OperandCall<S> a) {
   constexpr int kVec = kVecWidth<S>, kBatch = kNumbers / kVec;
   const OwnVectors<kLanes, kVec> mine(a.groups);
   const int64_t group = mine.group, begin = mine.begin;
-  letNextKernelStart();
-  if (mine.lane % 8 == 0) {
+  if (mine.lane % 8 == 0 && !a.isBeside) {
 #pragma unroll
     for (int i = 0; i < kBatch; i++) prefetchL2(a.x + begin + mine.read(i) * kVec);
   }
-  waitForKernelBefore();
+  startPass(a.isBeside);
   Vec<S, kVec> raw[kBatch];
 #pragma unroll
   for (int i = 0; i < kBatch; i++) raw[i] = loadVec<S, kVec>(a.x + begin, mine.read(i));
@@ -183,20 +186,23 @@ __global__ __launch_bounds__(kThreads, kPlainBlocks<S, kNumbers, kThreads>) void
   const FoundGrid<float> grid(a, clip, low, high);
   const BiasedCode codes(grid.s, grid.z, a.rule.top);
   const auto place = [&](int i) { return mine.written(i); };
-  const auto write = [&]<class Y>() {
-    return writeCodes<Y, S, kVec, kBatch>(a.y, begin, raw, codes, grid.s, place);
+  const auto write = [&]<class Y>(auto to) {
+    return writeCodes<Y, S, kVec, kBatch>(to, begin, raw, codes, grid.s, place);
   };
   bool isNone = !isfinite(grid.s);
-  if (a.dtype == AQ_I8) {
-    isNone = write.template operator()<int8_t>() || isNone;
+  if constexpr (kValues) {
+    isNone = write.template operator()<int8_t>(CodesAndValues{a.y, a.values}) || isNone;
+  } else if (a.dtype == AQ_I8) {
+    isNone = write.template operator()<int8_t>(a.y) || isNone;
   } else if (a.dtype == AQ_BF16) {
-    write.template operator()<__nv_bfloat16>();
+    write.template operator()<__nv_bfloat16>(a.y);
   } else if (a.dtype == AQ_F16) {
-    write.template operator()<__half>();
+    write.template operator()<__half>(a.y);
   } else {
-    write.template operator()<float>();
+    write.template operator()<float>(a.y);
   }
   const bool anyNone = a.dtype == AQ_I8 && groupAny<kLanes>(isNone);
+  endPass(a.isBeside);
   if (mine.lane != 0 || !mine.isLive) return;
   a.scale[group] = anyNone ? nanf("") : grid.s;
   a.zero[group] = grid.z;
@@ -213,14 +219,16 @@ int32_t inVectors(aq_queue* queue, const OperandCall<S>& a, aq_error* err) {
     return AQ_OK;
   };
   const auto shared = [&]<int kLanes>() {
-    return start(isPlain ? quantizePlain<S, kLanes, kFew, kGroupThreads>
-                         : quantizeGroups<S, kLanes, kFew, kGroupThreads>,
+    return start(!isPlain   ? quantizeGroups<S, kLanes, kFew, kGroupThreads>
+                 : a.values ? quantizePlain<S, kLanes, kFew, kGroupThreads, true>
+                            : quantizePlain<S, kLanes, kFew, kGroupThreads, false>,
                  groupBlocks<kLanes>(a.groups.count), kGroupThreads);
   };
   const auto own = [&]<int kNumbers, int kThreads>() {
     const int64_t perWarp = kNumbers * kWarp;
-    return start(isPlain ? quantizePlain<S, kBlock, kNumbers, kThreads>
-                         : quantizeGroups<S, kBlock, kNumbers, kThreads>,
+    return start(!isPlain   ? quantizeGroups<S, kBlock, kNumbers, kThreads>
+                 : a.values ? quantizePlain<S, kBlock, kNumbers, kThreads, true>
+                            : quantizePlain<S, kBlock, kNumbers, kThreads, false>,
                  unsigned(a.groups.count), int((length + perWarp - 1) / perWarp) * kWarp);
   };
   if (length <= 2 * kFew) return shared.template operator()<2>();
@@ -267,6 +275,7 @@ __global__ __launch_bounds__(kGroupThreads) void quantizeElements(OperandCall<S>
     if (a.dtype == AQ_I8) {
       static_cast<int8_t*>(a.y)[begin + k] = whole == whole ? int8_t(int32_t(whole)) : int8_t(0);
       isNone = isNone || whole != whole;
+      if (a.values) a.values[begin + k] = __float2bfloat16_rn(float(y));
     } else if (a.dtype == AQ_BF16) {
       static_cast<__nv_bfloat16*>(a.y)[begin + k] = __float2bfloat16_rn(float(y));
     } else if (a.dtype == AQ_F16) {
@@ -297,13 +306,13 @@ template <class S>
 bool fitsVectors(const OperandCall<S>& a) {
   constexpr int64_t kMost = kMostThreads * kMany;  // numbers that the registers of a block hold
   return a.groups.hasWidth(kVecWidth<S>) && a.groups.group <= kMost && isAligned16(a.x) &&
-         isAligned16(a.v) && isAligned16(a.c) && isAligned16(a.y);
+         isAligned16(a.v) && isAligned16(a.c) && isAligned16(a.y) && isAligned16(a.values);
 }
 
 }  // namespace
 
-int32_t quant_operand(aq_queue* queue, const aq_view* in, int32_t, const aq_view* out, int32_t,
-                      const void* params, aq_error* err) {
+int32_t quant_operand(aq_queue* queue, const aq_view* in, int32_t n_in, const aq_view* out,
+                      int32_t n_out, const void* params, aq_error* err) {
   CUDA_CHECK(cudaSetDevice(queue->device));
   const auto& o = *static_cast<const aq_quant_operand_params*>(params);
   const Groups groups =
@@ -322,10 +331,14 @@ int32_t quant_operand(aq_queue* queue, const aq_view* in, int32_t, const aq_view
     call.zero = static_cast<T*>(out[1].data);
     call.y = out[2].data;
     call.dtype = o.dtype;
+    call.values = o.values ? static_cast<__nv_bfloat16*>(out[3].data) : nullptr;
     call.groups = groups;
     call.rule = GridRule<T>::of(o, false);
     if constexpr (sizeof(T) == 4) {
-      if (fitsVectors(call)) return inVectors(queue, call, err);
+      if (fitsVectors(call)) {
+        call.isBeside = queue->passes->join(queue->calls, in, n_in, out, n_out);
+        return inVectors(queue, call, err);
+      }
     }
     return inElements(queue, call, err);
   });
