@@ -1,4 +1,4 @@
-"""Times PyTorch doing what our kernels do, on this GPU: python3 kernels.py [filter...]
+"""Times PyTorch doing what our kernels do, on this GPU: python3 time_kernels.py [filter...]
 
 Rows: copy and matrix-product rates (the limits), batched and large inverses, fused AdamW, the
 fake-quantized linear (eager and compiled, forward and backward), and its int4 product.
