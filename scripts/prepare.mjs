@@ -1,7 +1,7 @@
 // npm's prepare step, in a checkout only (a package from the registry brings dist/): compiles
 // TypeScript to dist/ and the addon to build/, each only when a source is newer than its output.
 import { spawnSync } from "node:child_process";
-import { existsSync, rmSync } from "node:fs";
+import { chmodSync, existsSync, rmSync } from "node:fs";
 import { join, relative } from "node:path";
 import { changedAt, filesBelow, isAddonFresh, root } from "./addon-files.mjs";
 
@@ -12,6 +12,8 @@ const sources = ["lib", "bin"]
 
 if (existsSync(join(root, "tsconfig.json"))) {
   if (!isDistFresh()) compileTypeScript();
+  // npx sets the mode when it first links a checkout, and not again for another one at the same place.
+  chmodSync(join(dist, "bin/aq-native.js"), 0o755);
   if (!isAddonFresh()) {
     const { buildAddon } = await import("./build-addon.mjs");
     buildAddon();
