@@ -30,6 +30,25 @@ const FLOAT_RECIPES: readonly (readonly [string, Options])[] = [
   ["affine + round", { recipe: "affine", rounding: "learned" }],
 ];
 
+/** A quarter of a million tokens that the model writes itself, and all blocks trained at the end. */
+const OWN_TEXT = { calibSource: "model", epochs: 8, polish: 12 } as const;
+const OWN_TOKENS = 2 ** 18;
+
+/** The settings with a table row of their own for it. */
+function ownTextRows(model: string): (readonly [string, string, string, Options])[] {
+  const nsamples = OWN_TOKENS / (model === "llama-23m" ? 2048 : 512);
+  const own = { ...OWN_TEXT, nsamples };
+  const rows: (readonly [string, string, string, Options])[] = [
+    [model, "W4A4", "own text, polish", { ...W4A4, ...own }],
+    [model, "W4A16", "own text, polish", { ...W4, ...own }],
+    [model, "W3A16", "own text, polish", { ...W3, ...own }],
+    [model, "W2A16 g32", "own text, polish", { ...W2, ...own }],
+  ];
+  if (!model.startsWith("llama")) return rows;
+  const hadamard: Options = { ...W4A4, ...own, hadamard: "down" };
+  return [...rows, [model, "W4A4", "own text, polish, --hadamard down", hadamard]];
+}
+
 /** What is measured: model, bits, what is said of the recipe, options. */
 const ROWS: readonly (readonly [string, string, string, Options])[] = [
   ...["llama-gqa-4m", "opt-5m", "llama-23m"].flatMap((model) => {
@@ -65,6 +84,7 @@ const ROWS: readonly (readonly [string, string, string, Options])[] = [
           { scheme, ...options },
         ]),
       ),
+      ...ownTextRows(model),
     ];
     return rows.filter((row) => row !== false);
   }),

@@ -10,13 +10,8 @@ import { streamBudget } from "./calibration/streams.ts";
 import { loadCalibration } from "./calibration/text.ts";
 import { loadTokenizer } from "./data/tokenizer.ts";
 import { diskParts, memoryParts, total } from "./estimate/memory.ts";
-import {
-  measureUnits,
-  phaseSeconds,
-  stepsPerEpoch,
-  type UnitSeconds,
-  type Workload,
-} from "./estimate/time.ts";
+import { measureUnits, phaseSeconds, stepsPerEpoch } from "./estimate/time.ts";
+import type { UnitSeconds, Workload } from "./estimate/work.ts";
 import { schemeName } from "./quant/scheme.ts";
 import { countBits } from "./report/bits.ts";
 import { formatsFor } from "./run-formats.ts";

@@ -39,6 +39,11 @@ export interface QuantizeOptions {
   readonly recipe?: RecipeName;
   /** Plain-text file to calibrate on; absent: the text shipped with the package. */
   readonly calib?: string;
+  /**
+   * What calibration windows are: `text`, cut from the text (default), or `model`, written by the model
+   * itself, each going on from a few tokens of the text. There can be as many of these as are asked for.
+   */
+  readonly calibSource?: CalibSource;
   /** Calibration windows, default 32. */
   readonly nsamples?: number;
   /** Tokens of a window, default min(2048, the model's maximum). */
@@ -112,6 +117,8 @@ export type PrecisionName = "f32" | "bf16" | "f16";
  * to start; `never` refuses to go on.
  */
 export type ResumeMode = "auto" | "required" | "never";
+
+export type CalibSource = "text" | "model";
 
 /** `rotate` changes the basis, `polish` trains all blocks, `export` writes the checkpoint. */
 export type RunStage = "rotate" | "polish" | "export";
@@ -209,6 +216,13 @@ export type QuantizeEvent =
       readonly blocksDone: number;
       readonly blocks: number;
       readonly finished: boolean;
+    }
+  /** The model writes calibration windows: tokens that are there, of how many. */
+  | {
+      readonly event: "writing";
+      readonly tokens: number;
+      readonly of: number;
+      readonly secondsLeft: number | null;
     }
   /** Work on the whole model, between or after the blocks. */
   | { readonly event: "stage"; readonly stage: RunStage }

@@ -222,6 +222,7 @@ describe("evaluating the folder", () => {
   it("gives the perplexity that the run measured", async () => {
     const { evaluation, notes } = loadCalibration(BOOKS, loadTokenizer(source), SMALL.seqlen, {
       nsamples: SMALL.nsamples,
+      calibSource: "text",
       sampling: "sequential",
       seed: 0,
     });

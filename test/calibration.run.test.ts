@@ -105,6 +105,7 @@ describe("the result", () => {
     const windows = (seed: number): number[][] =>
       loadCalibration(BOOKS, tokenizer, 32, {
         nsamples: 5,
+        calibSource: "text",
         sampling: "random",
         seed,
       }).calibration.map((window) => [...window]);

@@ -150,6 +150,7 @@ describe("a run with --hadamard down", () => {
     const tokenizer = loadTokenizer(TRAINED);
     const { evaluation } = loadCalibration(BOOKS, tokenizer, SMALL.seqlen, {
       nsamples: SMALL.nsamples,
+      calibSource: "text",
       sampling: "sequential",
       seed: 0,
     });

@@ -10,9 +10,11 @@
 import type { Checkpoint } from "../checkpoint/folder.ts";
 import { sourceFile } from "../checkpoint/source-files.ts";
 import { AqError } from "../errors.ts";
+import type { ComputeDevice } from "../tensor/compute-device.ts";
 import { sha256, sha256LargeFile } from "../util/hash.ts";
 import { isJsonObject, type JsonObject } from "../util/json.ts";
 import { packageVersion } from "../util/package.ts";
+import type { RunSettings } from "./settings.ts";
 import type { CalibrationText } from "./text.ts";
 
 /** Everything that the result depends on, as JSON. */
@@ -21,7 +23,7 @@ export type Identity = JsonObject;
 /** Throws: AQ_FILE, AQ_STOPPED when the signal fires. */
 export async function identify(
   checkpoint: Checkpoint,
-  text: Pick<CalibrationText, "calibration" | "evaluation">,
+  text: Pick<CalibrationText, "calibration" | "seqlen" | "evaluation">,
   settings: object,
   signal?: AbortSignal,
 ): Promise<Identity> {
@@ -36,7 +38,8 @@ export async function identify(
   const identity = {
     version: packageVersion(),
     model: { config: sha256(checkpoint.configText), weights },
-    calibration: describeWindows(text.calibration),
+    // Windows that the model writes follow from what they begin with, and from all else here.
+    calibration: { ...describeWindows(text.calibration), seqlen: text.seqlen },
     evaluation: describeWindows(text.evaluation),
     settings,
   };
@@ -47,6 +50,25 @@ export async function identify(
 function describeWindows(windows: readonly Int32Array[]): JsonObject {
   const bytes = windows.map((w) => new Uint8Array(w.buffer, w.byteOffset, w.byteLength));
   return { windows: windows.length, seqlen: windows[0]?.length ?? 0, tokens: sha256(...bytes) };
+}
+
+/**
+ * Settings that the result depends on; the windows' length is compared by the windows themselves. What
+ * is computed on one kind of device goes on there: the other rounds otherwise, and blocks of both would
+ * be no run that anybody can repeat. What an option that came later leaves at its default is absent, as
+ * in the runs of versions without it.
+ */
+export function identitySettings(
+  { seqlen: _, keep, calibSource, ...settings }: RunSettings,
+  { kind, precision }: Pick<ComputeDevice, "kind" | "precision">,
+): object {
+  return {
+    ...settings,
+    ...(keep.length > 0 ? { keep } : {}),
+    ...(calibSource === "text" ? {} : { calibSource }),
+    device: kind,
+    precision,
+  };
 }
 
 /** The first place where two identities differ, in words, or null. */

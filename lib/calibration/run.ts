@@ -27,7 +27,7 @@ import { setThreads, threads } from "../tensor/device.ts";
 import type { QuantizeEvent, QuantizeOptions, QuantizeResult } from "../types.ts";
 import { packageVersion } from "../util/package.ts";
 import { calibrateAll, type QuantizeHooks } from "./calibrate-all.ts";
-import { identify } from "./identity.ts";
+import { identify, identitySettings } from "./identity.ts";
 import { keepNotes, keptKeys } from "./keep.ts";
 import { modelFor, openSource } from "./open-source.ts";
 import { PhaseClock } from "./phase-clock.ts";
@@ -40,6 +40,7 @@ import { type RunSettings, resolveSettings, settingsFor, windowLength } from "./
 import { streamBudget } from "./streams.ts";
 import { type CalibrationText, loadCalibration } from "./text.ts";
 import { TokenCache } from "./token-cache.ts";
+import { writtenWindows } from "./written-windows.ts";
 
 /** What a session works with once its options and input are known to be good. */
 interface Session {
@@ -136,19 +137,6 @@ export async function runQuantize(
   }
 }
 
-/**
- * Settings that the result depends on; the windows' length is compared by the windows themselves. What
- * is computed on one kind of device goes on there: the other rounds otherwise, and blocks of both would
- * be no run that anybody can repeat.
- */
-function identitySettings(
-  { seqlen: _, keep, ...settings }: RunSettings,
-  { kind, precision }: ComputeDevice,
-): object {
-  // Runs that keep nothing are those of versions that could not.
-  return { ...settings, ...(keep.length > 0 ? { keep } : {}), device: kind, precision };
-}
-
 function isComplete(out: string): boolean {
   try {
     openCheckpoint(out).close();
@@ -204,6 +192,8 @@ async function runSession(
       return result.ppl;
     };
     const clock = new PhaseClock();
+    if (text.isWritten) clock.enter("text");
+    const windows = await calibrationWindows(session, told);
     clock.enter("evaluation");
     const pplBefore =
       record.job.pplBefore ??
@@ -231,7 +221,7 @@ async function runSession(
       source,
       written,
       settings,
-      windows: text.calibration,
+      windows,
       streamMemory: session.streamMemory,
       run,
       record,
@@ -276,8 +266,8 @@ async function runSession(
       },
       calibration: {
         text: text.source,
-        windows: text.calibration.length,
-        seqlen: text.calibration[0]?.length ?? 0,
+        windows: windows.length,
+        seqlen: text.seqlen,
       },
       perplexity: { before: pplBefore, after: pplAfter, windows: text.evaluation.length },
       blocks,
@@ -299,6 +289,20 @@ async function runSession(
   }
 }
 
+/** The windows of the text, or those that the model writes. */
+function calibrationWindows(
+  { options, settings, device, text, run }: Session,
+  { onEvent, signal }: QuantizeHooks,
+): Promise<readonly Int32Array[]> | readonly Int32Array[] {
+  const { calibration: beginnings, isWritten, seqlen } = text;
+  if (!isWritten) return text.calibration;
+  const file = path.join(run.dir, "written.jsonl");
+  const { model } = options;
+  const { seed } = settings;
+  const { name } = device;
+  return writtenWindows({ model, device: name, beginnings, seqlen, seed, file, onEvent, signal });
+}
+
 function startEvent({ options, settings, device, model, text }: Session): QuantizeEvent {
   return {
     event: "start",
@@ -306,7 +310,7 @@ function startEvent({ options, settings, device, model, text }: Session): Quanti
     family: model.family,
     blocks: model.shape.blocks,
     windows: text.calibration.length,
-    seqlen: text.calibration[0]?.length ?? 0,
+    seqlen: text.seqlen,
     wbits: settings.scheme.wbits,
     abits: settings.scheme.abits,
     scheme: schemeName(settings.scheme),

@@ -5,7 +5,7 @@ import type { Model } from "../models/family.ts";
 import { schemeOf } from "../quant/presets.ts";
 import { clipsTokens, type QuantScheme, quantizesTokens, schemeName } from "../quant/scheme.ts";
 import { checkChoice } from "../tensor/compute-device.ts";
-import type { QuantizeOptions } from "../types.ts";
+import type { CalibSource, QuantizeOptions } from "../types.ts";
 import { checkKeep } from "./keep.ts";
 import {
   defaultAugLoss,
@@ -29,6 +29,8 @@ export interface RunSettings {
   /** Epochs that train all blocks at once at the end. */
   readonly polish: number;
   readonly train: TrainSettings;
+  /** What calibration windows are. */
+  readonly calibSource: CalibSource;
   readonly nsamples: number;
   readonly seqlen: number | undefined;
   readonly sampling: "sequential" | "random";
@@ -166,11 +168,12 @@ export function settingsFor(
 export function resolveSettings(options: QuantizeOptions): RunSettings {
   const scheme = schemeOf(options);
   const { sampling = "sequential", rotate = "auto" } = options;
-  const { hadamard = "none" } = options;
+  const { hadamard = "none", calibSource = "text" } = options;
   const recipe = adjusted(recipeOf(options.recipe ?? "default"), scheme, options);
   oneOf("rounding", recipe.rounding, ROUNDINGS);
   oneOf("rotate", rotate, ["auto", "on", "off"]);
   oneOf("hadamard", hadamard, ["none", "down"]);
+  oneOf("calibSource", calibSource, ["text", "model"]);
   oneOf("sampling", sampling, ["sequential", "random"]);
   checkChoice(options);
   return {
@@ -190,6 +193,7 @@ export function resolveSettings(options: QuantizeOptions): RunSettings {
       augLoss: options.augLoss ?? defaultAugLoss(scheme),
       batch: within("batch", options.batch ?? 1, 1, 1_000_000, true),
     },
+    calibSource,
     nsamples: within("nsamples", options.nsamples ?? 32, 1, 1_000_000, true),
     seqlen:
       options.seqlen === undefined

@@ -60,6 +60,20 @@ export function resumeLine({ blocksDone, blocks, finished }: Event<"resume">): S
   ];
 }
 
+/** How much of the calibration text the model has written. */
+export function writingStatus({ tokens, of, secondsLeft }: Event<"writing">): Segment[] {
+  const segments: Segment[] = [
+    { text: "the model writes its calibration text", tone: "strong" },
+    { text: "  " },
+    { text: bar(tokens / of, BAR_CELLS), tone: "dim" },
+    { text: `  ${tokens} of ${plural(of, "token")}` },
+  ];
+  if (secondsLeft !== null) {
+    segments.push({ text: `  ${duration(secondsLeft)} left`, tone: "dim" });
+  }
+  return segments;
+}
+
 export function stageStatus({ stage }: Event<"stage">): Segment[] {
   return [{ text: STAGES[stage], tone: "strong" }];
 }

@@ -49,6 +49,7 @@ const RECIPES = [
   "paper-weight-only",
 ] as const satisfies readonly RecipeName[];
 const RESUMES = ["auto", "required", "never"] as const satisfies readonly ResumeMode[];
+const CALIB_SOURCES = ["text", "model"] as const;
 const SAMPLINGS = ["sequential", "random"] as const;
 const ROTATES = ["auto", "on", "off"] as const;
 const HADAMARDS = ["none", "down"] as const;
@@ -212,6 +213,13 @@ function addRunOptions(command: Command, own: readonly Option[]): Command {
     .optionsGroup("Calibration text:")
     .addOption(
       valued("--calib <file>", "plain text (default: the one shipped with the package)", path),
+    )
+    .addOption(
+      valued(
+        "--calib-source <what>",
+        "text: windows of the text; model: windows that the model writes itself, each behind a few tokens of the text (default: text)",
+        choice(CALIB_SOURCES),
+      ),
     )
     .addOption(valued("--nsamples <n>", "calibration windows (default: 32)", integer(1)))
     .addOption(

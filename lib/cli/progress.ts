@@ -12,6 +12,7 @@ import {
   stageStatus,
   startLine,
   stepStatus,
+  writingStatus,
 } from "./describe.ts";
 import type { Io } from "./io.ts";
 import { JsonLines } from "./json-lines.ts";
@@ -45,8 +46,11 @@ function quantizeJson(io: Io): Progress<QuantizeEvent> {
   return {
     event(event) {
       if (event.event === "done") return;
-      const isStep = event.event === "polish" && event.divergence === null;
-      if (event.event === "step" || isStep) lines.writeSometimes(event);
+      const isStep =
+        event.event === "step" ||
+        event.event === "writing" ||
+        (event.event === "polish" && event.divergence === null);
+      if (isStep) lines.writeSometimes(event);
       else lines.write(event);
     },
     end() {},
@@ -68,6 +72,9 @@ function quantizeText(io: Io): Progress<QuantizeEvent> {
           break;
         case "resume":
           screen.print(resumeLine(event));
+          break;
+        case "writing":
+          screen.status(writingStatus(event));
           break;
         case "stage":
           screen.status(stageStatus(event), true);

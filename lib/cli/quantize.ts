@@ -35,6 +35,10 @@ export const QUANTIZE_EXAMPLES: readonly [string, string][] = [
     "--model ./model --scheme NVFP4 --keep '*.down_proj' 'layers.0.*' --out ./model-nvfp4",
   ],
   ["calibrate on your own text", "--model ./model --calib my.txt --nsamples 64 --out ./model-w4"],
+  [
+    "the best that we know: much text that the model writes itself, and all blocks trained at the end",
+    "--model ./model --wbits 3 --calib-source model --nsamples 192 --polish 6 --out ./model-w3",
+  ],
   ["the baseline: round to nearest", "--model ./model --recipe rtn --out ./model-rtn"],
 ];
 

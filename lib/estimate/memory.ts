@@ -7,7 +7,9 @@ import type { Model } from "../models/family.ts";
 import type { QuantScheme } from "../quant/scheme.ts";
 import { groupsPerRow } from "../quant/scheme.ts";
 import { precisionOf } from "../tensor/precision.ts";
-import { batchOf, type Workload } from "./time.ts";
+import { batchOf } from "./time.ts";
+import type { Workload } from "./work.ts";
+import { writingParts } from "./writing.ts";
 
 const F32 = 4;
 const F64 = 8;
@@ -66,6 +68,7 @@ export function memoryParts(
     const folds = weights * (FOLD_COPIES * F64 + FOLDED_COPIES * F32);
     stages.push({ ...base, weights: folds + turned, activations: FOLD_PASSES * pass });
   }
+  if (settings.calibSource === "model") stages.push({ program: PROGRAM, ...writingParts(work) });
   if (settings.polish > 0) {
     const polish = polishBytes(model, settings, work.windows, tokens);
     stages.push({ program: PROGRAM, "all blocks": polish });

@@ -2,7 +2,6 @@
 
 import { keptByBlock } from "../calibration/keep.ts";
 import { heldBackWindows } from "../calibration/polish-memory.ts";
-import type { RunSettings } from "../calibration/settings.ts";
 import type { LinearSpec, Model } from "../models/family.ts";
 import {
   type LinearSpeed,
@@ -11,6 +10,8 @@ import {
   measureElementwise,
   measureLinear,
 } from "./measure.ts";
+import type { UnitSeconds, Workload } from "./work.ts";
+import { writingSeconds } from "./writing.ts";
 
 /** Ops of a training step that are too small for their size to matter. */
 const SMALL_CALLS = 90;
@@ -21,38 +22,6 @@ const DISK_SPEED = 300e6;
 /** A fold in float64 against a training step's work on the weights, and its passes of one window. */
 const FOLD_FACTOR = 8;
 const FOLD_PASSES = 3;
-
-/** What the run works on. */
-export interface Workload {
-  /** Where it runs. */
-  readonly device: string;
-  readonly model: Model;
-  readonly settings: RunSettings;
-  /** Calibration windows and windows of each evaluation. */
-  readonly windows: number;
-  readonly evaluationWindows: number;
-  readonly tokens: number;
-  /** Bytes of the checkpoint. */
-  readonly bytes: number;
-  /** Seconds that reading and tokenizing the text took just now. */
-  readonly textSeconds: number;
-}
-
-/** Seconds by unit of work, as measured. */
-export interface UnitSeconds {
-  /** One optimizer step of a block's training: its windows, forward, backward and update. */
-  readonly step: number;
-  /** The same on one window, which is what polish takes. */
-  readonly windowStep: number;
-  /** One window through one block, forward. */
-  readonly pass: number;
-  /** One window through the head. */
-  readonly head: number;
-  /** Folding and checking one block. */
-  readonly fold: number;
-  /** Rotating one block's weights. */
-  readonly rotate: number;
-}
 
 /** Windows of a step, of which there are no more than there are. */
 export function batchOf({ settings, windows }: Pick<Workload, "settings" | "windows">): number {
@@ -107,6 +76,7 @@ export function measureUnits(work: Workload): UnitSeconds {
     head: tokens * hidden * vocabulary * perWeight,
     fold: FOLD_FACTOR * weightSide + FOLD_PASSES * pass,
     rotate: 2 * hidden * sum((s) => s.weights) * perWeight,
+    call,
   };
 }
 
@@ -144,7 +114,7 @@ export function phaseSeconds(work: Workload, unit: UnitSeconds): Record<string, 
   const passes = windows * blocks * unit.pass;
   const steps = stepsPerEpoch(work) * blocks * unit.step;
   const all: Record<string, number> = {
-    text: work.textSeconds,
+    text: work.textSeconds + writingSeconds(work, unit),
     load: (settings.rotate ? blocks * unit.rotate : 0) + bytes / DISK_SPEED,
     statistics: passes * (train.augLoss && !isRounded ? 2 : 1),
     affine: isRounded ? 0 : train.affineEpochs * steps,

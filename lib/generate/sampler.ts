@@ -47,7 +47,7 @@ export class Sampler {
     if (this.#temperature === 0) return best;
     const weights = this.#weigh(logits, logits[best] as number);
     const total = this.#total;
-    if (this.#topP >= 1) return draw(weights.keys(), weights, this.#random.unit() * total, best);
+    if (this.#topP >= 1) return drawAmongAll(weights, this.#random.unit() * total, best);
     // Those below the mean of what is to be left out are left out: the others alone are enough.
     const least = ((1 - this.#topP) * total) / weights.length;
     const order: number[] = [];
@@ -61,7 +61,7 @@ export class Sampler {
     while (kept < order.length && sum < this.#topP * total) {
       sum += weights[order[kept++] as number] as number;
     }
-    return draw(order.slice(0, kept), weights, this.#random.unit() * sum, best);
+    return draw(order, kept, weights, this.#random.unit() * sum, best);
   }
 
   /** Probabilities up to a factor; what is no number has none. */
@@ -95,17 +95,30 @@ export function argmax(logits: Float32Array): number {
   return best;
 }
 
+/** An index whose share of the weights holds `target`. */
+function drawAmongAll(weights: Float64Array, target: number, otherwise: number): number {
+  let left = target;
+  for (let i = 0; i < weights.length; i++) {
+    const w = weights[i] as number;
+    if (!(w > 0)) continue;
+    left -= w;
+    if (left < 0) return i;
+  }
+  return otherwise;
+}
+
+/** The same among the first `count` of `order`. */
 function draw(
-  from: Iterable<number>,
+  order: readonly number[],
+  count: number,
   weights: Float64Array,
   target: number,
   otherwise: number,
 ): number {
   let left = target;
-  for (const i of from) {
-    const w = weights[i] as number;
-    if (!(w > 0)) continue;
-    left -= w;
+  for (let n = 0; n < count; n++) {
+    const i = order[n] as number;
+    left -= weights[i] as number;
     if (left < 0) return i;
   }
   return otherwise;

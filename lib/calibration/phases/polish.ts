@@ -25,12 +25,18 @@ import { Teacher } from "../teacher.ts";
 import type { StepParts } from "../train-step.ts";
 import { trainSteps } from "../train-steps.ts";
 
-/** Rate of gains and biases. */
-const GAIN_RATE = 1e-4;
+/** Rate of gains and biases, where there are steps enough. */
+const GAIN_RATE = 3e-4;
 /** Rate of the clipping logits, as a share of the affine phase's. */
-const CLIP_SHARE = 0.1;
-/** The way that an offset can go if all steps agree and rates did not fall. */
-const OFFSET_WAY = 0.25;
+const CLIP_SHARE = 0.3;
+/**
+ * With fewer steps than this both are lower in proportion, down to a third: little text is soon learned by
+ * heart, and then no epoch is kept (docs/method.md).
+ */
+const STEPS_ENOUGH = 1000;
+const LEAST_PACE = 1 / 3;
+/** Furthest that an offset goes in a step. With more of them it can go all of its way, if they agree. */
+const MAX_OFFSET_RATE = 0.0015;
 /** Steps with a non-finite loss or gradient that may be skipped before training ends. */
 const SKIPS_ALLOWED = 2;
 /** Keeps the order of the windows apart from what else is drawn from the run's seed. */
@@ -176,10 +182,11 @@ class Training {
   #step({ n, t }: { readonly n: number; readonly t: number }): StepParts {
     const { windows, settings, hooks } = this.#parts;
     const { outer, teacher } = this.#compared;
+    const pace = Math.min(1, Math.max(LEAST_PACE, this.#steps / STEPS_ENOUGH));
     const rates = {
-      gain: GAIN_RATE,
-      clip: settings.train.lwcLr * CLIP_SHARE,
-      offset: OFFSET_WAY / this.#steps,
+      gain: pace * GAIN_RATE,
+      clip: pace * settings.train.lwcLr * CLIP_SHARE,
+      offset: Math.min(1 / this.#steps, MAX_OFFSET_RATE),
     };
     return {
       parameters: this.#student.tensors(),
