@@ -8,6 +8,7 @@ import { checkPolish, memoryOf } from "./calibration/polish-memory.ts";
 import { resolveSettings, settingsFor, windowLength } from "./calibration/settings.ts";
 import { streamBudget } from "./calibration/streams.ts";
 import { loadCalibration } from "./calibration/text.ts";
+import { checkWriting } from "./calibration/writing-memory.ts";
 import { loadTokenizer } from "./data/tokenizer.ts";
 import { diskParts, memoryParts, total } from "./estimate/memory.ts";
 import { measureUnits, phaseSeconds, stepsPerEpoch } from "./estimate/time.ts";
@@ -74,6 +75,7 @@ export function estimate(options: EstimateOptions): EstimateResult {
     const started = performance.now();
     const text = loadCalibration(options.calib, loadTokenizer(options.model), seqlen, settings);
     const streamMemory = streamBudget(options.streamMemory, device.name);
+    if (text.isWritten) checkWriting(model, seqlen, device.name, text.calibration.length);
     checkPolish(model, settings, text.calibration.length, seqlen, memoryOf(device.name));
     const textSeconds = (performance.now() - started) / 1000;
     const work: Workload = {

@@ -17,7 +17,7 @@ const START: QuantizeEvent = {
   scheme: "W4A4",
   recipe: "affine",
   threads: 2,
-  device: "cpu",
+  device: "avx2, 2 threads",
 };
 
 function step(index: number, secondsLeft: number | null = null): QuantizeEvent {
@@ -66,7 +66,7 @@ describe("on a terminal", () => {
   test("the status is one line, redrawn in place, with block, epoch, bar, loss and time left", () => {
     const text = show(fakeIo({ columns: 100 }), false, [START, step(0), step(49, 83)], 200);
     expect(terminalLines(text)).toEqual([
-      "tiny: llama, 2 blocks, W4A4, recipe affine, 1 window of 64 tokens, cpu, 2 threads",
+      "tiny: llama, 2 blocks, W4A4, recipe affine, 1 window of 64 tokens, cpu, avx2, 2 threads",
       "block 1/2  epoch 1/2  ██░░░░░░░░░░░░░░  loss 0.01235  1m 23s left",
     ]);
   });

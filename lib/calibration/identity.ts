@@ -23,7 +23,7 @@ export type Identity = JsonObject;
 /** Throws: AQ_FILE, AQ_STOPPED when the signal fires. */
 export async function identify(
   checkpoint: Checkpoint,
-  text: Pick<CalibrationText, "calibration" | "seqlen" | "evaluation">,
+  text: Pick<CalibrationText, "calibration" | "isWritten" | "seqlen" | "evaluation">,
   settings: object,
   signal?: AbortSignal,
 ): Promise<Identity> {
@@ -39,7 +39,11 @@ export async function identify(
     version: packageVersion(),
     model: { config: sha256(checkpoint.configText), weights },
     // Windows that the model writes follow from what they begin with, and from all else here.
-    calibration: { ...describeWindows(text.calibration), seqlen: text.seqlen },
+    calibration: {
+      ...(text.isWritten ? { source: "model" } : {}),
+      ...describeWindows(text.calibration),
+      seqlen: text.seqlen,
+    },
     evaluation: describeWindows(text.evaluation),
     settings,
   };
@@ -53,19 +57,18 @@ function describeWindows(windows: readonly Int32Array[]): JsonObject {
 }
 
 /**
- * Settings that the result depends on; the windows' length is compared by the windows themselves. What
+ * Settings that the result depends on; the windows' length and source are compared with the windows. What
  * is computed on one kind of device goes on there: the other rounds otherwise, and blocks of both would
  * be no run that anybody can repeat. What an option that came later leaves at its default is absent, as
  * in the runs of versions without it.
  */
 export function identitySettings(
-  { seqlen: _, keep, calibSource, ...settings }: RunSettings,
+  { seqlen: _, calibSource: _source, keep, ...settings }: RunSettings,
   { kind, precision }: Pick<ComputeDevice, "kind" | "precision">,
 ): object {
   return {
     ...settings,
     ...(keep.length > 0 ? { keep } : {}),
-    ...(calibSource === "text" ? {} : { calibSource }),
     device: kind,
     precision,
   };

@@ -63,7 +63,9 @@ export class RunRecord {
 
   /** Throws: AQ_FILE. */
   update(
-    change: Partial<Pick<Job, "status" | "pplBefore" | "finished" | "polish" | "result">>,
+    change: Partial<
+      Pick<Job, "status" | "written" | "pplBefore" | "finished" | "polish" | "result">
+    >,
   ): void {
     this.#job = { ...this.#job, ...change, notes: [...this.#notes], seconds: this.seconds };
     this.#run.writeJob(this.#job);

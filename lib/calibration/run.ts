@@ -30,6 +30,7 @@ import { calibrateAll, type QuantizeHooks } from "./calibrate-all.ts";
 import { identify, identitySettings } from "./identity.ts";
 import { keepNotes, keptKeys } from "./keep.ts";
 import { modelFor, openSource } from "./open-source.ts";
+import { ownWindows } from "./own-windows.ts";
 import { PhaseClock } from "./phase-clock.ts";
 import { polishAll } from "./phases/polish.ts";
 import { hadamardNote, planOf, untiedNote } from "./plan.ts";
@@ -40,7 +41,7 @@ import { type RunSettings, resolveSettings, settingsFor, windowLength } from "./
 import { streamBudget } from "./streams.ts";
 import { type CalibrationText, loadCalibration } from "./text.ts";
 import { TokenCache } from "./token-cache.ts";
-import { writtenWindows } from "./written-windows.ts";
+import { checkWriting } from "./writing-memory.ts";
 
 /** What a session works with once its options and input are known to be good. */
 interface Session {
@@ -86,6 +87,9 @@ export async function runQuantize(
     const tokens = new TokenCache(options.model, run.dir);
     const text = loadCalibration(options.calib, tokens, seqlen, settings);
     const found = findJob(options.out, run, options);
+    if (text.isWritten && !found?.written) {
+      checkWriting(original, seqlen, device.name, text.calibration.length);
+    }
     if (!found?.polish) {
       checkPolish(model, settings, text.calibration.length, seqlen, memoryOf(device.name));
     }
@@ -193,7 +197,9 @@ async function runSession(
     };
     const clock = new PhaseClock();
     if (text.isWritten) clock.enter("text");
-    const windows = await calibrationWindows(session, told);
+    const windows = text.isWritten
+      ? await ownWindows({ ...session, record, hooks: told })
+      : text.calibration;
     clock.enter("evaluation");
     const pplBefore =
       record.job.pplBefore ??
@@ -287,20 +293,6 @@ async function runSession(
   } finally {
     for (const item of owned) item.dispose();
   }
-}
-
-/** The windows of the text, or those that the model writes. */
-function calibrationWindows(
-  { options, settings, device, text, run }: Session,
-  { onEvent, signal }: QuantizeHooks,
-): Promise<readonly Int32Array[]> | readonly Int32Array[] {
-  const { calibration: beginnings, isWritten, seqlen } = text;
-  if (!isWritten) return text.calibration;
-  const file = path.join(run.dir, "written.jsonl");
-  const { model } = options;
-  const { seed } = settings;
-  const { name } = device;
-  return writtenWindows({ model, device: name, beginnings, seqlen, seed, file, onEvent, signal });
 }
 
 function startEvent({ options, settings, device, model, text }: Session): QuantizeEvent {

@@ -164,11 +164,21 @@ export function settingsFor(
   };
 }
 
+/** What the model writes begins at random places of the text. */
+function samplingOf({ sampling, calibSource }: QuantizeOptions): RunSettings["sampling"] {
+  if (calibSource !== "model") return sampling ?? "sequential";
+  if (sampling === undefined) return "random";
+  throw new AqError(
+    "AQ_ARG",
+    `sampling says which windows of the text are taken, and with calibSource model none is: what the model writes begins at random places; leave one of them out, got ${JSON.stringify(sampling)}`,
+  );
+}
+
 /** Throws: AQ_ARG naming the option, its range and its value. */
 export function resolveSettings(options: QuantizeOptions): RunSettings {
   const scheme = schemeOf(options);
-  const { sampling = "sequential", rotate = "auto" } = options;
-  const { hadamard = "none", calibSource = "text" } = options;
+  const { hadamard = "none", calibSource = "text", rotate = "auto" } = options;
+  const sampling = samplingOf(options);
   const recipe = adjusted(recipeOf(options.recipe ?? "default"), scheme, options);
   oneOf("rounding", recipe.rounding, ROUNDINGS);
   oneOf("rotate", rotate, ["auto", "on", "off"]);

@@ -76,7 +76,10 @@ export function loadCalibration(
   return { ...made, evaluation: used };
 }
 
-/** What the model goes on from. Measured on windows of the text itself. */
+/**
+ * What the model goes on from, from random places behind the windows that perplexity is measured on, if the
+ * text goes on there; a place may come again where there are few.
+ */
 function loadBeginnings(
   name: string,
   ids: Int32Array,
@@ -90,15 +93,17 @@ function loadBeginnings(
     );
   }
   const evaluation = sequentialWindows(ids, seqlen, EVAL_WINDOWS);
-  const calibration = randomWindows(ids, BEGINNING, nsamples, seed);
+  const behind = ids.subarray(evaluation.length * seqlen);
+  const places = randomWindows(behind.length >= seqlen ? behind : ids, BEGINNING, nsamples, seed);
+  const calibration = Array.from(
+    { length: nsamples },
+    (_, n) => places[n % places.length] as Int32Array,
+  );
+  const measured =
+    evaluation.length === 1 ? "its first window" : `its first ${evaluation.length} windows`;
   const notes = [
-    `the model writes the calibration windows itself, each behind ${BEGINNING} tokens of ${name}; perplexity before and after is measured on ${evaluation.length} windows of that text`,
+    `the model writes the calibration windows itself, each behind ${BEGINNING} tokens of ${name}; perplexity before and after is measured on ${measured}`,
   ];
-  if (calibration.length < nsamples) {
-    notes.push(
-      `the text has only ${calibration.length} places to begin at, and ${nsamples} windows were asked for`,
-    );
-  }
   const source = `what the model writes behind beginnings of ${name}`;
   return { calibration, isWritten: true, seqlen, evaluation, source, notes };
 }

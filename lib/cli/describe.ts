@@ -37,9 +37,7 @@ export function startLine(start: Event<"start">): Segment[] {
       text:
         `: ${start.family}, ${plural(start.blocks, "block")}, ${start.scheme}, ` +
         `recipe ${start.recipe}, ${plural(start.windows, "window")} of ${start.seqlen} tokens, ` +
-        (start.device.startsWith("cuda")
-          ? `device ${start.device}`
-          : `${start.device}, ${plural(start.threads, "thread")}`),
+        (start.device.startsWith("cuda") ? `device ${start.device}` : `cpu, ${start.device}`),
     },
   ];
 }
@@ -63,10 +61,10 @@ export function resumeLine({ blocksDone, blocks, finished }: Event<"resume">): S
 /** How much of the calibration text the model has written. */
 export function writingStatus({ tokens, of, secondsLeft }: Event<"writing">): Segment[] {
   const segments: Segment[] = [
-    { text: "the model writes its calibration text", tone: "strong" },
+    { text: "writing text", tone: "strong" },
     { text: "  " },
     { text: bar(tokens / of, BAR_CELLS), tone: "dim" },
-    { text: `  ${tokens} of ${plural(of, "token")}` },
+    { text: `  ${percent(tokens / of)} of ${plural(of, "token")}` },
   ];
   if (secondsLeft !== null) {
     segments.push({ text: `  ${duration(secondsLeft)} left`, tone: "dim" });

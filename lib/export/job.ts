@@ -44,6 +44,8 @@ export interface Job {
   readonly blocks: number;
   /** Sentences that a person should have read, of all sessions. */
   readonly notes: readonly string[];
+  /** SHA-256 of the calibration windows' ids, once the model has written them. */
+  readonly written?: string | undefined;
   /** Null until it is measured. */
   readonly pplBefore: number | null;
   readonly finished: readonly JobBlock[];
@@ -102,6 +104,8 @@ export function checkJob(json: JsonObject, where: string): Job {
   if (!Array.isArray(finished) || !finished.every(isJobBlock)) {
     fail("finished", "a list of blocks");
   }
+  const written = json["written"];
+  if (written !== undefined && typeof written !== "string") fail("written", "a text");
   const polish = json["polish"];
   if (polish !== undefined && !isJobPolish(polish)) fail("polish", "polished blocks");
   const isDone = json["status"] === "done";
