@@ -1,6 +1,5 @@
 // Ops that take the quantizer behind them in: the same bytes as one after the other, in each op and in a
 // step. The CPU runs the same ops as a GPU, so that the path is tested here; a GPU sums in other orders.
-import { createHash } from "node:crypto";
 import { beforeEach, describe, expect, it, vi } from "vitest";
 import type { Var } from "../lib/autograd/graph.ts";
 import { add } from "../lib/autograd/ops/add.ts";
@@ -14,11 +13,8 @@ import { invoke, kernelCalls } from "../lib/tensor/invoke.ts";
 import { scope } from "../lib/tensor/scope.ts";
 import { liveTensors, type Tensor } from "../lib/tensor/tensor.ts";
 import { distances, trainingGradients } from "./helpers/block-gradients.ts";
-import { difference } from "./helpers/compare.ts";
 import { devices } from "./helpers/device.ts";
-import { Draw } from "./helpers/random.ts";
-import { toTensor } from "./helpers/run-op.ts";
-import { decode } from "./helpers/value.ts";
+import { differences, drawn, NORMS, read } from "./helpers/joined-ops.ts";
 
 const state = vi.hoisted(() => ({ precision: "f32" as "f32" | "bf16", waits: true }));
 vi.mock("../lib/tensor/precision.ts", async (original) => ({
@@ -51,40 +47,6 @@ const HEADS = [
   { T: 9, heads: 4, kv: 2, D: 128 },
 ] as const;
 
-/** The inputs of a call, and the gradient of what it gives. */
-function drawn(M: number, C: number, device: string): (shape: readonly number[]) => Tensor {
-  const draw = new Draw(M + C, "f32", true);
-  return (shape) => toTensor(draw.normal(shape, 0.7, 0.3), { device, dtype: "f32" });
-}
-
-/** What the sums of a GPU, which are in other orders, may be apart, and their rounding to bf16. */
-const SUMS = { rtol: 2 ** -7, atol: 1e-4 };
-
-/** Where gradients differ: the bytes on a CPU, more than that elsewhere. */
-function differences(
-  actual: readonly Tensor[],
-  expected: readonly (Tensor | undefined)[],
-  device: string,
-): readonly string[] {
-  const limits = device === "cpu" ? { rtol: 0, atol: 0 } : SUMS;
-  return actual.flatMap((tensor, i) => {
-    const other = expected[i] as Tensor;
-    const read = (x: Tensor) => decode(x.read(), x.dtype);
-    return difference(`gradient ${i}`, read(tensor), read(other), limits) ?? [];
-  });
-}
-
-/** Digests of the bytes. */
-const read = (tensors: readonly (Tensor | undefined)[]) =>
-  tensors.map((tensor) => {
-    const { buffer } = tensor?.read() ?? new Uint8Array();
-    return createHash("sha256").update(new Uint8Array(buffer)).digest("hex");
-  });
-
-const NORMS = [
-  { op: "rms_norm", params: { need_gx: 1, need_gb: 1 } },
-  { op: "layer_norm", params: {} },
-] as const;
 const BY_NORM = NORMS.flatMap((norm) => LENGTHS.map((columns) => ({ ...norm, columns })));
 
 /** quant_operand of rows of y, and fake_quant_grad of them. */
@@ -249,6 +211,8 @@ describe("a quantizer behind a norm", () => {
   });
 });
 
+const FLOATS_OF_LLAMA = { rms_norm_fp4_grad: 2, silu_mul_fp4_grad: 1 };
+
 describe("a step of the affine phase in bf16", () => {
   const norms = (op: string): Readonly<Record<string, number>> => ({
     [`${op}_operand_grad`]: 2,
@@ -263,6 +227,9 @@ describe("a step of the affine phase in bf16", () => {
     ["W3A6", "llama-gqa-4m", { wbits: 3, abits: 6 }, { silu_mul_operand_grad: 1 }, 0],
     ["W4A4", "opt-5m", { wbits: 4, abits: 4 }, norms("layer_norm"), short],
     ["W4A6", "opt-5m", { wbits: 4, abits: 6 }, { relu_operand_grad: 1 }, short],
+    ["NVFP4", "llama-gqa-4m", { scheme: "NVFP4" }, FLOATS_OF_LLAMA, 0],
+    ["MXFP4", "llama-gqa-4m", { scheme: "MXFP4" }, FLOATS_OF_LLAMA, 0],
+    ["NVFP4", "opt-5m", { scheme: "NVFP4" }, { layer_norm_fp4_grad: 2 }, 0],
   ] as const)("is the same with quantizers taken in and without, %s of %s", async (...args) => {
     const [, fixture, options, expected, limit] = args;
     state.precision = "bf16";

@@ -26,7 +26,7 @@ export interface Float4Source {
 }
 
 /** What the op gives. */
-interface Made {
+export interface Float4Made {
   /** [M, G] */
   readonly scale: Tensor;
   /** [1]: 1 / g */
@@ -36,19 +36,22 @@ interface Made {
 }
 
 export class Float4 {
-  readonly source: Float4Source;
-  #made: Made | undefined;
+  /** Absent where the op that made the matrix quantized it: the matrix itself never was. */
+  readonly source: Float4Source | undefined;
+  #made: Float4Made | undefined;
 
-  constructor(source: Float4Source) {
-    this.source = source;
+  constructor(from: Float4Source | Float4Made) {
+    if ("values" in from) this.#made = from;
+    else this.source = from;
   }
 
-  get made(): Made {
+  get made(): Float4Made {
     this.#made ??= this.#make();
     return this.#made;
   }
 
-  #make(): Made {
+  #make(): Float4Made {
+    if (!this.source) throw new TypeError("4-bit floats were used after their end");
     const { x, format, global, clip, offset, rows, columns } = this.source;
     const isShort = x.dtype !== "f64" && precisionOf(x.device) !== "f32";
     const own = x.dtype === "f64" ? "f64" : "f32";

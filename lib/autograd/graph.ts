@@ -3,7 +3,7 @@
  * eager (nothing is recorded) or a tape.
  */
 
-import { dtypeCode } from "../tensor/dtype.ts";
+import { type DType, dtypeCode } from "../tensor/dtype.ts";
 import { invokeOne } from "../tensor/invoke.ts";
 import type { Tensor } from "../tensor/tensor.ts";
 import type { Float4 } from "./float4.ts";
@@ -127,6 +127,12 @@ export function tensorOf(inputs: readonly (Value | undefined)[], i: number): Ten
   return value.tensor;
 }
 
+/** The type of a value's gradient: what was quantized where it was made stands for f32. */
+export function gradientType({ tensor, float4 }: Value): DType {
+  const isMade = tensor.dtype === "i8" || (float4 && !float4.source);
+  return isMade ? "f32" : tensor.dtype;
+}
+
 /** Frees all that a value holds. */
 export function disposeValue({ tensor, grid, float4, rounded }: Value): void {
   float4?.dispose();
@@ -153,12 +159,10 @@ export function materialize(value: Value): Tensor {
 
 function materializeFloats(float4: Float4): Tensor {
   const { values, factor } = float4.made;
-  const { x } = float4.source;
-  const dtype = x.dtype === "f64" ? "f64" : "f32";
-  const wide = invokeOne("cast", [values], { dtype: dtypeCode(dtype) });
+  const wide = invokeOne("cast", [values], { dtype: dtypeCode(factor.dtype) });
   const flat = wide.reshape([1, wide.size]);
   const scaled = invokeOne("scale_weight", [flat, factor, undefined]);
-  const result = scaled.reshape(x.shape);
+  const result = scaled.reshape(values.shape);
   for (const held of [wide, flat, scaled]) held.dispose();
   return result;
 }

@@ -4,7 +4,7 @@ import { AqError } from "../errors.ts";
 import { dtypeCode } from "../tensor/dtype.ts";
 import { invoke, invokeOne } from "../tensor/invoke.ts";
 import { Tensor } from "../tensor/tensor.ts";
-import { disposeValue, type Graph, type OpPair, type Var } from "./graph.ts";
+import { disposeValue, type Graph, gradientType, type OpPair, type Var } from "./graph.ts";
 import { denseOf } from "./scaled.ts";
 
 interface Node {
@@ -154,8 +154,8 @@ export class Tape implements Graph {
 
   #add(op: string, index: number, input: TapeVar, result: Tensor, own: boolean): void {
     const want = input.value.tensor;
-    // A GPU's gradients may lie short, and its whole numbers stand for f32.
-    const type = want.dtype === "i8" ? "f32" : want.dtype;
+    // A GPU's gradients may lie short.
+    const type = gradientType(input.value);
     const fits = result.dtype === type || (result.dtype === "bf16" && type !== "f64");
     if (result.size !== want.size || !fits) {
       throw new AqError(

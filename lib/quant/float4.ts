@@ -90,7 +90,7 @@ export class Float4Quantizer implements Quantizer {
       apply: (graph, name, x, group) => {
         if (group !== 0) return x;
         const known = globals?.get(name);
-        const global = hasGlobal ? (known ?? globalScale(graph, [x])) : undefined;
+        const global = hasGlobal ? (known ?? "own") : undefined;
         return fakeFloat4(graph, x, { format, global });
       },
     };

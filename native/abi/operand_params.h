@@ -38,3 +38,23 @@ typedef struct { double scale, floor; int32_t heads, kv_heads, bits, row_bits; }
 typedef struct { double floor; int32_t heads, bits; } aq_rope_grid_params;
 // rope_grid_grad(y, cos, sin, clip?, scale, zero, g T like y) -> (gx, BF16 where bf16, gclip T like clip, else [0])
 typedef struct { double floor; int32_t heads, bits, bf16, pad; } aq_rope_grid_grad_params;
+
+// The same with the quantizer of 4-bit floats behind the op: fp4_operand without clip, to the same bytes, and
+// fp4_grad of it. format and T as there; y is what dtype says, T or BF16; G = columns / group. global is the g
+// in use: fp4_global of the result where own is 1 (NVFP4 alone, and g is absent then), else g, or 1.
+// rms_norm_fp4(x T[M,C], w T[C], b T[C]?, g T[1]?)
+//     -> (rstd T[M], global T[1], scale T[M,G], factor T[1], y[M,C])
+typedef struct { double eps; int32_t format, dtype, own, pad; } aq_rms_norm_fp4_params;
+// rms_norm_fp4_grad(x, w, b?, g?, rstd, scale, grad T[M,C])
+//     -> (gx T[M,C], or [0] where need_gx is 0, gw T[C], gb T like b, else [0])
+typedef struct { int32_t format, need_gx; } aq_rms_norm_fp4_grad_params;
+// layer_norm_fp4(x T[M,C], w T[C], b T[C], g T[1]?)
+//     -> (mean T[M], rstd T[M], global T[1], scale T[M,G], factor T[1], y[M,C])
+typedef struct { double eps; int32_t format, dtype, own, pad; } aq_layer_norm_fp4_params;
+// layer_norm_fp4_grad(x, w, b, g?, mean, rstd, scale, grad T[M,C])
+//     -> (gx T[M,C], or [0] where need_gx is 0, gw T[C], gb T[C])
+typedef struct { int32_t format, need_gx; } aq_layer_norm_fp4_grad_params;
+// silu_mul_fp4(gate T[M,F], up T, g T[1]?) -> (global T[1], scale T[M,G], factor T[1], y[M,F])
+typedef struct { int32_t format, dtype, own, pad; } aq_silu_mul_fp4_params;
+// silu_mul_fp4_grad(gate T[M,F], up T, g?, scale, grad T[M,F]) -> (ggate, gup), both BF16 where bf16 (T = f32)
+typedef struct { int32_t format, bf16; } aq_silu_mul_fp4_grad_params;

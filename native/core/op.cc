@@ -21,6 +21,7 @@ const std::vector<OpSpec>& opRegistry() {
     addFp4Ops(*list);
     addBlockOps(*list);
     addBlockOperandOps(*list);
+    addBlockFp4Ops(*list);
     addEvaluationOps(*list);
     addPackedOps(*list);
     return list;

@@ -118,6 +118,7 @@ void addQuantizeOps(std::vector<OpSpec>& ops);
 void addFp4Ops(std::vector<OpSpec>& ops);
 void addBlockOps(std::vector<OpSpec>& ops);
 void addBlockOperandOps(std::vector<OpSpec>& ops);
+void addBlockFp4Ops(std::vector<OpSpec>& ops);
 void addEvaluationOps(std::vector<OpSpec>& ops);
 void addPackedOps(std::vector<OpSpec>& ops);
 

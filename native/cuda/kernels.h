@@ -52,6 +52,11 @@
   AQ_CUDA_KERNEL(layer_norm_operand) AQ_CUDA_KERNEL(layer_norm_operand_grad)                      \
   /* kernels/silu_mul_operand.cu, kernels/silu_mul_operand_grad.cu */                             \
   AQ_CUDA_KERNEL(silu_mul_operand) AQ_CUDA_KERNEL(silu_mul_operand_grad)                          \
+  /* kernels/norm_fp4.cu, kernels/norm_fp4_grad.cu */                                             \
+  AQ_CUDA_KERNEL(rms_norm_fp4) AQ_CUDA_KERNEL(rms_norm_fp4_grad)                                  \
+  AQ_CUDA_KERNEL(layer_norm_fp4) AQ_CUDA_KERNEL(layer_norm_fp4_grad)                              \
+  /* kernels/silu_mul_fp4.cu */                                                                   \
+  AQ_CUDA_KERNEL(silu_mul_fp4) AQ_CUDA_KERNEL(silu_mul_fp4_grad)                                  \
   /* kernels/relu_operand.cu */                                                                   \
   AQ_CUDA_KERNEL(relu_operand) AQ_CUDA_KERNEL(relu_operand_grad)                                  \
   /* kernels/rope_grid.cu */                                                                      \

@@ -23,6 +23,7 @@
 
 #include "native/cpu/backend.h"
 #include "native/tools/kernel_cases_block.h"
+#include "native/tools/kernel_cases_block_fp4.h"
 #include "native/tools/kernel_cases_fp4.h"
 #include "native/tools/kernel_cases_heads.h"
 #include "native/tools/kernel_cases_quantize.h"
@@ -52,6 +53,7 @@ std::vector<KernelCase> allCases() {
   cases.insert(cases.end(), weightCases().begin(), weightCases().end());
   cases.insert(cases.end(), quantizeCases().begin(), quantizeCases().end());
   cases.insert(cases.end(), fp4Cases().begin(), fp4Cases().end());
+  cases.insert(cases.end(), blockFp4Cases().begin(), blockFp4Cases().end());
   return cases;
 }
 

@@ -2,6 +2,7 @@
 import * as attention from "./attention.ts";
 import * as attentionOperand from "./attention-operand.ts";
 import * as block from "./block.ts";
+import * as blockFp4 from "./block-fp4.ts";
 import * as blockOperand from "./block-operand.ts";
 import * as cachedAttention from "./cached-attention.ts";
 import type { OpCase } from "./case.ts";
@@ -41,6 +42,7 @@ export const CASES: readonly OpCase[] = [
   blockOperand,
   attentionOperand,
   ropeGrid,
+  blockFp4,
   loss,
   cachedAttention,
   decodeStep,

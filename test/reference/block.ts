@@ -143,3 +143,45 @@ export function relu(x: Float64Array): Float64Array {
 export function reluGradient(y: Float64Array, g: Float64Array): Float64Array {
   return y.map((value, i) => (value > 0 ? at(g, i) : 0));
 }
+
+/** From the gradient of the norm's result to x, w and b; a mean of null is none. */
+export function normGradient(
+  x: Float64Array,
+  w: Float64Array,
+  [mean, rstd]: readonly [Float64Array | null, Float64Array],
+  g: Float64Array,
+): readonly [Float64Array, Float64Array, Float64Array] {
+  const C = w.length;
+  const [gx, gw, gb] = [new Float64Array(x.length), new Float64Array(C), new Float64Array(C)];
+  for (const [row, root] of rstd.entries()) {
+    const grad = g.subarray(row * C, (row + 1) * C);
+    const normed = x.subarray(row * C, (row + 1) * C).map((v) => (v - (mean?.[row] ?? 0)) * root);
+    const us = grad.map((value, c) => value * (w[c] as number));
+    const level = mean ? us.reduce((sum, u) => sum + u, 0) / C : 0;
+    const slope = us.reduce((sum, u, c) => sum + u * (normed[c] as number), 0) / C;
+    for (const [c, u] of us.entries()) {
+      const value = normed[c] as number;
+      gx[row * C + c] = root * (u - level - value * slope);
+      gw[c] = (gw[c] as number) + (grad[c] as number) * value;
+      gb[c] = (gb[c] as number) + (grad[c] as number);
+    }
+  }
+  return [gx, gw, gb];
+}
+
+/** From the gradient of the gate's result to gate and up. */
+export function gateGradient(
+  gate: Float64Array,
+  up: Float64Array,
+  g: Float64Array,
+): Float64Array[] {
+  const sigmoid = gate.map((x) => 1 / (1 + Math.exp(-x)));
+  const at = (all: Float64Array, i: number): number => all[i] as number;
+  return [
+    gate.map((x, i) => {
+      const s = at(sigmoid, i);
+      return at(g, i) * at(up, i) * s * (1 + x * (1 - s));
+    }),
+    gate.map((x, i) => at(g, i) * x * at(sigmoid, i)),
+  ];
+}

@@ -1,6 +1,7 @@
 import { invoke, invokeOne } from "../../tensor/invoke.ts";
-import { FLOAT4_FORMATS, Float4, type Float4Name } from "../float4.ts";
+import { FLOAT4_FORMATS, Float4, type Float4Name, type Float4Source } from "../float4.ts";
 import { type Graph, type OpPair, tensorOf, type Var } from "../graph.ts";
+import { QuantizableVar } from "../quantizable.ts";
 import { ScaledVar } from "../scaled.ts";
 
 interface Params {
@@ -18,7 +19,7 @@ const pair: OpPair<Params> = {
   },
   backward: ({ g, isSpent, inputs, output, params, needs }) => {
     const { source, made } = output.float4 as Float4;
-    const { x, global, clip, offset, rows, columns } = source;
+    const { x, global, clip, offset, rows, columns } = source as Float4Source;
     const gradients = invoke("fp4_grad", [x, made.scale, global, g, clip, offset, rows, columns], {
       format: FLOAT4_FORMATS[params.format],
       need_gx: needs[0] ? 1 : 0,
@@ -32,8 +33,8 @@ const pair: OpPair<Params> = {
 /** What belongs to a matrix besides its numbers. */
 export interface FakeFloat4 {
   readonly format: Float4Name;
-  /** g [1] of NVFP4 (`globalScale`), without a gradient; absent: 1. */
-  readonly global?: Var | undefined;
+  /** g [1] of NVFP4 (`globalScale`), without a gradient, or that of x by itself; absent: 1. */
+  readonly global?: Var | "own" | undefined;
   /** One logit for all, or one for each group. */
   readonly clip?: Var | undefined;
   /** Learned rounding: offsets of x's shape, in steps of the element that x is nearest to. */
@@ -50,9 +51,15 @@ export function fakeFloat4(
   x: Var,
   { format, global, clip, offset }: FakeFloat4,
 ): Var {
+  const isOwn = global === "own";
+  // What is there already is quantized as it is.
+  if (x instanceof QuantizableVar && !x.isMade && !clip && !offset && x.quantizeFloats) {
+    return x.quantizeFloats(isOwn ? undefined : global, { format, isOwn });
+  }
   const isScaled = x instanceof ScaledVar;
   const factors = isScaled ? [x.rows, x.columns] : [undefined, undefined];
-  const inputs = [isScaled ? x.base : x, clip, offset, ...factors, global];
+  const g = isOwn ? globalScale(graph, [x]) : global;
+  const inputs = [isScaled ? x.base : x, clip, offset, ...factors, g];
   return graph.apply(pair, inputs, { format });
 }
 

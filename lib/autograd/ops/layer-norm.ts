@@ -1,7 +1,16 @@
 import { invoke } from "../../tensor/invoke.ts";
 import type { Tensor } from "../../tensor/tensor.ts";
 import { type Graph, type Grid, type OpPair, tensorOf, type Var } from "../graph.ts";
-import { QuantizableVar, type RowCodes, waitsForQuantizer, wanted } from "../quantizable.ts";
+import {
+  floatGradients,
+  floatParams,
+  QuantizableVar,
+  type RowCodes,
+  type RowFloats,
+  rowFloats,
+  waitsForQuantizer,
+  wanted,
+} from "../quantizable.ts";
 
 const pair: OpPair<number> = {
   name: "layer_norm",
@@ -39,6 +48,16 @@ const quantized: OpPair<RowCodes & { readonly eps: number }> = {
   },
 };
 
+const floats: OpPair<RowFloats & { readonly eps: number }> = {
+  name: "layer_norm_fp4",
+  forward: (inputs, { eps, ...to }) => {
+    const given = inputs.map((x) => x?.tensor);
+    return rowFloats(invoke("layer_norm_fp4", given, { eps, ...floatParams(to) }));
+  },
+  backward: (context) =>
+    floatGradients("layer_norm_fp4_grad", context, { need_gx: context.needs[0] ? 1 : 0 }),
+};
+
 /**
  * (x - mean) / sqrt(variance + eps) * w + b over the last dimension. A quantizer behind it may become part
  * of it.
@@ -47,7 +66,12 @@ export function layerNorm(graph: Graph, x: Var, w: Var, b: Var, eps: number): Va
   const inputs = [x, w, b];
   const make = (): Var => graph.apply(pair, inputs, eps);
   if (!waitsForQuantizer(graph, x)) return make();
-  return new QuantizableVar(inputs, make, (clip, codes) =>
-    graph.apply(quantized, [...inputs, clip], { eps, ...codes }),
+  return new QuantizableVar(
+    inputs,
+    make,
+    (clip, codes) => graph.apply(quantized, [...inputs, clip], { eps, ...codes }),
+    {
+      quantizeFloats: (global, of) => graph.apply(floats, [...inputs, global], { eps, ...of }),
+    },
   );
 }

@@ -1,4 +1,4 @@
-import { dtypeCode } from "../../tensor/dtype.ts";
+import { type DType, dtypeCode } from "../../tensor/dtype.ts";
 import { invoke, invokeOne } from "../../tensor/invoke.ts";
 import { precisionOf } from "../../tensor/precision.ts";
 import { Tensor } from "../../tensor/tensor.ts";
@@ -6,6 +6,7 @@ import { FLOAT4_FORMATS } from "../float4.ts";
 import {
   type Graph,
   type Grid,
+  gradientType,
   materialize,
   type OpPair,
   type PackedCodes,
@@ -123,8 +124,7 @@ function rounded(g: Tensor): Tensor {
   return invokeOne("cast", [g], { dtype: dtypeCode(precision) });
 }
 
-/** Whether a tensor, and so its gradient, lies short. */
-const isShort = ({ dtype }: Tensor): boolean => dtype === "f16" || dtype === "bf16";
+const isShort = (dtype: DType): boolean => dtype === "f16" || dtype === "bf16";
 
 /** x times packed codes; tokens on a grid of whole rows are multiplied as whole numbers. */
 function packedProduct(x: Value, { tensor, packed }: Value, bias: Tensor | undefined): Tensor {
@@ -139,7 +139,7 @@ function packedProduct(x: Value, { tensor, packed }: Value, bias: Tensor | undef
   const y =
     bits === 8
       ? invokeOne("int8_matmul", inputs, params)
-      : invokeOne("int4_matmul", inputs, { ...params, wide: isShort(own) ? 1 : 0 });
+      : invokeOne("int4_matmul", inputs, { ...params, wide: isShort(own.dtype) ? 1 : 0 });
   if (own !== x.tensor) own.dispose();
   return y;
 }
@@ -153,7 +153,7 @@ function floatsProduct(
 ): Tensor {
   const tokens = x.float4?.source;
   const isOwn = tokens !== undefined && FLOAT4_FORMATS[tokens.format] === format;
-  const own = (tokens && !isOwn) || x.grid ? materialize(x) : x.tensor;
+  const own = (x.float4 && !isOwn) || x.grid ? materialize(x) : x.tensor;
   const inputs = [own, codes, scale, factor, bias, isOwn ? tokens.global : undefined];
   const y = invokeOne("fp4_matmul", inputs, { outputs, format, tokens: isOwn ? 1 : 0 });
   if (own !== x.tensor) own.dispose();
@@ -173,9 +173,9 @@ const pair: OpPair<null> = {
     const [x, w] = inputs as readonly [Value, Value];
     const left = needs[0] && needs[1] ? rounded(g) : g;
     const gradientOf = (i: 0 | 1, leftTransposed: boolean, other: Operand): Tensor => {
-      const { tensor } = i === 0 ? x : w;
-      const result = { addTo: existing[i], isShort: isShort(tensor) };
-      return shapedLike(product(plain(left, leftTransposed), other, result), tensor);
+      const value = i === 0 ? x : w;
+      const result = { addTo: existing[i], isShort: isShort(gradientType(value)) };
+      return shapedLike(product(plain(left, leftTransposed), other, result), value.tensor);
     };
     const gradients = [
       needs[0] ? gradientOf(0, false, operandOf(w, false)) : undefined,

@@ -2,7 +2,16 @@ import { invoke } from "../../tensor/invoke.ts";
 import { precisionOf } from "../../tensor/precision.ts";
 import type { Tensor } from "../../tensor/tensor.ts";
 import { type Graph, type Grid, type OpPair, tensorOf, type Var } from "../graph.ts";
-import { QuantizableVar, type RowCodes, waitsForQuantizer, wanted } from "../quantizable.ts";
+import {
+  floatGradients,
+  floatParams,
+  QuantizableVar,
+  type RowCodes,
+  type RowFloats,
+  rowFloats,
+  waitsForQuantizer,
+  wanted,
+} from "../quantizable.ts";
 import { columnSums } from "./linear.ts";
 
 const pair: OpPair<number> = {
@@ -48,6 +57,16 @@ const quantized: OpPair<RowCodes & { readonly eps: number }> = {
   },
 };
 
+const floats: OpPair<RowFloats & { readonly eps: number }> = {
+  name: "rms_norm_fp4",
+  forward: (inputs, { eps, ...to }) => {
+    const given = inputs.map((x) => x?.tensor);
+    return rowFloats(invoke("rms_norm_fp4", given, { eps, ...floatParams(to) }));
+  },
+  backward: (context) =>
+    floatGradients("rms_norm_fp4_grad", context, { need_gx: context.needs[0] ? 1 : 0 }),
+};
+
 /**
  * x / sqrt(mean x^2 + eps) * w + b over the last dimension; no model has a b, but a shift makes one. A
  * quantizer behind it may become part of it.
@@ -56,7 +75,12 @@ export function rmsNorm(graph: Graph, x: Var, w: Var, eps: number, b?: Var): Var
   const inputs = [x, w, b];
   const make = (): Var => graph.apply(pair, inputs, eps);
   if (!waitsForQuantizer(graph, x)) return make();
-  return new QuantizableVar(inputs, make, (clip, codes) =>
-    graph.apply(quantized, [...inputs, clip], { eps, ...codes }),
+  return new QuantizableVar(
+    inputs,
+    make,
+    (clip, codes) => graph.apply(quantized, [...inputs, clip], { eps, ...codes }),
+    {
+      quantizeFloats: (global, of) => graph.apply(floats, [...inputs, global], { eps, ...of }),
+    },
   );
 }

@@ -63,5 +63,5 @@ export function rope(graph: Graph, x: Var, cos: Var, sin: Var, heads: number): V
   const quantize = (clip: Var | undefined, codes: RowCodes): Var =>
     graph.apply(quantized, [x, cos, sin, clip], { ...codes, heads });
   const size = (x.value.tensor.shape.at(-1) as number) / heads;
-  return new QuantizableVar([x], make, quantize, size);
+  return new QuantizableVar([x], make, quantize, { group: size });
 }

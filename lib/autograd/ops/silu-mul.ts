@@ -1,10 +1,14 @@
 import { invoke, invokeOne } from "../../tensor/invoke.ts";
 import { type Graph, type Grid, type OpPair, tensorOf, type Var } from "../graph.ts";
 import {
+  floatGradients,
+  floatParams,
   isRounded,
   QuantizableVar,
   type RowCodes,
+  type RowFloats,
   rowCodes,
+  rowFloats,
   waitsForQuantizer,
   wanted,
 } from "../quantizable.ts";
@@ -33,6 +37,16 @@ const quantized: OpPair<RowCodes> = {
   },
 };
 
+const floats: OpPair<RowFloats> = {
+  name: "silu_mul_fp4",
+  forward: (inputs, to) => {
+    const given = inputs.map((x) => x?.tensor);
+    return rowFloats(invoke("silu_mul_fp4", given, floatParams(to)));
+  },
+  backward: (context) =>
+    floatGradients("silu_mul_fp4_grad", context, { bf16: isRounded(context.g) ? 1 : 0 }),
+};
+
 /**
  * gate * sigmoid(gate) * up, elementwise: the middle of a SwiGLU MLP. A quantizer behind it may become
  * part of it.
@@ -40,7 +54,10 @@ const quantized: OpPair<RowCodes> = {
 export function siluMul(graph: Graph, gate: Var, up: Var): Var {
   const make = (): Var => graph.apply(pair, [gate, up], null);
   if (!waitsForQuantizer(graph, gate)) return make();
-  return new QuantizableVar([gate, up], make, (clip, codes) =>
-    graph.apply(quantized, [gate, up, clip], codes),
+  return new QuantizableVar(
+    [gate, up],
+    make,
+    (clip, codes) => graph.apply(quantized, [gate, up, clip], codes),
+    { quantizeFloats: (global, of) => graph.apply(floats, [gate, up, global], of) },
   );
 }

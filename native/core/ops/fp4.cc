@@ -1,36 +1,11 @@
 // Shape rules of the 4-bit floats (NVFP4, MXFP4): global scales, operands, their gradient, codes as
 // numbers, and the packed product.
 #include "native/core/op.h"
+#include "native/core/ops/fp4_rule.h"
 
 namespace aq {
 
 namespace {
-
-constexpr int32_t kMxfp4 = 1;  // the other format is 0, NVFP4
-
-// Columns that share a scale.
-int64_t groupOf(const Infer& in, int32_t format) {
-  in.range("format", format, 0, 1);
-  return format == kMxfp4 ? 32 : 16;
-}
-
-// Groups of a row of input x.
-int64_t groupsOf(const Infer& in, int x, int32_t format) {
-  const int64_t group = groupOf(in, format), columns = in.cols(x);
-  if (columns % group != 0) {
-    in.fail(AQ_SHAPE,
-            "the last dimension of %s must be a multiple of %lld, the group of %s, got %s",
-            in.name(x), static_cast<long long>(group), format == kMxfp4 ? "MXFP4" : "NVFP4",
-            toString(in.shape(x)).c_str());
-  }
-  return columns / group;
-}
-
-void checkGlobal(const Infer& in, int g, int32_t format) {
-  if (!in.has(g)) return;
-  if (format == kMxfp4) in.fail(AQ_ARG, "MXFP4 has no global scale: leave %s out", in.name(g));
-  in.elements(g, 1, "the matrix's global scale");
-}
 
 // The factors of the rows and columns of the matrix in input 0, inputs r and r+1, if given.
 void checkFactors(const Infer& in, int r) {

@@ -52,28 +52,56 @@ static int32_t layer_norm_operand(aq_queue*, const aq_view* in, int32_t, const a
                                                       params, err);
 }
 
+// The norm's result, made again: in as its gradients are given it, x, w, b, one input, and what it stored.
+template <int kSaved, class T>
+static void normAgain(const aq_view* in, T* values) {
+  const int64_t rows = rowCount(in[0]), cols = lastDim(in[0]);
+  forRows(rows, cols, [&](int64_t first, int64_t end) {
+    for (int64_t row = first; row < end; row++) {
+      const T* const x = ptr<T>(in[0]) + row * cols;
+      T* const y = values + row * cols;
+      if constexpr (kSaved > 1) {
+        layerNormRow(x, ptr<T>(in[1]), ptr<T>(in[2]), ptr<T>(in[4])[row], ptr<T>(in[5])[row], y,
+                     cols);
+      } else {
+        normalizeRow(x, ptr<T>(in[1]), ptr<T>(in[2]), ptr<T>(in[4])[row], y, cols);
+      }
+    }
+  });
+}
+
+// From the gradient gy of the norm's result to its inputs; in as above, spare: numbers as many as x has.
+template <int kSaved, class T>
+static int32_t throughNorm(const aq_view* in, const aq_view& gy, int32_t needGx, T* spare,
+                           const aq_view* out, aq_error* err) {
+  if constexpr (kSaved > 1) {
+    aq_view given = out[0];
+    if (!needGx) {  // layer_norm_grad always writes it
+      given = in[0];
+      given.data = spare;
+    }
+    const aq_view inputs[] = {in[0], in[1], in[4], in[5], gy};
+    const aq_view outputs[] = {given, out[1], out[2]};
+    const aq_layer_norm_grad_params norm = {};
+    return layer_norm_grad(nullptr, inputs, 5, outputs, 3, &norm, err);
+  } else {
+    const aq_rms_norm_grad_params norm = {needGx, present(in[2]) ? 1 : 0};
+    const aq_view inputs[] = {in[0], in[1], in[4], gy};
+    return rms_norm_grad(nullptr, inputs, 4, out, 3, &norm, err);
+  }
+}
+
 template <int kSaved, class Params>
 static int32_t normOperandGrad(const char* op, const aq_view* in, const aq_view* out,
                                const void* params, aq_error* err) {
   const auto& o = *static_cast<const Params*>(params);
-  const int64_t rows = rowCount(in[0]), cols = lastDim(in[0]), count = rows * cols;
+  const int64_t count = numel(in[0]);
   return visitFloat(in[0].dtype, [&](auto zero) {
     using T = decltype(zero);
     const Partials<T> values(count), gradients(count);
     if (!values.data() || !gradients.data())
       return noPartials(err, op, 2 * count * int64_t(sizeof(T)));
-    forRows(rows, cols, [&](int64_t first, int64_t end) {
-      for (int64_t row = first; row < end; row++) {
-        const T* const x = ptr<T>(in[0]) + row * cols;
-        T* const y = values.data() + row * cols;
-        if constexpr (kSaved > 1) {
-          layerNormRow(x, ptr<T>(in[1]), ptr<T>(in[2]), ptr<T>(in[4])[row], ptr<T>(in[5])[row], y,
-                       cols);
-        } else {
-          normalizeRow(x, ptr<T>(in[1]), ptr<T>(in[2]), ptr<T>(in[4])[row], y, cols);
-        }
-      }
-    });
+    normAgain<kSaved>(in, values.data());
     aq_view y = in[0], gy = in[0];
     y.data = values.data();
     gy.data = gradients.data();
@@ -81,21 +109,7 @@ static int32_t normOperandGrad(const char* op, const aq_view* in, const aq_view*
     const int32_t code =
         quantizeRowsGrad(y, in[3], grid, grid[2], o.bits, o.floor, gy, out[3], err);
     if (code != AQ_OK) return code;
-    if constexpr (kSaved > 1) {
-      aq_view given = out[0];
-      if (!o.need_gx) {  // layer_norm_grad always writes it
-        given = in[0];
-        given.data = values.data();
-      }
-      const aq_view inputs[] = {in[0], in[1], in[4], in[5], gy};
-      const aq_view outputs[] = {given, out[1], out[2]};
-      const aq_layer_norm_grad_params norm = {};
-      return layer_norm_grad(nullptr, inputs, 5, outputs, 3, &norm, err);
-    } else {
-      const aq_rms_norm_grad_params norm = {o.need_gx, present(in[2]) ? 1 : 0};
-      const aq_view inputs[] = {in[0], in[1], in[4], gy};
-      return rms_norm_grad(nullptr, inputs, 4, out, 3, &norm, err);
-    }
+    return throughNorm<kSaved>(in, gy, o.need_gx, values.data(), out, err);
   });
 }
 

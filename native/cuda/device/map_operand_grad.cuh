@@ -25,20 +25,20 @@ inline constexpr int kMapGradThreads = 256;  // of a row
 template <int kIn>
 inline constexpr int kMostMapGradBatch = kIn == 1 ? 16 : 14;
 
-template <class G, int kIn>
+template <class G, int kIn, class Quantizer>
 struct MapRowGrad {
   const float* in[kIn];
   const float* g;
   G* out[kIn];
   int64_t rows;
   int vectors;  // of a row
-  RowQuantizer quantizer;
+  Quantizer quantizer;
 };
 
 // F: the op, from its inputs; Gradient: from the inputs and the gradient of F to theirs.
-template <class F, class Gradient, class G, int kIn, int kBatch>
-__global__ __launch_bounds__(kMapGradThreads,
-                             2) void mapGradRow(const __grid_constant__ MapRowGrad<G, kIn> a) {
+template <class F, class Gradient, class G, int kIn, class Quantizer, int kBatch>
+__global__ __launch_bounds__(kMapGradThreads, 2) void mapGradRow(
+    const __grid_constant__ MapRowGrad<G, kIn, Quantizer> a) {
   constexpr int kThreads = kMapGradThreads;
   extern __shared__ RowVector held[];  // input by input
   const int lane = int(threadIdx.x);
@@ -61,8 +61,8 @@ __global__ __launch_bounds__(kMapGradThreads,
   waitForCopies();  // a thread reads what it has copied itself
 
   const F map;
-  const ClipFactors<float> factors(a.quantizer.clip, 0);
-  a.quantizer.template pass<kThreads>(factors, row, lane, a.vectors, g, [&](int i) {
+  const auto state = a.quantizer.start();
+  a.quantizer.template pass<kThreads>(state, row, lane, a.vectors, g, [&](int i) {
     RowVector x[kIn], y;
 #pragma unroll
     for (int input = 0; input < kIn; input++)
@@ -107,16 +107,15 @@ __global__ __launch_bounds__(kMapGradThreads,
   }
 }
 
-template <class F, class Gradient, class G, int kIn, int kBatch>
-int32_t launchMapGrad(aq_queue* queue, const char* what, const MapRowGrad<G, kIn>& a,
+template <class F, class Gradient, int kBatch, class G, int kIn, class Quantizer>
+int32_t launchMapGrad(aq_queue* queue, const char* what, const MapRowGrad<G, kIn, Quantizer>& a,
                       aq_error* err) {
-  const auto kernel = mapGradRow<F, Gradient, G, kIn, kBatch>;
+  const auto kernel = mapGradRow<F, Gradient, G, kIn, Quantizer, kBatch>;
   const int bytes = kIn * a.vectors * int(sizeof(RowVector));
   CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
   kernel<<<unsigned(a.rows), kMapGradThreads, bytes, queue->stream>>>(a);
   const cudaError_t status = cudaGetLastError();
-  if (status != cudaSuccess) return failCuda(err, status, what);
-  return launchLogitSum(queue, a.quantizer, err);
+  return status == cudaSuccess ? int32_t(AQ_OK) : failCuda(err, status, what);
 }
 
 // Whether rows, inputs, gradients and outputs are as mapOperandGrad wants them.
@@ -136,34 +135,41 @@ bool isMapOperandGrad(const aq_queue* queue, const aq_view* in, const aq_view& g
   return std::all_of(in, in + kIn, isWide) && std::all_of(out, out + kIn, isWide) && isWide(g);
 }
 
-// in: the kIn inputs, the logit, scale, zero and the gradient of what was quantized; out: gradients of the
-// inputs in G, and of the logit.
-template <class F, class Gradient, class G, int kIn, class Params>
-int32_t mapOperandGrad(aq_queue* queue, const char* what, const aq_view* in, const aq_view* out,
-                       const Params& o, aq_error* err) {
-  const auto input = [&](int i) { return static_cast<const float*>(in[i].data); };
-  const int64_t columns = lastDim(in[0]), rows = numel(in[0]) / columns;
-  MapRowGrad<G, kIn> a = {};
+// in: the kIn inputs; g: the gradient of what was quantized; out: gradients of the inputs in G.
+template <class F, class Gradient, class G, int kIn, class Quantizer>
+int32_t mapOperandGrad(aq_queue* queue, const char* what, const aq_view* in, const aq_view& g,
+                       const aq_view* out, const Quantizer& quantizer, aq_error* err) {
+  MapRowGrad<G, kIn, Quantizer> a = {};
   for (int i = 0; i < kIn; i++) {
-    a.in[i] = input(i);
+    a.in[i] = static_cast<const float*>(in[i].data);
     a.out[i] = static_cast<G*>(out[i].data);
   }
-  a.g = input(kIn + 3);
-  a.rows = rows;
-  a.vectors = int(columns / kRowVector);
-  Scratch scratch(queue);
+  a.g = static_cast<const float*>(g.data);
+  a.rows = numel(in[0]) / lastDim(in[0]);
+  a.vectors = int(lastDim(in[0]) / kRowVector);
+  a.quantizer = quantizer;
+  if (a.vectors <= 4 * kMapGradThreads) return launchMapGrad<F, Gradient, 4>(queue, what, a, err);
+  if (a.vectors <= 11 * kMapGradThreads) return launchMapGrad<F, Gradient, 11>(queue, what, a, err);
+  return launchMapGrad<F, Gradient, kMostMapGradBatch<kIn>>(queue, what, a, err);
+}
+
+// The same of codes. in: the kIn inputs, the logit, scale, zero and the gradient; the logit's gradient
+// behind those of the inputs.
+template <class F, class Gradient, class G, int kIn, class Params>
+int32_t mapOperandCodesGrad(aq_queue* queue, const char* what, const aq_view* in,
+                            const aq_view* out, const Params& o, aq_error* err) {
+  const int64_t rows = numel(in[0]) / lastDim(in[0]);
   const aq_view& clip = in[kIn];
+  Scratch scratch(queue);
   if (clip.data) {
     const uint64_t bytes = logitSumBytes(clip, rows);
     if (const int32_t code = scratch.allocate(bytes, what, err)) return code;
   }
-  a.quantizer = rowQuantizer(queue, clip, in + kIn + 1, {o.floor, o.bits}, rows,
-                             scratch.at<double>(), out[kIn]);
-  if (a.vectors <= 4 * kMapGradThreads)
-    return launchMapGrad<F, Gradient, G, kIn, 4>(queue, what, a, err);
-  if (a.vectors <= 11 * kMapGradThreads)
-    return launchMapGrad<F, Gradient, G, kIn, 11>(queue, what, a, err);
-  return launchMapGrad<F, Gradient, G, kIn, kMostMapGradBatch<kIn>>(queue, what, a, err);
+  const RowQuantizer quantizer = rowQuantizer(queue, clip, in + kIn + 1, {o.floor, o.bits}, rows,
+                                              scratch.at<double>(), out[kIn]);
+  const int32_t code =
+      mapOperandGrad<F, Gradient, G, kIn>(queue, what, in, in[kIn + 3], out, quantizer, err);
+  return code != AQ_OK ? code : launchLogitSum(queue, quantizer, err);
 }
 
 }  // namespace aq::cuda

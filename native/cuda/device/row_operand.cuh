@@ -8,6 +8,7 @@
 #include "native/cuda/device/group.cuh"
 #include "native/cuda/device/plain_operand.cuh"
 #include "native/cuda/device/vec.cuh"
+#include "native/cuda/kernels/row_operand.h"
 
 namespace aq::cuda {
 
@@ -23,6 +24,17 @@ struct CodeRows {
   int8_t* codes;
   int64_t columns;
 };
+
+// out: scale, zero and codes.
+inline CodeRows codeRows(const aq_view& clip, const aq_view* out, RowRule rule, int64_t rows,
+                         int64_t columns) {
+  return {{static_cast<const float*>(clip.data), rows, true},
+          GridRule<float>::of(rule, false),
+          static_cast<float*>(out[0].data),
+          static_cast<float*>(out[1].data),
+          static_cast<int8_t*>(out[2].data),
+          columns};
+}
 
 // Writes a row whose vectors lane, lane + kLanes, ... are in y; what lies beyond the row is zero, which
 // belongs to every grid. Called at most once by a kernel, by all lanes of the row.

@@ -63,11 +63,19 @@ struct RowQuantizer {
   uint32_t* ticket;  // the queue's
   int64_t rows;
 
+  // What pass() finds out once for all rows of a thread.
+  using State = ClipFactors<float>;
+  __device__ State start() const { return State(clip, 0); }
+  static constexpr bool kHasBarrier = true;  // of the block, in every pass()
+
+  uint64_t partialBytes() const { return clipGrad ? uint64_t(rows) * sizeof(double) : 0; }
+  void usePartials(double* memory) { partials = clipGrad ? memory : nullptr; }
+
   // fake_quant_grad of a row: g, the gradient of its quantized numbers, becomes that of the numbers
   // themselves. value(i) gives vector i of the row, lane + i kLanes of `vectors`. All lanes of the row call
   // it; in a loop, with a barrier of the block behind each call.
   template <int kLanes, int kBatch, class Value>
-  __device__ void pass(const ClipFactors<float>& factors, int64_t row, int lane, int vectors,
+  __device__ void pass(const State& factors, int64_t row, int lane, int vectors,
                        RowVector (&g)[kBatch], Value&& value) const {
     __shared__ int lows, highs;  // elements that attain the extremes of a row of the whole block
     const GradGrid<float> grid(scale[row], zero[row], rule.top);

@@ -63,8 +63,8 @@ int32_t relu_operand(aq_queue* queue, const aq_view* in, int32_t, const aq_view*
   CUDA_CHECK(cudaSetDevice(queue->device));
   const auto& o = *static_cast<const aq_relu_operand_params*>(params);
   if (numel(in[0]) == 0) return AQ_OK;
-  if (isMapOperand(in, 1, out))
-    return mapOperand<Relu<float>, 1>(queue, "relu_operand", in, out, o, err);
+  if (isMapOperand(in, 1, out[2]))
+    return mapOperandCodes<Relu<float>, 1>(queue, "relu_operand", in, out, o, err);
   return visitFloat(in[0].dtype, err,
                     [&]<class T>() { return codesThroughScratch<T>(queue, in, out, o, err); });
 }
@@ -76,9 +76,10 @@ int32_t relu_operand_grad(aq_queue* queue, const aq_view* in, int32_t, const aq_
   if (isMapOperandGrad<1>(queue, in, in[4], out)) {
     using Gradient = ReluGrad<float>;
     constexpr auto kWhat = "relu_operand_grad";
-    return o.bf16 ? mapOperandGrad<Relu<float>, Gradient, __nv_bfloat16, 1>(queue, kWhat, in, out,
-                                                                            o, err)
-                  : mapOperandGrad<Relu<float>, Gradient, float, 1>(queue, kWhat, in, out, o, err);
+    return o.bf16 ? mapOperandCodesGrad<Relu<float>, Gradient, __nv_bfloat16, 1>(queue, kWhat, in,
+                                                                                 out, o, err)
+                  : mapOperandCodesGrad<Relu<float>, Gradient, float, 1>(queue, kWhat, in, out, o,
+                                                                         err);
   }
   return visitFloat(in[0].dtype, err,
                     [&]<class T>() { return gradThroughScratch<T>(queue, in, out, o, err); });

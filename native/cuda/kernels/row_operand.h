@@ -4,6 +4,7 @@
 #include "native/abi/backend.h"
 #include "native/abi/params.h"
 #include "native/cuda/kernels.h"
+#include "native/cuda/passes.h"
 
 namespace aq::cuda {
 
@@ -15,11 +16,12 @@ aq_view viewOf(aq_view like, T* data) {
   return like;
 }
 
-// quant_operand of the rows of y: scale, zero and codes to `out`.
+// quant_operand of the rows of y, which the call's last kernel made: scale, zero and codes to `out`.
 inline int32_t quantizeRows(aq_queue* queue, const aq_view& y, const aq_view& clip, int32_t bits,
                             double floor, const aq_view* out, aq_error* err) {
   const aq_quant_operand_params params = {floor, bits, 0, 0, 0, AQ_I8, 0};
   const aq_view in[] = {y, clip, {}, {}, {}};
+  queue->passes->end();  // passes know of calls alone, and this one has kernels in front
   return quant_operand(queue, in, 5, out, 3, &params, err);
 }
 
@@ -31,7 +33,10 @@ inline int32_t quantizeRowsGrad(aq_queue* queue, const aq_view& y, const aq_view
   const aq_fake_quant_grad_params params = {floor, bits, 0, 0, 1, 0, 0};
   const aq_view in[] = {y, grid[0], grid[1], g, clip, {}, {}, {}};
   const aq_view out[] = {gy, gclip, {}, {}, {}};
-  return fake_quant_grad(queue, in, 8, out, 5, &params, err);
+  queue->passes->end();  // as above; and kernels follow
+  const int32_t code = fake_quant_grad(queue, in, 8, out, 5, &params, err);
+  queue->passes->end();
+  return code;
 }
 
 // The parameters of the grid of rows, for GridRule::of.

@@ -40,8 +40,8 @@ int32_t silu_mul_operand(aq_queue* queue, const aq_view* in, int32_t, const aq_v
   CUDA_CHECK(cudaSetDevice(queue->device));
   const auto& o = *static_cast<const aq_silu_mul_operand_params*>(params);
   if (numel(in[0]) == 0) return AQ_OK;
-  if (isMapOperand(in, 2, out))
-    return mapOperand<SiluMul<float>, 2>(queue, "silu_mul_operand", in, out, o, err);
+  if (isMapOperand(in, 2, out[2]))
+    return mapOperandCodes<SiluMul<float>, 2>(queue, "silu_mul_operand", in, out, o, err);
   return visitFloat(in[0].dtype, err,
                     [&]<class T>() { return throughScratch<T>(queue, in, out, o, err); });
 }

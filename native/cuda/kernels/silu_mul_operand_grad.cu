@@ -47,10 +47,10 @@ int32_t silu_mul_operand_grad(aq_queue* queue, const aq_view* in, int32_t, const
   if (isMapOperandGrad<2>(queue, in, in[5], out)) {
     using Gradient = SiluMulGrad<float>;
     constexpr auto kWhat = "silu_mul_operand_grad";
-    return o.bf16
-               ? mapOperandGrad<SiluMul<float>, Gradient, __nv_bfloat16, 2>(queue, kWhat, in, out,
-                                                                            o, err)
-               : mapOperandGrad<SiluMul<float>, Gradient, float, 2>(queue, kWhat, in, out, o, err);
+    return o.bf16 ? mapOperandCodesGrad<SiluMul<float>, Gradient, __nv_bfloat16, 2>(queue, kWhat,
+                                                                                    in, out, o, err)
+                  : mapOperandCodesGrad<SiluMul<float>, Gradient, float, 2>(queue, kWhat, in, out,
+                                                                            o, err);
   }
   return visitFloat(in[0].dtype, err,
                     [&]<class T>() { return throughScratch<T>(queue, in, out, o, err); });
