@@ -71,7 +71,7 @@ export function estimate(options: EstimateOptions): EstimateResult {
   try {
     device = openDevice(options);
     const settings = settingsFor(model, asked, options);
-    const seqlen = windowLength(settings.seqlen, model.shape.maxTokens);
+    const seqlen = windowLength(settings.seqlen, model);
     const started = performance.now();
     const text = loadCalibration(options.calib, loadTokenizer(options.model), seqlen, settings);
     const streamMemory = streamBudget(options.streamMemory, device.name);

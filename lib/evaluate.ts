@@ -49,7 +49,7 @@ export async function evaluate(
     checkOwnType(options.model, checkpoint.config, config);
     const model = openFolderModel(checkpoint, extrasOf(config));
     checkWeights(checkpoint, model);
-    const seqlen = windowLength(options.seqlen, model.shape.maxTokens);
+    const seqlen = windowLength(options.seqlen, model);
     const ids = loadTokenizer(options.model).encode(readTextFile(options.text));
     const windows = sequentialWindows(
       ids,

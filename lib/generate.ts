@@ -7,6 +7,8 @@ import { type LanguageModel, openLanguageModel } from "./generate/open.ts";
 import { checkSampling, type SamplingOptions } from "./generate/sampler.ts";
 import { type FinishReason, Scheduler } from "./generate/scheduler.ts";
 import { TextStream } from "./generate/text-stream.ts";
+import type { Model } from "./models/family.ts";
+import { longestSequence } from "./models/sliding-window.ts";
 import { type ComputeDevice, checkChoice, openDevice } from "./tensor/compute-device.ts";
 import { setThreads } from "./tensor/device.ts";
 import type { DeviceName, PrecisionName } from "./types.ts";
@@ -89,8 +91,7 @@ export async function load(dir: string, options: LoadOptions = {}): Promise<Load
   try {
     device = openDevice(options);
     source = openLanguageModel(dir, device.name);
-    const most = source.model.shape.maxTokens;
-    const capacity = lengthOf(options.maxLength, most);
+    const capacity = lengthOf(options.maxLength, source.model);
     decoder = new Decoder(source, { slots, capacity, kv: options.kv });
   } catch (error) {
     source?.close();
@@ -100,12 +101,13 @@ export async function load(dir: string, options: LoadOptions = {}): Promise<Load
   return new Loaded(source, decoder, device);
 }
 
-function lengthOf(asked: number | undefined, most: number): number {
+function lengthOf(asked: number | undefined, model: Model): number {
+  const most = model.shape.maxTokens;
   if (asked === undefined) return Math.min(most, USUAL_LENGTH);
   if (Number.isInteger(asked) && asked >= 2 && asked <= most) return asked;
   throw new AqError(
     "AQ_ARG",
-    `maxLength must be from 2 to ${most}, the model's maximum, got ${asked}`,
+    `maxLength must be a whole number from 2 to ${longestSequence(model)}, got ${asked}`,
   );
 }
 

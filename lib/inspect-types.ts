@@ -27,6 +27,10 @@ export interface InspectResult {
   readonly attentionBias: boolean;
   readonly mlpBias: boolean;
   readonly rope: string;
+  /** Where attention looks back less far than there are positions; it then bounds maxTokens. */
+  readonly slidingWindow?: number;
+  /** True where q and k have a norm over the features of each head. */
+  readonly headNorms?: boolean;
   readonly dtype: string;
   readonly shards: number;
   readonly parameters: number;

@@ -1,12 +1,12 @@
-"""Makes the tiny random LLaMA checkpoints of test/fixtures/tiny, with transformers' answers.
+"""Makes the tiny random checkpoints of test/fixtures/tiny, LLaMA and kin, with transformers' answers.
 
-usage: make-fixtures.py OUT      (needs torch, transformers and safetensors; the package itself needs none of them)
+usage: make-fixtures.py OUT [NAME ...]   (needs torch, transformers and safetensors; the package itself needs none of them)
 
 Each folder OUT/<name> holds config.json (written here key by key, so that every spelling in the field
 is met), the weights in safetensors, and golden.safetensors with
 
     input_ids      I32 [T]         random tokens
-    logits         F32 [T, V]      LlamaForCausalLM in float32 on the stored, rounded weights
+    logits         F32 [T, V]      the family's model in float32 on the stored, rounded weights
     hidden.0 .. L  F32 [T, C]      embedding output, each block's output; the last one after the final norm
     rope.inv_freq  F32 [D / 2]     and rope.cos, rope.sin F32 [T, D / 2]
 
@@ -21,7 +21,7 @@ import sys
 
 import torch
 from safetensors.torch import save_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 TOKENS = 40
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -57,6 +57,13 @@ LLAMA3 = {
     "original_max_position_embeddings": 64,
 }
 
+# What BASE has and the other families do not know, and keys in the spelling of their published files.
+NOT_THEIRS = ("attention_bias", "mlp_bias")
+OLD_KEYS = ("rope_parameters", "dtype")
+MISTRAL = dict(architectures=["MistralForCausalLM"], model_type="mistral", tie_word_embeddings=False)
+QWEN2 = dict(architectures=["Qwen2ForCausalLM"], model_type="qwen2", rms_norm_eps=1e-6)
+QWEN3 = dict(architectures=["Qwen3ForCausalLM"], model_type="qwen3", rms_norm_eps=1e-6, head_dim=16)
+
 # name -> (changes to BASE, keys dropped from it, bytes of a shard)
 MODELS = {
     "biases": (dict(attention_bias=True, mlp_bias=True), (), None),
@@ -73,6 +80,20 @@ MODELS = {
                  ("rope_parameters", "dtype", "attention_bias", "mlp_bias"), None),
     "sharded": (dict(hidden_size=48, num_attention_heads=6, num_key_value_heads=2, dtype="bfloat16", attention_bias=True,
                      tie_word_embeddings=False), (), 32_000),
+    # windows as long as the golden sequence: the last token of it is the last that sees all others
+    "mistral": (dict(MISTRAL, hidden_size=40, head_dim=16, num_key_value_heads=2, sliding_window=None, torch_dtype="bfloat16",
+                     rope_theta=1e6), NOT_THEIRS + OLD_KEYS, None),
+    "mistral-window": (dict(MISTRAL, hidden_size=64, intermediate_size=96, num_key_value_heads=1, sliding_window=TOKENS,
+                            dtype="float16"), NOT_THEIRS, None),
+    "qwen2": (dict(QWEN2, hidden_size=64, num_key_value_heads=2, use_sliding_window=False, sliding_window=8,
+                   max_window_layers=1, torch_dtype="bfloat16", rope_theta=1e6), NOT_THEIRS + OLD_KEYS, None),
+    "qwen2-window": (dict(QWEN2, hidden_size=64, intermediate_size=96, tie_word_embeddings=False, use_sliding_window=True,
+                          sliding_window=TOKENS, max_window_layers=1), NOT_THEIRS, None),
+    "qwen3": (dict(QWEN3, hidden_size=40, num_key_value_heads=2, use_sliding_window=False, sliding_window=None,
+                   max_window_layers=2, torch_dtype="bfloat16", rope_theta=1e6, rope_scaling=None),
+              ("mlp_bias",) + OLD_KEYS, None),
+    "qwen3-biases": (dict(QWEN3, hidden_size=64, intermediate_size=96, num_key_value_heads=1, attention_bias=True,
+                          tie_word_embeddings=False, dtype="float16"), ("mlp_bias",), None),
 }
 
 
@@ -89,7 +110,7 @@ def old_spelling(config):
 
 
 def randomize(model, generator):
-    """Weights large enough that every term of the forward pass shows in the logits."""
+    """Weights large enough that every term of the forward pass shows in the logits; gains and biases too."""
     with torch.no_grad():
         for name, p in model.named_parameters():
             noise = torch.randn(p.shape, generator=generator)
@@ -104,7 +125,7 @@ def randomize(model, generator):
 
 
 def golden(folder, ids):
-    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
     with torch.no_grad():
         out = model(ids[None], output_hidden_states=True, use_cache=False)
         cos, sin = model.model.rotary_emb(out.logits, torch.arange(TOKENS)[None])
@@ -128,7 +149,7 @@ def make(out, index, name, changes, dropped, shard_bytes):
     config = {k: v for k, v in {**BASE, **changes}.items() if k not in dropped}
     dtype = DTYPES[config.get("dtype") or config["torch_dtype"]]
     generator = torch.Generator().manual_seed(1000 + index)
-    model = LlamaForCausalLM(LlamaConfig(**config))
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), dtype=torch.float32)
     randomize(model, generator)
     model.to(dtype).save_pretrained(folder, **({"max_shard_size": shard_bytes} if shard_bytes else {}))
     generation = os.path.join(folder, "generation_config.json")
@@ -161,4 +182,5 @@ def make(out, index, name, changes, dropped, shard_bytes):
 
 if __name__ == "__main__":
     for i, (model_name, spec) in enumerate(MODELS.items()):
-        make(sys.argv[1], i, model_name, *spec)
+        if model_name in sys.argv[2:] or len(sys.argv) == 2:
+            make(sys.argv[1], i, model_name, *spec)

@@ -10,6 +10,7 @@ import { expectAqError, expectAqRejection } from "./helpers/expect-error.ts";
 import { BOOKS, firstBlocks } from "./helpers/fixture.ts";
 import { smallRun } from "./helpers/small-run.ts";
 import { tempFolders } from "./helpers/temp-folder.ts";
+import { tinyModel } from "./helpers/tiny-block.ts";
 
 const tempFolder = tempFolders();
 const resolve = (options: object) =>
@@ -143,9 +144,17 @@ describe("settings", () => {
   });
 
   it("take windows of 2048 tokens, or what the model can", () => {
-    expect([windowLength(undefined, 512), windowLength(undefined, 4096)]).toEqual([512, 2048]);
-    expect(windowLength(100, 512)).toBe(100);
-    expectAqError(() => windowLength(513, 512), "AQ_ARG", "513", "512");
+    const { shape, traits } = tinyModel();
+    const of = (maxTokens: number, slidingWindow?: number) => ({
+      shape: { ...shape, maxTokens },
+      traits: slidingWindow ? { ...traits, slidingWindow } : traits,
+    });
+    const usual = [windowLength(undefined, of(512)), windowLength(undefined, of(4096))];
+    expect(usual).toEqual([512, 2048]);
+    expect(windowLength(100, of(512))).toBe(100);
+    expectAqError(() => windowLength(513, of(512)), "AQ_ARG", "513", "512 tokens");
+    const windowed = (): number => windowLength(513, of(512, 512));
+    expectAqError(windowed, "AQ_ARG", "513", "512 tokens", "window of its attention");
   });
 });
 

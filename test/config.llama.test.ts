@@ -3,7 +3,7 @@ import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { openCheckpoint } from "../lib/checkpoint/folder.ts";
 import { AqError } from "../lib/errors.ts";
-import { readLlamaConfig } from "../lib/models/config.ts";
+import { readLlamaConfig } from "../lib/models/llama.ts";
 import { readJsonFile } from "../lib/util/json.ts";
 import { expectAqError } from "./helpers/expect-error.ts";
 

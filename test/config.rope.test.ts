@@ -2,8 +2,8 @@ import * as fs from "node:fs";
 import * as path from "node:path";
 import { describe, expect, it } from "vitest";
 import { readSafetensorsHeader } from "../lib/checkpoint/safetensors.ts";
-import { readLlamaConfig, ropeTables } from "../lib/models/config.ts";
-import { inverseFrequencies } from "../lib/models/rope.ts";
+import { readLlamaConfig } from "../lib/models/llama.ts";
+import { inverseFrequencies, ropeTables } from "../lib/models/rope.ts";
 import { openForReading, readFully } from "../lib/util/fs.ts";
 import { readJsonFile } from "../lib/util/json.ts";
 

@@ -59,7 +59,7 @@ describe("a format refuses", () => {
     ["awq", { hadamard: true }, "quantize with --hadamard none, or write aq"],
     ["awq", { added: ["norm1.residue"] }, "--norm-full"],
     ["awq", { added: ["norm1.beta", "q.bias"] }, "norm1.beta"],
-    ["gguf", { folder: OPT }, "LLaMA models, since llama.cpp has no OPT"],
+    ["gguf", { folder: OPT }, "LLaMA and kin, since llama.cpp has no OPT"],
     ["gguf", { groupSize: 48 }, "groups of 48 do not fill"],
     ["gguf", { wbits: 8 }, "asymmetric grids of 8 bits"],
     ["gguf", { abits: 4 }, "4-bit activations"],

@@ -1,7 +1,7 @@
 // Parts of the GGUF check by themselves: blocks, the order of rows, factors of rotary frequencies.
 import { describe, expect, it } from "vitest";
-import { readLlamaConfig } from "../lib/models/config.ts";
 import type { Model } from "../lib/models/family.ts";
+import { readLlamaConfig } from "../lib/models/llama.ts";
 import { inverseFrequencies } from "../lib/models/rope.ts";
 import { takeApart } from "../lib/verify/gguf/blocks.ts";
 import { ropeFactors } from "../lib/verify/gguf/metadata.ts";
@@ -41,7 +41,7 @@ describe("blocks", () => {
 describe("rows", () => {
   it("of q and k are those of [h, 2, d / 2] with the last two exchanged", () => {
     const [heads, headDim] = [3, 8];
-    const model = { shape: { headDim } } as Model;
+    const model = { family: "mistral", shape: { headDim } } as Model;
     const expected: number[] = [];
     for (let h = 0; h < heads; h++) {
       for (let j = 0; j < headDim / 2; j++) {
@@ -52,6 +52,10 @@ describe("rows", () => {
     expect(rows.map(rowOrder(model, "q"))).toEqual(expected);
     expect(rows.map(rowOrder(model, "k.bias"))).toEqual(expected);
     expect(rows.map(rowOrder(model, "v"))).toEqual(rows);
+    // What llama.cpp knows under a name of its own it turns as checkpoints have it.
+    for (const family of ["qwen2", "qwen3"]) {
+      expect(rows.map(rowOrder({ ...model, family }, "q"))).toEqual(rows);
+    }
   });
 });
 

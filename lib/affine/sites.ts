@@ -7,6 +7,7 @@ import type { Tensor } from "../tensor/tensor.ts";
 import type { MaskOf } from "./gradual-mask.ts";
 import { normFullSite } from "./norm-full-site.ts";
 import { normSite } from "./norm-site.ts";
+import { qkGainsSite } from "./qk-gains-site.ts";
 import { qkMatrixSite } from "./qk-matrix-site.ts";
 import { qkPairsSite } from "./qk-pairs-site.ts";
 import { qkVectorSite } from "./qk-vector-site.ts";
@@ -21,6 +22,7 @@ const KINDS: { readonly [K in SiteSpec["kind"]]: SiteKind<Extract<SiteSpec, { ki
   "norm-full": normFullSite,
   vo: voSite,
   "qk-pairs": qkPairsSite,
+  "qk-gains": qkGainsSite,
   "qk-matrix": qkMatrixSite,
   "qk-vector": qkVectorSite,
 };

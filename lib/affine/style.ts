@@ -10,6 +10,8 @@ export interface TransformStyle {
   readonly norms: "diagonal" | "full";
   /** Between q and k: what commutes with the model's positions, or the published matrix or vector. */
   readonly qk: "exact" | "matrix" | "vector";
+  /** Gains of q's and k's norms stay as they are: where nobody quantizes q and k nothing depends on them. */
+  readonly gains?: "fixed";
   readonly updown: boolean;
   /** Diagonals are e^p, and so positive whatever the optimizer does, or p itself. */
   readonly diagonals: "exp" | "plain";
@@ -63,7 +65,7 @@ export const PUBLISHED_STYLE: TransformStyle = {
 /** A model's sites in a style, in the order of folding. */
 export function sitesInStyle(
   sites: readonly SiteSpec[],
-  { norms, qk, updown }: TransformStyle,
+  { norms, qk, gains, updown }: TransformStyle,
 ): readonly SiteSpec[] {
   return sites.flatMap((spec): SiteSpec[] => {
     switch (spec.kind) {
@@ -71,6 +73,8 @@ export function sitesInStyle(
         return updown ? [spec] : [];
       case "norm":
         return [norms === "full" ? { ...spec, kind: "norm-full" } : spec];
+      case "qk-gains":
+        return gains === "fixed" ? [] : [spec];
       case "qk-pairs":
       case "qk-matrix":
         return [qk === "exact" ? spec : { kind: `qk-${qk}`, q: spec.q, k: spec.k }];

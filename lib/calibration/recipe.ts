@@ -27,8 +27,8 @@ export interface Recipe {
   readonly transforms: TransformStyle;
   /** Grids other than ours. */
   readonly grids?: "published";
-  /** Stability factor of the gradual mask where it is not said, by family, or for all of them. */
-  readonly sf: number | Readonly<Record<string, number>>;
+  /** Stability factor of the gradual mask where it is not said: of LLaMA and kin and of OPT, or of all. */
+  readonly sf: number | Readonly<Record<"llama" | "opt", number>>;
 }
 
 /** Learned offsets, round to nearest, or error feedback along the columns. */

@@ -83,7 +83,7 @@ export async function runQuantize(
     const model = modelFor(checkpoint, original, asked);
     const settings = settingsFor(model, asked, options);
     const run = new RunState(options.out);
-    const seqlen = windowLength(settings.seqlen, model.shape.maxTokens);
+    const seqlen = windowLength(settings.seqlen, model);
     const tokens = new TokenCache(options.model, run.dir);
     const text = loadCalibration(options.calib, tokens, seqlen, settings);
     const found = findJob(options.out, run, options);

@@ -2,8 +2,15 @@
 
 import { AqError } from "../errors.ts";
 import type { Model } from "../models/family.ts";
+import { longestSequence } from "../models/sliding-window.ts";
 import { schemeOf } from "../quant/presets.ts";
-import { clipsTokens, type QuantScheme, quantizesTokens, schemeName } from "../quant/scheme.ts";
+import {
+  clipsTokens,
+  type QuantScheme,
+  quantizesHeads,
+  quantizesTokens,
+  schemeName,
+} from "../quant/scheme.ts";
 import { checkChoice } from "../tensor/compute-device.ts";
 import type { CalibSource, QuantizeOptions } from "../types.ts";
 import { checkKeep } from "./keep.ts";
@@ -126,10 +133,17 @@ function keepPatterns(keep: unknown): readonly string[] {
   throw new AqError("AQ_ARG", `keep must be a list of names, got ${JSON.stringify(keep)}`);
 }
 
-/** The recipe's stability factor as far as it is known without the family. */
-function startingSf({ sf }: Recipe, family?: string): number {
+/** The recipe's stability factor as far as it is known without the model. */
+function startingSf({ sf }: Recipe, model?: Model): number {
   if (typeof sf === "number") return sf;
-  return sf[family ?? ""] ?? 0.1;
+  if (!model) return 0.1;
+  return model.residual.centred ? sf.opt : sf.llama;
+}
+
+/** The recipe without transforms that would change nothing that is quantized. */
+function fittedTo(model: Model, recipe: Recipe, scheme: QuantScheme): Recipe {
+  const isIdle = model.sites.some(({ kind }) => kind === "qk-gains") && !quantizesHeads(scheme);
+  return isIdle ? { ...recipe, transforms: { ...recipe.transforms, gains: "fixed" } } : recipe;
 }
 
 /**
@@ -145,8 +159,16 @@ export function settingsFor(
 ): RunSettings {
   const { recipe, scheme, train } = settings;
   checkKeep(model, settings);
-  if (recipe.grids !== "published") return settings;
+  if (recipe.grids !== "published") {
+    return { ...settings, recipe: fittedTo(model, recipe, scheme) };
+  }
   const { heads, kvHeads } = model.shape;
+  if (model.traits.headNorms) {
+    throw new AqError(
+      "AQ_MODEL",
+      `--recipe ${recipe.name} does what the published code does, which knows no norms behind q and k, and this model has them; use --recipe default or affine`,
+    );
+  }
   if (kvHeads !== heads) {
     throw new AqError(
       "AQ_MODEL",
@@ -160,7 +182,7 @@ export function settingsFor(
     ...settings,
     recipe: { ...recipe, transforms },
     scheme: centred ? { ...scheme, heads: "together" } : scheme,
-    train: { ...train, sf: options.sf ?? startingSf(recipe, model.family) },
+    train: { ...train, sf: options.sf ?? startingSf(recipe, model) },
   };
 }
 
@@ -215,13 +237,14 @@ export function resolveSettings(options: QuantizeOptions): RunSettings {
 }
 
 /** Window length: asked for, or 2048, at most the model's maximum. Throws: AQ_ARG above the maximum. */
-export function windowLength(asked: number | undefined, maxTokens: number): number {
+export function windowLength(
+  asked: number | undefined,
+  model: Pick<Model, "shape" | "traits">,
+): number {
+  const { maxTokens } = model.shape;
   if (asked === undefined) return Math.min(2048, maxTokens);
   if (asked > maxTokens) {
-    throw new AqError(
-      "AQ_ARG",
-      `seqlen ${asked} is above the model's maximum of ${maxTokens} tokens`,
-    );
+    throw new AqError("AQ_ARG", `seqlen ${asked} is above ${longestSequence(model)}`);
   }
   return asked;
 }

@@ -34,7 +34,7 @@ export function describe(result: InspectResult): string[] {
     ["hidden", grouped(result.hidden)],
     ["attention", attention(result)],
     ["mlp", `${grouped(result.mlp)}${result.mlpBias ? ", bias" : ""}`],
-    ["positions", `${result.rope}, at most ${plural(result.maxTokens, "token")}`],
+    ["positions", positions(result)],
     [
       "vocabulary",
       `${grouped(result.vocabulary)}, output head ${result.tiedHead ? "tied to the embedding" : "of its own"}`,
@@ -79,9 +79,16 @@ function runFacts(run: RunProgress): string[][] {
   return facts;
 }
 
-function attention({ heads, kvHeads, headDim, attentionBias }: InspectResult): string {
+function attention(result: InspectResult): string {
+  const { heads, kvHeads, headDim, attentionBias, headNorms } = result;
   const groups = kvHeads === heads ? "" : `, ${plural(kvHeads, "key/value head")}`;
-  return `${plural(heads, "head")} of ${headDim}${groups}${attentionBias ? ", bias" : ""}`;
+  const more = `${attentionBias ? ", bias" : ""}${headNorms ? ", norms of q and k" : ""}`;
+  return `${plural(heads, "head")} of ${headDim}${groups}${more}`;
+}
+
+function positions({ rope, maxTokens, slidingWindow }: InspectResult): string {
+  const why = slidingWindow === undefined ? "" : " (the window of its attention)";
+  return `${rope}, at most ${plural(maxTokens, "token")}${why}`;
 }
 
 function quantization({ quantized }: InspectResult): string {

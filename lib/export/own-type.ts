@@ -5,7 +5,7 @@
  */
 
 import { AqError } from "../errors.ts";
-import { isOwnType, OWN_PREFIX } from "../models/registry.ts";
+import { families, isOwnType, OWN_PREFIX } from "../models/registry.ts";
 import type { JsonObject } from "../util/json.ts";
 import { AQ_CONFIG_NAME, type AqConfig } from "./aq-config.ts";
 
@@ -15,18 +15,12 @@ export function ownConfig(config: JsonObject): JsonObject {
   return { ...rest, model_type: isOwnType(type) ? type : `${OWN_PREFIX}${String(type)}` };
 }
 
-/** Classes of transformers, which `ownConfig` takes away. */
-const CLASSES: Readonly<Record<string, string>> = {
-  llama: "LlamaForCausalLM",
-  opt: "OPTForCausalLM",
-};
-
 /** The config.json of a folder that stock loaders build: `ownConfig` undone. */
 export function stockConfig(config: JsonObject): JsonObject {
   const { model_type: type } = config;
   if (!isOwnType(type)) return config;
   const stock = type.slice(OWN_PREFIX.length);
-  const name = CLASSES[stock];
+  const name = families.find(({ modelTypes }) => modelTypes.includes(stock))?.architecture;
   return { ...(name ? { architectures: [name] } : {}), ...config, model_type: stock };
 }
 

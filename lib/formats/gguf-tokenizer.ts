@@ -51,7 +51,7 @@ export function ggufTokenizer(dir: string, vocabulary: number, config: JsonObjec
     const type = isJsonObject(model) ? JSON.stringify(model["type"]) : "no model";
     throw new AqError(
       "AQ_MODEL",
-      `${where} is of the kind ${type}, and a GGUF file of a LLaMA model holds BPE; write another format`,
+      `${where} is of the kind ${type}, and a GGUF file as it is written here holds BPE; write another format`,
     );
   }
   const merges = mergesOf(model["merges"], where);

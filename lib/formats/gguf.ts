@@ -1,18 +1,18 @@
 /**
  * GGUF, for llama.cpp and what is built on it: one file with the weights, the tokenizer and what the
- * model is. LLaMA models alone: llama.cpp has no OPT.
+ * model is. LLaMA and kin alone: llama.cpp has no OPT. What its graph of an architecture does not apply is
+ * refused, since it would be left out without a word.
  */
 
 import * as path from "node:path";
 import { AqError } from "../errors.ts";
 import type { FormatName } from "../export-types.ts";
-import { readLlamaConfig } from "../models/config.ts";
-import type { TensorSpec } from "../models/family.ts";
+import type { Model, TensorSpec } from "../models/family.ts";
 import { hasGlobalScales, quantizesTokens } from "../quant/scheme.ts";
 import { ChangeMeter } from "./change.ts";
 import type { Format, FormatOutput, Written } from "./format.ts";
 import { type GgmlType, type GgufTensor, writeGguf } from "./gguf-file.ts";
-import { ggufKeys, ropeFactors } from "./gguf-keys.ts";
+import { ggufArchitecture, ggufKeys, ropeFactors } from "./gguf-keys.ts";
 import {
   blockRows,
   dequantizedRows,
@@ -46,6 +46,8 @@ const NAMES: Readonly<Record<string, string>> = {
   gate: "ffn_gate",
   up: "ffn_up",
   down: "ffn_down",
+  q_norm: "attn_q_norm",
+  k_norm: "attn_k_norm",
 };
 const OUTER_NAMES: Readonly<Record<string, string>> = {
   embedding: "token_embd.weight",
@@ -66,9 +68,10 @@ function nameOf(block: number, key: string): string {
   return `blk.${block}.${name}.${part}`;
 }
 
-/** q and k, weights and biases, lie in the order of llama.cpp's rotary embedding. */
-function orderOf(run: FinishedRun, key: string): RowOrder {
-  return /^[qk](\.|$)/.test(key) ? ropeRows(run.model.shape.headDim) : SAME_ROWS;
+/** q and k, weights and biases, lie in the order of llama.cpp's rotary embedding of the architecture. */
+function orderOf({ model }: FinishedRun, key: string): RowOrder {
+  const isPaired = ggufArchitecture(model) === "llama" && /^[qk](\.|$)/.test(key);
+  return isPaired ? ropeRows(model.shape.headDim) : SAME_ROWS;
 }
 
 function planLinear(
@@ -154,7 +157,7 @@ function planAll(run: FinishedRun, type: GgmlType, meters: Meters): GgufTensor[]
     if (spec) tensors.push(planOuter(run, spec, meters));
   };
   put("embedding");
-  const factors = ropeFactors(readLlamaConfig(run.checkpoint.config));
+  const factors = ropeFactors(model);
   if (factors) {
     const shape = [factors.length];
     tensors.push({
@@ -195,9 +198,7 @@ async function write(run: FinishedRun, type: GgmlType, output: FormatOutput): Pr
 function refuses(name: FormatName, setting: Setting): string | undefined {
   const { model, scheme } = setting;
   return firstReason(
-    model.family === "llama"
-      ? undefined
-      : `${name} is for LLaMA models, since llama.cpp has no ${model.family.toUpperCase()}; write awq, gptq_v2 or compressed-tensors`,
+    refusesModel(name, model),
     refusesAdditions(name, setting),
     name === "gguf" ? refusesFloats(name, setting) : undefined,
     // 4-bit floats are there dequantized, and nobody takes that for what the run computes.
@@ -207,6 +208,26 @@ function refuses(name: FormatName, setting: Setting): string | undefined {
     name === "gguf" ? refusesGrid(setting) : undefined,
     refusesTokenizer(name, setting),
   );
+}
+
+/** llama.cpp applies more to the architecture llama than to those of Qwen. */
+function refusesModel(name: string, model: Model): string | undefined {
+  const others = "write awq, gptq_v2 or compressed-tensors";
+  const own = ggufArchitecture(model);
+  if (!own) {
+    return `${name} is for LLaMA and kin, since llama.cpp has no ${model.family.toUpperCase()}; ${others}`;
+  }
+  if (own === "llama") return undefined;
+  const { heads, headDim, hidden } = model.shape;
+  if (model.rotary?.ropeScaling.type === "llama3") {
+    return `${name} has no place for llama3's rotary scaling in a model of ${own}, to which llama.cpp does not apply it; ${others}`;
+  }
+  if (own === "qwen2" && heads * headDim !== hidden) {
+    return `${name} cannot hold this model, since llama.cpp wants heads of hidden_size / num_attention_heads features in qwen2, and it has ${headDim}; ${others}`;
+  }
+  const stray = model.blockTensors(0).find(({ key }) => /^(o|gate|up|down)\.bias$/.test(key));
+  if (!stray) return undefined;
+  return `${name} has no place for "${stray.name}", since llama.cpp leaves such biases out in ${own}; ${others}`;
 }
 
 function refusesGrid({ scheme }: Setting): string | undefined {
@@ -240,6 +261,12 @@ function notes(setting: Setting, type: GgmlType): string[] {
     const which = ragged.map(({ key, in: columns }) => `${key} (${columns})`).join(", ");
     list.push(`rows that are no multiple of 32 are stored as F16: ${which}`);
   }
+  const { slidingWindow } = model.traits;
+  if (slidingWindow !== undefined) {
+    list.push(
+      `llama.cpp looks back without a window, so the file gives the window of ${slidingWindow} tokens as its context_length: up to there both are the same`,
+    );
+  }
   if (quantizesTokens(scheme)) {
     list.push(
       `llama.cpp leaves the run's ${scheme.abits}-bit activations out, and quantizes in its own way`,
@@ -254,7 +281,7 @@ function notes(setting: Setting, type: GgmlType): string[] {
 
 export const gguf: Format = {
   name: "gguf",
-  about: "GGUF with Q4_0, Q4_1 or Q8_0 blocks, LLaMA alone: llama.cpp, node-llama-cpp",
+  about: "GGUF with Q4_0, Q4_1 or Q8_0 blocks, not for OPT: llama.cpp, node-llama-cpp",
   refuses: (setting) => refuses("gguf", setting),
   notes: (setting) => notes(setting, blockType(setting.scheme) ?? "F16"),
   write: (run, output) => write(run, blockType(run.setting.scheme) ?? "F16", output),
@@ -262,7 +289,7 @@ export const gguf: Format = {
 
 export const ggufF16: Format = {
   name: "gguf-f16",
-  about: "GGUF with the dequantized weights in F16, LLaMA alone: llama.cpp, node-llama-cpp",
+  about: "GGUF with the dequantized weights in F16, not for OPT: llama.cpp, node-llama-cpp",
   refuses: (setting) => refuses("gguf-f16", setting),
   notes: (setting) => notes(setting, "F16"),
   write: (run, output) => write(run, "F16", output),

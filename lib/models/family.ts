@@ -8,6 +8,7 @@ import type { AttentionParams } from "../autograd/ops/attention.ts";
 import type { HadamardFactors } from "../autograd/ops/hadamard.ts";
 import type { ActivationHook } from "../quant/activations.ts";
 import type { Tensor } from "../tensor/tensor.ts";
+import type { RopeSettings } from "./rope.ts";
 
 /** Sizes that every family has, in the letters of the documentation. */
 export interface ModelShape {
@@ -25,6 +26,7 @@ export interface ModelShape {
   readonly mlp: number;
   /** V */
   readonly vocabulary: number;
+  /** Longest sequence: there are no more positions, or attention would not see all of it any more. */
   readonly maxTokens: number;
 }
 
@@ -41,6 +43,8 @@ export interface LinearSpec {
   readonly out: number;
   readonly in: number;
   readonly activation: string;
+  /** Its output goes a way of its own, so that it is not joined with others (joined.ts). */
+  readonly alone?: boolean;
 }
 
 /** A place where an invertible map and its inverse cancel; lib/affine has one file for each kind. */
@@ -61,6 +65,8 @@ export type SiteSpec =
     }
   | { readonly kind: "vo"; readonly v: string; readonly o: string; readonly activation: string }
   | { readonly kind: "qk-pairs"; readonly q: string; readonly k: string }
+  /** q and k: the gains of their norms. */
+  | { readonly kind: "qk-gains"; readonly q: string; readonly k: string }
   | { readonly kind: "qk-matrix" | "qk-vector"; readonly q: string; readonly k: string };
 
 /** How the block meets the residual stream: what an orthogonal change of its basis has to turn. */
@@ -108,17 +114,27 @@ export interface BlockContext {
   dispose(): void;
 }
 
+/** What `inspect` says of a model beyond its shape. */
+export interface ModelTraits {
+  readonly tiedHead: boolean;
+  /** q, k and v have biases, or all four linears of attention. */
+  readonly attentionBias: boolean;
+  readonly mlpBias: boolean;
+  readonly rope: string;
+  /** Present where attention looks back less far than there are positions: it is what bounds a sequence. */
+  readonly slidingWindow?: number;
+  /** Present where q and k have a norm over the features of each head. */
+  readonly headNorms?: boolean;
+}
+
 /** A checkpoint's model: a family bound to one configuration. */
 export interface Model {
   readonly family: string;
   readonly shape: ModelShape;
   /** For people: what `inspect` says beyond the shape. */
-  readonly traits: {
-    readonly tiedHead: boolean;
-    readonly attentionBias: boolean;
-    readonly mlpBias: boolean;
-    readonly rope: string;
-  };
+  readonly traits: ModelTraits;
+  /** What a file must say of a block with RMSNorm and rotary positions; null in another. */
+  readonly rotary: (RopeSettings & { readonly rmsEps: number }) | null;
   /** The block's linears, in the order in which they run. */
   readonly linears: readonly LinearSpec[];
   /** Activations that are quantized when abits < 16, and how: whole token, or per head. */
@@ -170,6 +186,8 @@ export interface ModelExtras {
 /** Reads a config.json whose model_type is one of `modelTypes`. */
 export interface ModelFamily {
   readonly modelTypes: readonly string[];
+  /** The class in transformers, as `architectures` of a config.json names it. */
+  readonly architecture: string;
   /**
    * `has` tells whether the checkpoint holds a tensor, for names that differ between exporters.
    * Throws: AQ_MODEL naming the key that is missing, contradictory or not supported.

@@ -16,7 +16,8 @@ import type { LinearSpec, Weights } from "./family.ts";
 /** Keys of linears that read the same activation, several each, in the order in which they run. */
 export function joinable(linears: readonly LinearSpec[]): readonly (readonly string[])[] {
   const groups = new Map<string, string[]>();
-  for (const { key, activation } of linears) {
+  for (const { key, activation, alone } of linears) {
+    if (alone) continue;
     groups.set(activation, [...(groups.get(activation) ?? []), key]);
   }
   return [...groups.values()].filter((keys) => keys.length > 1);

@@ -58,6 +58,7 @@ class Opt implements Model {
   readonly family = "opt";
   readonly shape: Model["shape"];
   readonly traits: Model["traits"];
+  readonly rotary = null;
   readonly linears: readonly LinearSpec[];
   readonly activations = ["norm1", "q", "k", "v", "o", "norm2", "down"];
   readonly sites: readonly SiteSpec[];
@@ -241,6 +242,7 @@ function firstPlaces(ids: Tensor): Tensor {
 
 export const opt: ModelFamily = {
   modelTypes: ["opt"],
+  architecture: "OPTForCausalLM",
   open(config, has, extras = {}) {
     // Checkpoints of the bare model lack the "model." in front.
     const bare = !has("model.decoder.embed_tokens.weight") && has("decoder.embed_tokens.weight");

@@ -4,9 +4,12 @@ import { AqError } from "../errors.ts";
 import { kindOf } from "../util/json.ts";
 import type { Model, ModelExtras, ModelFamily } from "./family.ts";
 import { llama } from "./llama.ts";
+import { mistral } from "./mistral.ts";
 import { opt } from "./opt.ts";
+import { qwen2 } from "./qwen2.ts";
+import { qwen3 } from "./qwen3.ts";
 
-export const families: readonly ModelFamily[] = [llama, opt];
+export const families: readonly ModelFamily[] = [llama, mistral, qwen2, qwen3, opt];
 
 /** In front of a family's model_type where the block is one that only aq-native can run. */
 export const OWN_PREFIX = "aq_";

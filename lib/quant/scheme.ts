@@ -67,6 +67,11 @@ export function quantizesTokens(scheme: QuantScheme): boolean {
   return scheme.abits < 16;
 }
 
+/** Are q, k and v quantized, each head of a token by itself? 4-bit floats leave them as they are. */
+export function quantizesHeads(scheme: QuantScheme): boolean {
+  return quantizesTokens(scheme) && !scheme.numbers;
+}
+
 /** Smallest scale of a weight group and of a token. */
 export function scaleFloors({ grids }: GridStyle): { weight: number; token: number } {
   return grids === "published"

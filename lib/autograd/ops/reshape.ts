@@ -6,9 +6,11 @@ const pair: OpPair<readonly number[]> = {
   name: "reshape",
   forward: (x, shape) => ({ tensor: tensorOf(x, 0).reshape(shape) }),
   backward: ({ g, inputs }) => {
-    // A copy: g may be another value's gradient too, and what is returned here may be added to.
-    const copy = invokeOne("cast", [g], { dtype: dtypeCode(g.dtype) });
-    const result = copy.reshape(tensorOf(inputs, 0).shape);
+    // A copy: g may be another value's gradient too, and what is returned here may be added to. In the
+    // type of x, since what is behind may hand on 16 bits and what is in front may be no linear.
+    const { dtype, shape } = tensorOf(inputs, 0);
+    const copy = invokeOne("cast", [g], { dtype: dtypeCode(dtype) });
+    const result = copy.reshape(shape);
     copy.dispose();
     return [result];
   },

@@ -4,6 +4,7 @@ import { AqError } from "../../errors.ts";
 import { isJsonObject, type JsonObject } from "../../util/json.ts";
 import type { SavedRun } from "../state.ts";
 import type { GgufFile } from "./file.ts";
+import { architectureOf } from "./names.ts";
 
 /** Name of the tensor with a factor for each frequency. */
 export const ROPE_FACTORS = "rope_freqs.weight";
@@ -12,18 +13,26 @@ export const ROPE_FACTORS = "rope_freqs.weight";
 export function checkMetadata(run: SavedRun, gguf: GgufFile): void {
   const { shape } = run.model;
   const { config } = run.output;
-  const expected: Readonly<Record<string, number | string | undefined>> = {
-    "general.architecture": "llama",
-    "llama.block_count": shape.blocks,
-    "llama.embedding_length": shape.hidden,
-    "llama.feed_forward_length": shape.mlp,
-    "llama.attention.head_count": shape.heads,
-    "llama.attention.head_count_kv": shape.kvHeads,
-    "llama.context_length": shape.maxTokens,
-    "llama.rope.dimension_count": shape.headDim,
-    "llama.attention.layer_norm_rms_epsilon": number(config["rms_norm_eps"]),
-    "llama.rope.freq_base": number(ropeOf(config)["rope_theta"] ?? config["rope_theta"]),
+  const name = architectureOf(run.model);
+  const rope = ropeOf(config);
+  const isStretched = (rope["rope_type"] ?? rope["type"]) === "linear";
+  const own: Readonly<Record<string, number | string | undefined>> = {
+    block_count: shape.blocks,
+    embedding_length: shape.hidden,
+    feed_forward_length: shape.mlp,
+    "attention.head_count": shape.heads,
+    "attention.head_count_kv": shape.kvHeads,
+    "attention.key_length": shape.headDim,
+    "attention.value_length": shape.headDim,
+    context_length: shape.maxTokens,
+    vocab_size: shape.vocabulary,
+    "rope.dimension_count": shape.headDim,
+    "attention.layer_norm_rms_epsilon": number(config["rms_norm_eps"]),
+    "rope.freq_base": number(rope["rope_theta"] ?? config["rope_theta"]),
+    "rope.scaling.type": isStretched ? "linear" : undefined,
+    "rope.scaling.factor": isStretched ? number(rope["factor"]) : undefined,
   };
+  const expected = { "general.architecture": name, ...prefixed(name, own) };
   for (const [key, value] of Object.entries(expected)) {
     const got = gguf.metadata.get(key);
     if (value === undefined || isSame(value, got)) continue;
@@ -39,6 +48,12 @@ export function checkMetadata(run: SavedRun, gguf: GgufFile): void {
       `${gguf.file}: expected ${shape.vocabulary} tokens in tokenizer.ggml.tokens, got ${tokens.length}; export it again`,
     );
   }
+}
+
+function prefixed<T>(prefix: string, keys: Readonly<Record<string, T>>): Record<string, T> {
+  return Object.fromEntries(
+    Object.entries(keys).map(([key, value]) => [`${prefix}.${key}`, value]),
+  );
 }
 
 /** Floats are stored in single precision. */

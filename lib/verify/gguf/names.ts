@@ -1,13 +1,25 @@
-/** What llama.cpp calls the tensors of a LLaMA, and the order in which it has the rows of some. */
+/** What llama.cpp calls a model and its tensors, and the order in which it has the rows of some. */
 
 import { AqError } from "../../errors.ts";
 import type { Model, TensorSpec } from "../../models/family.ts";
+
+/** Families whose architecture has the name of another family. */
+const SAME_AS: Readonly<Record<string, string>> = { mistral: "llama" };
+/** Architectures that turn neighbouring rows of a head, where checkpoints pair its two halves. */
+const NEIGHBOURS: readonly string[] = ["llama"];
+
+/** `general.architecture` of the model. */
+export function architectureOf({ family }: Model): string {
+  return SAME_AS[family] ?? family;
+}
 
 const BLOCK_NAMES: Readonly<Record<string, string>> = {
   norm1: "attn_norm",
   norm2: "ffn_norm",
   q: "attn_q",
   k: "attn_k",
+  q_norm: "attn_q_norm",
+  k_norm: "attn_k_norm",
   v: "attn_v",
   o: "attn_output",
   gate: "ffn_gate",
@@ -37,7 +49,7 @@ export function blockName(block: number, { key, name }: TensorSpec): string {
 }
 
 function unnamed(name: string): AqError {
-  return new AqError("AQ_MODEL", `"${name}" has no place in a GGUF file of a LLaMA`);
+  return new AqError("AQ_MODEL", `"${name}" has no place in a GGUF file`);
 }
 
 /**
@@ -46,7 +58,8 @@ function unnamed(name: string): AqError {
  */
 export function rowOrder(model: Model, key: string): (row: number) => number {
   const [base = ""] = key.split(".");
-  if (base !== "q" && base !== "k") return (row) => row;
+  const isTurned = NEIGHBOURS.includes(architectureOf(model)) && (base === "q" || base === "k");
+  if (!isTurned) return (row) => row;
   const { headDim } = model.shape;
   return (row) => {
     const within = row % headDim;
