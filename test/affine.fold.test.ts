@@ -10,6 +10,7 @@ import { Draw } from "./helpers/random.ts";
 import { toTensor } from "./helpers/run-op.ts";
 import {
   blockOutput,
+  HEAD_NORMS,
   randomSites,
   relativeChange,
   tensorsOf,
@@ -32,13 +33,14 @@ function fold(
   dtype: FloatType,
   seed: number,
   mask: Mask = { band: 2, sf: 0.5 },
+  parametersOf: Model = model,
 ): Folded {
   return scope(() => {
     const draw = new Draw(seed, dtype);
     const weights = tensorsOf(tinyWeights(model, draw), dtype);
     const graph = new Eager();
     const parameters = new Map<string, Var>(
-      Object.entries(tensorsOf(randomSites(model, draw), dtype)).map(([name, tensor]) => [
+      Object.entries(tensorsOf(randomSites(parametersOf, draw), dtype)).map(([name, tensor]) => [
         name,
         graph.constant(tensor),
       ]),
@@ -54,6 +56,12 @@ function fold(
     });
     return { output: relativeChange(before, after, x.read()), changed };
   });
+}
+
+/** The change that scaled rotations of the rows of q and k make. */
+function foldRows(model: Model, seed: number): number {
+  const rows = [{ kind: "qk-pairs", q: "q", k: "k" }] as const;
+  return fold(model, rows, "f64", seed, undefined, tinyModel()).output;
 }
 
 const model = tinyModel();
@@ -114,8 +122,39 @@ describe("folding keeps the function of a block with grouped heads and biases", 
   });
 });
 
+describe("folding keeps the function of a block with norms of q and k", () => {
+  const normed = tinyModel(HEAD_NORMS);
+
+  it("at their gains alone, of which all heads have one", () => {
+    const gains = normed.sites.filter(({ kind }) => kind === "qk-gains");
+    const double = fold(normed, gains, "f64", 51);
+    expect([...double.changed].sort()).toEqual(["k_norm", "q_norm"]);
+    expect(double.output).toBeLessThan(1e-12);
+    expect(fold(normed, gains, "f32", 51).output).toBeLessThan(1e-5);
+  });
+
+  it.each([
+    ["biases and grouped heads", {}],
+    ["no biases", { attention_bias: false }],
+    ["heads of two", { head_dim: 2 }],
+  ])("at all sites together, with %s", (_, changes) => {
+    const other = tinyModel({ ...HEAD_NORMS, ...changes });
+    expect(other.sites.map(siteName)).toEqual([
+      ...["updown", "norm.norm1", "norm.norm2", "vo", "qk-gains"],
+    ]);
+    expect(fold(other, other.sites, "f64", 52).output).toBeLessThan(1e-12);
+    expect(fold(other, [...other.sites].reverse(), "f64", 53).output).toBeLessThan(1e-12);
+    expect(fold(other, other.sites, "f32", 52).output).toBeLessThan(1e-5);
+  });
+
+  it("but not at the rows of q and k, as LLaMA has it", () => {
+    expect(foldRows(tinyModel({ mlp_bias: false }), 54)).toBeLessThan(1e-12);
+    expect(foldRows(normed, 54)).toBeGreaterThan(1e-3);
+  });
+});
+
 describe("the description of a site", () => {
-  it("counts the parameters that it has", () => {
+  it.each([model, tinyModel(HEAD_NORMS)])("counts the parameters that it has", (model) => {
     const parameters = Object.entries(randomSites(model, new Draw(1, "f64")));
     for (const spec of model.sites) {
       const own = parameters.filter(([name]) => name.startsWith(`${siteName(spec)}.`));

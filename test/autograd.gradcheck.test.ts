@@ -18,6 +18,7 @@ import { GRAPH_CASES } from "./cases/graph.ts";
 import { difference } from "./helpers/compare.ts";
 import { Draw } from "./helpers/random.ts";
 import {
+  HEAD_NORMS,
   randomSites,
   tensorsOf,
   tinyModel,
@@ -101,102 +102,106 @@ describe("each pair", () => {
   );
 });
 
-const model = tinyModel();
-const mask: Mask = { band: 2, sf: 0.3 };
-const draw = new Draw(21, "f64");
-const weights = tinyWeights(model, draw);
-const x = draw.normal([2, 3, model.shape.hidden]);
-const y = draw.normal(x.shape, 3);
-const names = Object.keys(randomSites(model, draw));
+describe.each([
+  ["LLaMA", tinyModel()],
+  ["Qwen 3", tinyModel(HEAD_NORMS)],
+])("of %s", (_family, model) => {
+  const mask: Mask = { band: 2, sf: 0.3 };
+  const draw = new Draw(21, "f64");
+  const weights = tinyWeights(model, draw);
+  const x = draw.normal([2, 3, model.shape.hidden]);
+  const y = draw.normal(x.shape, 3);
+  const names = Object.keys(randomSites(model, draw));
 
-/** Folds sites into the weights. The variables follow the names; a name without one is left out. */
-function fold(graph: Graph, specs: readonly SiteSpec[], vars: ReadonlyMap<string, Var>) {
-  const folded = constants(graph, tensorsOf(weights, "f64"));
-  foldSites(specs, graph, folded, vars, model.shape, () => mask);
-  return folded;
-}
-
-const named = (list: readonly string[], vars: readonly Var[]): Map<string, Var> =>
-  new Map(list.map((name, i) => [name, vars[i] as Var]));
-
-/** Sum of the mean squared distances of several values from random targets. */
-function distances(graph: Graph, values: readonly Var[], targets: Values): Var {
-  return values
-    .map((value, i) => {
-      const { shape } = value.value.tensor;
-      return mse(graph, value, graph.constant(tensor({ ...(targets[i] as Value), shape })));
-    })
-    .reduce((sum, next) => add(graph, sum, next));
-}
-
-describe("the fold of", () => {
-  const sites = [...model.sites.map((spec) => [siteName(spec), [spec]] as const)];
-  it.each([...sites, ["all sites", model.sites] as const])("%s", (name, specs) => {
-    const own = names.filter((parameter) => name === "all sites" || parameter.startsWith(name));
-    const values = randomSites(model, draw);
-    const targets = Object.values(weights).map(({ shape }) => draw.normal(shape, 10));
-    const loss: Loss = (graph, vars) => {
-      const folded = fold(graph, specs, named(own, vars));
-      const ordered = Object.keys(weights).map((key) => folded[key] as Var);
-      return distances(graph, ordered, targets as unknown as Values);
-    };
-    const inputs = own.map((parameter) => values[parameter] as Value);
-    expect(own.length).toBeGreaterThan(0);
-    for (const gradient of tapeGradients(loss, inputs))
-      expect(largest(gradient)).toBeGreaterThan(0.1);
-    expect(gradcheck(loss, inputs).error).toBeLessThan(1e-6);
-  });
-});
-
-describe("a whole block with every site", () => {
-  const values = randomSites(model, draw);
-  const inputs = names.map((name) => values[name] as Value);
-
-  /** The loss of the folded block, with fixed numbers added to each weight on the way. */
-  const lossWith =
-    (errors: Values | undefined): Loss =>
-    (graph, vars) =>
-      blockLoss(graph, fold(graph, model.sites, named(names, vars)), errors);
-
-  function blockLoss(graph: Graph, folded: Record<string, Var>, errors: Values | undefined): Var {
-    const used = Object.entries(folded).map(([key, w]) => {
-      const error = errors?.[key];
-      const { shape } = w.value.tensor;
-      return [key, error ? add(graph, w, graph.constant(tensor({ ...error, shape }))) : w];
-    });
-    const context = model.context(3, "f64");
-    const all = Object.fromEntries(used) as Record<string, Var>;
-    const out = model.block(graph, context, all, graph.constant(tensor(x)), passThrough);
-    return mse(graph, out, graph.constant(tensor(y)));
+  /** Folds sites into the weights. The variables follow the names; a name without one is left out. */
+  function fold(graph: Graph, specs: readonly SiteSpec[], vars: ReadonlyMap<string, Var>) {
+    const folded = constants(graph, tensorsOf(weights, "f64"));
+    foldSites(specs, graph, folded, vars, model.shape, () => mask);
+    return folded;
   }
 
-  it("differentiates what a quantizer between fold and block would see", () => {
-    // Equivalence would make every gradient zero; fixed errors, standing in for rounding, do not.
-    const errors = Object.fromEntries(
-      Object.entries(weights).map(([key, { shape }]) => [key, draw.normal(shape, 0.3)]),
-    );
-    const loss = lossWith(errors);
-    for (const [i, gradient] of tapeGradients(loss, inputs).entries()) {
-      expect(largest(gradient), names[i]).toBeGreaterThan(1e-2);
-    }
-    expect(gradcheck(loss, inputs).error).toBeLessThan(1e-6);
+  const named = (list: readonly string[], vars: readonly Var[]): Map<string, Var> =>
+    new Map(list.map((name, i) => [name, vars[i] as Var]));
+
+  /** Sum of the mean squared distances of several values from random targets. */
+  function distances(graph: Graph, values: readonly Var[], targets: Values): Var {
+    return values
+      .map((value, i) => {
+        const { shape } = value.value.tensor;
+        return mse(graph, value, graph.constant(tensor({ ...(targets[i] as Value), shape })));
+      })
+      .reduce((sum, next) => add(graph, sum, next));
+  }
+
+  describe("the fold of", () => {
+    const sites = [...model.sites.map((spec) => [siteName(spec), [spec]] as const)];
+    it.each([...sites, ["all sites", model.sites] as const])("%s", (name, specs) => {
+      const own = names.filter((parameter) => name === "all sites" || parameter.startsWith(name));
+      const values = randomSites(model, draw);
+      const targets = Object.values(weights).map(({ shape }) => draw.normal(shape, 10));
+      const loss: Loss = (graph, vars) => {
+        const folded = fold(graph, specs, named(own, vars));
+        const ordered = Object.keys(weights).map((key) => folded[key] as Var);
+        return distances(graph, ordered, targets as unknown as Values);
+      };
+      const inputs = own.map((parameter) => values[parameter] as Value);
+      expect(own.length).toBeGreaterThan(0);
+      for (const gradient of tapeGradients(loss, inputs))
+        expect(largest(gradient)).toBeGreaterThan(0.1);
+      expect(gradcheck(loss, inputs).error).toBeLessThan(1e-6);
+    });
   });
 
-  it("has no gradient at all without quantizers: every site is an equivalence", () => {
-    for (const [i, gradient] of tapeGradients(lossWith(undefined), inputs).entries()) {
-      expect(largest(gradient), names[i]).toBeLessThan(1e-12);
-    }
-  });
+  describe("a whole block with every site", () => {
+    const values = randomSites(model, draw);
+    const inputs = names.map((name) => values[name] as Value);
 
-  it("differentiates the weights and the input too", () => {
-    const keys = Object.keys(weights);
-    const loss: Loss = (graph, vars) => {
+    /** The loss of the folded block, with fixed numbers added to each weight on the way. */
+    const lossWith =
+      (errors: Values | undefined): Loss =>
+      (graph, vars) =>
+        blockLoss(graph, fold(graph, model.sites, named(names, vars)), errors);
+
+    function blockLoss(graph: Graph, folded: Record<string, Var>, errors: Values | undefined): Var {
+      const used = Object.entries(folded).map(([key, w]) => {
+        const error = errors?.[key];
+        const { shape } = w.value.tensor;
+        return [key, error ? add(graph, w, graph.constant(tensor({ ...error, shape }))) : w];
+      });
       const context = model.context(3, "f64");
-      const block = Object.fromEntries(keys.map((key, i) => [key, vars[i] as Var]));
-      const out = model.block(graph, context, block, vars[keys.length] as Var, passThrough);
+      const all = Object.fromEntries(used) as Record<string, Var>;
+      const out = model.block(graph, context, all, graph.constant(tensor(x)), passThrough);
       return mse(graph, out, graph.constant(tensor(y)));
-    };
-    const leaves = [...keys.map((key) => weights[key] as Value), x];
-    expect(gradcheck(loss, leaves).error).toBeLessThan(1e-6);
+    }
+
+    it("differentiates what a quantizer between fold and block would see", () => {
+      // Equivalence would make every gradient zero; fixed errors, standing in for rounding, do not.
+      const errors = Object.fromEntries(
+        Object.entries(weights).map(([key, { shape }]) => [key, draw.normal(shape, 0.3)]),
+      );
+      const loss = lossWith(errors);
+      for (const [i, gradient] of tapeGradients(loss, inputs).entries()) {
+        expect(largest(gradient), names[i]).toBeGreaterThan(1e-2);
+      }
+      expect(gradcheck(loss, inputs).error).toBeLessThan(1e-6);
+    });
+
+    it("has no gradient at all without quantizers: every site is an equivalence", () => {
+      for (const [i, gradient] of tapeGradients(lossWith(undefined), inputs).entries()) {
+        expect(largest(gradient), names[i]).toBeLessThan(1e-12);
+      }
+    });
+
+    it("differentiates the weights and the input too", () => {
+      const keys = Object.keys(weights);
+      const loss: Loss = (graph, vars) => {
+        const context = model.context(3, "f64");
+        const block = Object.fromEntries(keys.map((key, i) => [key, vars[i] as Var]));
+        const out = model.block(graph, context, block, vars[keys.length] as Var, passThrough);
+        return mse(graph, out, graph.constant(tensor(y)));
+      };
+      const leaves = [...keys.map((key) => weights[key] as Value), x];
+      expect(gradcheck(loss, leaves).error).toBeLessThan(1e-6);
+    });
   });
 });

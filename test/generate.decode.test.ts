@@ -12,10 +12,14 @@ import { load, quantize } from "../lib/index.ts";
 import { liveTensors } from "../lib/tensor/tensor.ts";
 import { packageRoot } from "../lib/util/package.ts";
 import { tempFolders } from "./helpers/temp-folder.ts";
+import { withTokenizer } from "./helpers/tiny-tokenizer.ts";
 
 const FIXTURES = path.join(packageRoot(), "test", "fixtures");
 const CALIB = path.join(FIXTURES, "books-test-head.txt");
 const PROMPT = "It was the best of times, it was the worst of times, it was";
+
+/** Random models of the families that are built like LLaMA. */
+const KIN = ["mistral", "mistral-window", "qwen2", "qwen3", "qwen3-biases"];
 
 const tempFolder = tempFolders();
 
@@ -56,7 +60,7 @@ async function expectSame(dir: string, kv: KvType | undefined, limit: number): P
   const live = liveTensors();
   const source = openLanguageModel(dir, "cpu");
   try {
-    const ids = source.tokenizer.encode(PROMPT);
+    const ids = source.tokenizer.encode(PROMPT).slice(0, source.model.shape.maxTokens);
     const all = forwardLogits(source, ids);
     const vocabulary = source.model.shape.vocabulary;
     for (const piece of [1, 5]) {
@@ -76,6 +80,10 @@ async function expectSame(dir: string, kv: KvType | undefined, limit: number): P
 describe("decoding", () => {
   it.each(["llama-gqa-4m", "opt-5m"])("of %s gives the logits of the whole sequence", (name) =>
     expectSame(path.join(FIXTURES, name), undefined, 1e-5),
+  );
+
+  it.each(KIN)("of %s gives the logits of the whole sequence", (name) =>
+    expectSame(withTokenizer(tempFolder(), name).model, undefined, 1e-5),
   );
 
   it("with caches in 16 bits is close", () =>
@@ -141,7 +149,7 @@ describe("decoding with linears that are joined", () => {
     const live = liveTensors();
     const source = openLanguageModel(dir, "cpu");
     try {
-      const ids = source.tokenizer.encode(PROMPT);
+      const ids = source.tokenizer.encode(PROMPT).slice(0, source.model.shape.maxTokens);
       for (const piece of [1, 7]) {
         const apart = await decode(source, ids, piece, "f16");
         const joined = await decode(source, ids, piece, "f16", true);
@@ -160,11 +168,30 @@ describe("decoding with linears that are joined", () => {
     expectJoined(path.join(FIXTURES, name)),
   );
 
+  it.each(KIN)("gives the logits of %s", (name) =>
+    expectJoined(withTokenizer(tempFolder(), name).model),
+  );
+
+  it.each([
+    ["qwen2", { wbits: 4, groupSize: 32 }],
+    ["qwen3", { wbits: 4 }],
+    ["qwen3-biases", { wbits: 3, hadamard: "down" as const }],
+    ["mistral", { wbits: 4, keep: ["*.q_proj"] }],
+  ])("gives the logits of codes of %s, %o", async (name, options) => {
+    const [run, packed] = [path.join(tempFolder(), "run"), path.join(tempFolder(), "packed")];
+    const small = { nsamples: 1, seqlen: 32, recipe: "rtn" } as const;
+    await quantize({ ...withTokenizer(tempFolder(), name), out: run, ...small, ...options });
+    await exportRun({ run, format: "aq", out: packed });
+    await expectJoined(packed);
+  });
+
   it.each([
     ["llama-gqa-4m", { wbits: 4, groupSize: 32 }],
     ["opt-5m", { wbits: 3 }],
     // Gate and up of the first block are of two kinds.
     ["llama-gqa-4m", { wbits: 4, keep: ["model.layers.0.mlp.up_proj"] }],
+    // Query, key and value stay apart, gate and up do not.
+    ["llama-gqa-4m", { wbits: 4, keep: ["model.layers.0.self_attn.q_proj"] }],
     ["llama-gqa-4m", { wbits: 4, hadamard: "down" as const }],
   ])("gives the logits of codes of %s, %o", async (name, options) => {
     const [run, packed] = [path.join(tempFolder(), "run"), path.join(tempFolder(), "packed")];

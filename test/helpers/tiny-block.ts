@@ -1,7 +1,7 @@
 /** One decoder block with random weights, small enough for float64 and finite differences. */
 import { Eager, type Var } from "../../lib/autograd/graph.ts";
 import type { Model } from "../../lib/models/family.ts";
-import { llama } from "../../lib/models/llama.ts";
+import { openModel } from "../../lib/models/registry.ts";
 import { passThrough } from "../../lib/quant/activations.ts";
 import type { Tensor } from "../../lib/tensor/tensor.ts";
 import type { Draw } from "./random.ts";
@@ -27,15 +27,18 @@ const CONFIG = {
   mlp_bias: true,
 };
 
+/** What makes of it a block with norms of q and k; biases are those of attention then. */
+export const HEAD_NORMS = { model_type: "qwen3", mlp_bias: false } as const;
+
 export function tinyModel(changes: Readonly<Record<string, unknown>> = {}): Model {
-  return llama.open({ ...CONFIG, ...changes }, () => true);
+  return openModel({ ...CONFIG, ...changes }, () => true);
 }
 
 /** Weights of the usual size, gains around one, biases large enough to matter. */
 export function tinyWeights(model: Model, draw: Draw): Values {
   return Object.fromEntries(
     model.blockTensors(0).map(({ key, shape }) => {
-      if (key.startsWith("norm")) return [key, draw.normal(shape, 0.2, 1)];
+      if (key.includes("norm")) return [key, draw.normal(shape, 0.2, 1)];
       if (key.endsWith(".bias")) return [key, draw.normal(shape, 0.3)];
       return [key, draw.normal(shape, 1 / Math.sqrt(shape[1] as number))];
     }),
@@ -46,6 +49,7 @@ export function tinyWeights(model: Model, draw: Draw): Values {
 export function randomSites(model: Model, draw: Draw): Values {
   const { hidden, mlp, kvHeads, headDim: d } = model.shape;
   const pairs = [kvHeads, d / 2];
+  const isNormed = model.sites.some(({ kind }) => kind === "qk-gains");
   const S = draw.normal([kvHeads, d, d], 1);
   for (let i = 0; i < S.data.length; i += d) {
     // Rows are divided so that a diagonal of either sign outweighs the rest, even with sf = 1.
@@ -61,8 +65,12 @@ export function randomSites(model: Model, draw: Draw): Values {
     "norm.norm1.log_s": draw.normal([hidden], 0.7),
     "norm.norm2.log_s": draw.normal([hidden], 0.7),
     "vo.S": draw.value(S.data, S.shape),
-    "qk-pairs.log_r": draw.normal(pairs, 0.5),
-    "qk-pairs.theta": draw.normal(pairs, 2),
+    ...(isNormed
+      ? { "qk-gains.log_r": draw.normal([1, d / 2], 0.5) }
+      : {
+          "qk-pairs.log_r": draw.normal(pairs, 0.5),
+          "qk-pairs.theta": draw.normal(pairs, 2),
+        }),
   };
 }
 
