@@ -71,6 +71,8 @@ const NAMES: Readonly<Record<string, string>> = {
   "mlp.gate_proj": "ffn_gate",
   "mlp.up_proj": "ffn_up",
   "mlp.down_proj": "ffn_down",
+  "self_attn.q_norm": "attn_q_norm",
+  "self_attn.k_norm": "attn_k_norm",
 };
 
 function ggufName(name: string): string {
@@ -102,6 +104,7 @@ function weightsOf(
   { name, rows, columns }: SyntheticLinear,
   type: keyof typeof TYPES,
   headDim: number,
+  isPaired = true,
 ): Float64Array {
   const info = tensors.get(ggufName(name));
   expect(info, name).toMatchObject({ dtype: TYPES[type], shape: [columns, rows] });
@@ -111,9 +114,10 @@ function weightsOf(
   for (let row = 0; row < rows; row++) {
     // llama.cpp's row 2 j + t of a head is row t D/2 + j of the checkpoint's.
     const within = row % headDim;
-    const from = /[qk]_proj/.test(name)
-      ? row - within + (within % 2) * (headDim / 2) + (within >> 1)
-      : row;
+    const from =
+      isPaired && /[qk]_proj/.test(name)
+        ? row - within + (within % 2) * (headDim / 2) + (within >> 1)
+        : row;
     for (let i = 0; i < columns; i++) {
       const at = row * columns + i;
       w[from * columns + i] =
@@ -274,6 +278,49 @@ describe("what the file says", () => {
       expect(got, linear).toEqual(expected);
     }
     expect(tensors.has("output.weight")).toBe(false);
+  });
+
+  it.each([
+    ["mistral", "llama", 0],
+    ["qwen2", "qwen2", 3],
+    ["qwen3", "qwen3", 2],
+  ] as const)(
+    "is of %s as the architecture %s, in whose order its rows are",
+    async (family, own, more) => {
+      const file = await written({ ...EVERY, family, bits: 4, symmetric: true });
+      const { metadata, run, tensors } = file;
+      expect(metadata).toMatchObject({
+        "general.architecture": own,
+        [`${own}.block_count`]: 2,
+        [`${own}.attention.head_count_kv`]: 2,
+        [`${own}.attention.key_length`]: 16,
+        [`${own}.attention.value_length`]: 16,
+        [`${own}.rope.freq_base`]: 10000,
+        [`${own}.context_length`]: 64,
+      });
+      const strange = Object.keys(metadata).filter((key) => /^(llama|qwen\d)\./.test(key));
+      expect(strange.filter((key) => !key.startsWith(`${own}.`))).toEqual([]);
+      for (const linear of run.linears) {
+        const got = weightsOf(file, linear, "Q4_0", 16, own === "llama");
+        expectNumbers(got, exactWeights(linear, scalesOf(linear)));
+      }
+      for (const name of [...run.plain.keys()].filter((key) => /self_attn/.test(key))) {
+        const numbers = run.plain.get(name) as Float32Array;
+        const data = file.bytes(ggufName(name));
+        expect(
+          Array.from(numbers, (_, i) => data.readFloatLE(4 * i)),
+          name,
+        ).toEqual([...numbers]);
+      }
+      expect(tensors.size).toBe(run.linears.length + 2 * (2 + more) + 3);
+    },
+  );
+
+  it("is how far attention sees, where a window bounds it, and a note says so", async () => {
+    const windowed = { family: "mistral", config: { sliding_window: 48 } } as const;
+    const file = await written({ ...EVERY, ...windowed, bits: 4, symmetric: true });
+    expect(file.metadata).toMatchObject({ "llama.context_length": 48 });
+    expect(file.result.notes.join()).toContain("window of 48 tokens");
   });
 
   it("is the tokenizer, filled up to the rows of the embedding", async () => {

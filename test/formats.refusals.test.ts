@@ -45,6 +45,17 @@ function setting({ folder = TRAINED, config = {}, added = [], ...wish }: Wish): 
   };
 }
 
+const QWEN2 = { model_type: "qwen2" } as const;
+const QWEN3 = { model_type: "qwen3", head_dim: 32 } as const;
+const LLAMA3 = {
+  rope_type: "llama3",
+  rope_theta: 10000,
+  factor: 8,
+  low_freq_factor: 1,
+  high_freq_factor: 4,
+  original_max_position_embeddings: 256,
+} as const;
+
 describe("a format refuses", () => {
   it.each<[FormatName, Wish, string]>([
     ["gptq", {}, "write gptq_v2, or quantize with --symmetric"],
@@ -60,6 +71,13 @@ describe("a format refuses", () => {
     ["awq", { added: ["norm1.residue"] }, "--norm-full"],
     ["awq", { added: ["norm1.beta", "q.bias"] }, "norm1.beta"],
     ["gguf", { folder: OPT }, "LLaMA and kin, since llama.cpp has no OPT"],
+    [
+      "gguf",
+      { config: { ...QWEN2, rope_parameters: LLAMA3 } },
+      "llama3's rotary scaling in a model of qw",
+    ],
+    ["gguf", { config: { ...QWEN2, head_dim: 64 } }, "features in qwen2, and it has 64"],
+    ["gguf", { config: { ...QWEN3, attention_bias: true } }, "self_attn.o_proj.bias"],
     ["gguf", { groupSize: 48 }, "groups of 48 do not fill"],
     ["gguf", { wbits: 8 }, "asymmetric grids of 8 bits"],
     ["gguf", { abits: 4 }, "4-bit activations"],

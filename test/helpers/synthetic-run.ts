@@ -26,6 +26,8 @@ export interface SyntheticSettings {
   /** Ends of names of linears that are not quantized, in every block: "down_proj". */
   readonly kept?: readonly string[];
   readonly attentionBias?: boolean;
+  /** What is built like LLaMA; qwen2 has biases at q, k and v, qwen3 norms of q and k. */
+  readonly family?: "llama" | "mistral" | "qwen2" | "qwen3";
   readonly tied?: boolean;
   /** Embedding, norm and head are bfloat16. */
   readonly bfloat16?: boolean;
@@ -82,15 +84,22 @@ const TOKENIZER = {
   model: { type: "BPE", vocab: { "<s>": 0, "</s>": 1, a: 2, b: 3, ab: 4 }, merges: ["a b"] },
 };
 
+const CLASSES = {
+  llama: "LlamaForCausalLM",
+  mistral: "MistralForCausalLM",
+  qwen2: "Qwen2ForCausalLM",
+  qwen3: "Qwen3ForCausalLM",
+} as const;
+
 /** Writes the run into an empty folder. */
 export function syntheticRun(dir: string, settings: SyntheticSettings): SyntheticRun {
   const { hidden, heads, kvHeads, headDim, mlp, blocks, attentionBias = false } = settings;
-  const { tied = false } = settings;
+  const { tied = false, family = "llama" } = settings;
   const random = generator(settings.seed);
   fs.mkdirSync(path.join(dir, "aq", "blocks"), { recursive: true });
   const config = {
-    architectures: ["LlamaForCausalLM"],
-    model_type: "llama",
+    architectures: [CLASSES[family]],
+    model_type: family,
     hidden_act: "silu",
     hidden_size: hidden,
     intermediate_size: mlp,
@@ -137,6 +146,9 @@ export function syntheticRun(dir: string, settings: SyntheticSettings): Syntheti
     };
     norm(`${at}input_layernorm.weight`, hidden);
     norm(`${at}post_attention_layernorm.weight`, hidden);
+    if (family === "qwen3") {
+      for (const key of ["q", "k"]) norm(`${at}self_attn.${key}_norm.weight`, headDim);
+    }
     const shapes: [string, number, number, string][] = [
       ["self_attn.q_proj", heads * headDim, hidden, "norm1"],
       ["self_attn.k_proj", kvHeads * headDim, hidden, "norm1"],
@@ -194,7 +206,8 @@ export function syntheticRun(dir: string, settings: SyntheticSettings): Syntheti
         shape: [rows, groups],
         bytes: bytesOf(zeros),
       });
-      if (attentionBias && name.startsWith("self_attn")) norm(`${at}${name}.bias`, rows);
+      const isBiased = family === "qwen2" ? /[qkv]_proj/.test(name) : attentionBias;
+      if (isBiased && name.startsWith("self_attn")) norm(`${at}${name}.bias`, rows);
     }
     // Bytes of odd sizes last, so that what is behind them is where its type wants it.
     const file = path.join(dir, "aq", "blocks", `block-${String(i).padStart(4, "0")}.safetensors`);
