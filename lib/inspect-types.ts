@@ -5,7 +5,7 @@ export interface InspectOptions {
 }
 
 export interface SiteReport {
-  /** "norm", "vo", "qk", "updown" and where it sits. */
+  /** "norm", "vo", "qk-pairs", "qk-gains", "updown" and where it sits. */
   readonly site: string;
   readonly map: string;
   readonly parameters: number;

@@ -186,7 +186,7 @@ function addRunOptions(command: Command, own: readonly Option[]): Command {
     .addOption(
       valued(
         "--sf <x>",
-        "stability factor of the gradual mask (default: 0.1; paper-weight-only: 0.01 for LLaMA, 1 for OPT)",
+        "stability factor of the gradual mask (default: 0.1; paper-weight-only: 0.01, for OPT 1)",
         decimal(0, 1),
       ),
     )

@@ -280,6 +280,9 @@ export const CUDA_CHECKS: readonly CudaCheck[] = [
   gradientCheck("gradients of a training step, W4A16 in groups", ONE_CODE, (device) =>
     trainingGradients(device, { wbits: 4, groupSize: 32 }),
   ),
+  gradientCheck("gradients of a training step with norms of q and k, W4A4", ONE_CODE, (device) =>
+    trainingGradients(device, { wbits: 4, abits: 4 }, "tiny/qwen3"),
+  ),
   gradientCheck("gradients of a training step, NVFP4", ONE_FLOAT, (device) =>
     trainingGradients(device, { scheme: "NVFP4" }),
   ),

@@ -14,6 +14,7 @@ import { liveTensors } from "../../lib/tensor/tensor.ts";
 import type { DeviceName, PrecisionName } from "../../lib/types.ts";
 import { packageRoot } from "../../lib/util/package.ts";
 import type { CudaCheck } from "./cuda-checks.ts";
+import { withTokenizer } from "./tiny-tokenizer.ts";
 
 const FIXTURES = path.join(packageRoot(), "test", "fixtures");
 const BOOKS = path.join(FIXTURES, "books-test-head.txt");
@@ -77,19 +78,22 @@ async function decode(
 
 type Made = Pick<QuantizeOptions, "wbits" | "abits" | "groupSize" | "scheme">;
 
-/** A packed folder of a fixture, or the fixture itself, for the time of `body`. */
+/** A packed folder of a fixture, or the fixture itself, for the time of `body`; tiny ones get a tokenizer. */
 async function withModel<T>(
   name: string,
   made: Made | undefined,
   body: (dir: string) => Promise<T>,
 ): Promise<T> {
-  const model = path.join(FIXTURES, name);
-  if (!made) return body(model);
   const folder = fs.mkdtempSync(path.join(tmpdir(), "aq-decode-"));
   const [run, out] = [path.join(folder, "run"), path.join(folder, "packed")];
   try {
-    const some = { calib: BOOKS, nsamples: 1, seqlen: 64, recipe: "rtn", device: "cpu" } as const;
-    await quantize({ model, out: run, ...some, ...made });
+    const tiny = /^tiny\/(.*)$/.exec(name)?.[1];
+    const source = tiny
+      ? withTokenizer(folder, tiny)
+      : { model: path.join(FIXTURES, name), calib: BOOKS };
+    if (!made) return await body(source.model);
+    const some = { nsamples: 1, seqlen: 64, recipe: "rtn", device: "cpu" } as const;
+    await quantize({ ...source, out: run, ...some, ...made });
     await exportRun({ run, format: made.scheme ? "compressed-tensors" : "aq", out });
     return await body(out);
   } finally {
@@ -159,10 +163,18 @@ export const DECODE_CHECKS: readonly CudaCheck[] = [
   recordedCheck("opt-5m with caches in f16", "opt-5m", undefined, "f16"),
   recordedCheck("W4A16", "llama-gqa-4m", W4, "f16"),
   recordedCheck("W4A16 of opt-5m", "opt-5m", W4),
+  recordedCheck("norms of q and k", "tiny/qwen3"),
+  recordedCheck("W4A16 with norms of q and k", "tiny/qwen3", { wbits: 4 }),
   recordedCheck("W4A4", "llama-gqa-4m", { wbits: 4, abits: 4 }),
   recordedCheck("NVFP4", "llama-gqa-4m", { scheme: "NVFP4" }),
   agreementCheck("llama-gqa-4m", ["llama-gqa-4m", undefined, "f32"], ["f32", 1e-4]),
   agreementCheck("W4A16", ["llama-gqa-4m", W4, "f16"], ["f32", 2e-3]),
   agreementCheck("W4A16", ["llama-gqa-4m", W4, "f16"], ["bf16", 5e-2]),
+  agreementCheck("norms of q and k", ["tiny/qwen3", undefined, "f32"], ["f32", 1e-4]),
+  agreementCheck(
+    "W4A16 with norms of q and k",
+    ["tiny/qwen3", { wbits: 4 }, "f16"],
+    ["bf16", 5e-2],
+  ),
   agreementCheck("W4A16 of opt-5m", ["opt-5m", W4, "f16"], ["f16", 2e-2]),
 ];
