@@ -143,11 +143,16 @@ describe("byte-level splitters", () => {
   });
   const rest = "| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
   const start = "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|";
+  const tekken =
+    "[^\\r\\n\\p{L}\\p{N}]?[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]*[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]+|" +
+    "[^\\r\\n\\p{L}\\p{N}]?[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]+[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]*|" +
+    "\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n/]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
 
   it.each<[string, object, string]>([
     ["GPT-2", { type: "ByteLevel", add_prefix_space: false }, "gpt-2"],
     ["LLaMA 3", split(`${start}\\p{N}{1,3}${rest}`), "llama-bpe"],
     ["Qwen 2", split(`${start}\\p{N}${rest}`), "qwen2"],
+    ["Mistral Nemo", split(tekken), "tekken"],
     [
       "SmolLM",
       {

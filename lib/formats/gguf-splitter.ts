@@ -16,9 +16,18 @@ export interface Splitter {
 const CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)";
 const WORDS = "[^\\r\\n\\p{L}\\p{N}]?\\p{L}+";
 const REST = " ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
+/**
+ * Mistral's newer tokenizers cut where a small letter is followed by a capital one; llama.cpp, under the
+ * name that its own converter gives them, takes letters beyond ASCII for either.
+ */
+const OUTSIDE = "[^\\r\\n\\p{L}\\p{N}]?";
+const CAPITAL = "[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]";
+const SMALL = "[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]";
+const CASES = `${OUTSIDE}${CAPITAL}*${SMALL}+|${OUTSIDE}${CAPITAL}+${SMALL}*`;
 const EXPRESSIONS: ReadonlyMap<string, string> = new Map([
   [`${CONTRACTIONS}|${WORDS}|\\p{N}{1,3}|${REST}`, "llama-bpe"],
   [`${CONTRACTIONS}|${WORDS}|\\p{N}|${REST}`, "qwen2"],
+  [`${CASES}|\\p{N}|${REST.replace("[\\r\\n]*", "[\\r\\n/]*")}`, "tekken"],
 ]);
 
 /** The splitter of a byte-level tokenizer; null for one that is not byte-level. */

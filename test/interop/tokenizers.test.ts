@@ -39,6 +39,22 @@ function splitBy(digits: string): Json {
   );
 }
 
+/** The same of Mistral Nemo. */
+const TEKKEN: Json = inTurn(
+  {
+    type: "Split",
+    pattern: {
+      Regex:
+        "[^\\r\\n\\p{L}\\p{N}]?[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]*[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]+|" +
+        "[^\\r\\n\\p{L}\\p{N}]?[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]+[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]*|" +
+        "\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n/]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+",
+    },
+    behavior: "Isolated",
+    invert: false,
+  },
+  { type: "ByteLevel", add_prefix_space: false, trim_offsets: true, use_regex: false },
+);
+
 function inTurn(...pretokenizers: readonly Json[]): Json {
   return { type: "Sequence", pretokenizers };
 }
@@ -131,6 +147,7 @@ describe("llama.cpp has our tokens for a text, and for what is hard to split, wi
     ],
     ["as LLaMA 3's", () => bytesSplit(splitBy("\\p{N}{1,3}"), { ignore_merges: true })],
     ["as Qwen 2's", () => bytesSplit(splitBy("\\p{N}"))],
+    ["as Mistral's newer ones", () => bytesSplit(TEKKEN, { ignore_merges: true })],
     ["as LLaMA 2's", pieces],
   ] as const)("%s", async (name, make) => {
     const target = path.join(folder("gguf"), "gguf");
