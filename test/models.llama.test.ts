@@ -1,4 +1,4 @@
-// LLaMA against golden values that transformers computed in float32 on the same stored weights, and
+// LLaMA and kin against golden values that transformers computed in float32 on the same stored weights, and
 // what is said of checkpoints that cannot be used.
 import * as fs from "node:fs";
 import * as path from "node:path";
