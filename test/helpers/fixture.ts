@@ -4,9 +4,10 @@ import * as path from "node:path";
 import { openCheckpoint } from "../../lib/checkpoint/folder.ts";
 import type { EvalModel } from "../../lib/eval/eval-model.ts";
 import { openModel } from "../../lib/models/registry.ts";
+import { packageRoot } from "../../lib/util/package.ts";
 import { numbersOf, readTensors, type StoredTensor, writeTensors } from "./tensor-file.ts";
 
-const FIXTURES = path.join(import.meta.dirname, "..", "fixtures");
+const FIXTURES = path.join(packageRoot(), "test", "fixtures");
 
 /** The trained model of 4 million parameters. */
 export const TRAINED: string = path.join(FIXTURES, "llama-gqa-4m");
