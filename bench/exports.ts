@@ -9,7 +9,7 @@
  *   model.safetensors   `ids`, the logits of `ids` by folder, and for each linear N of the run
  *                       `N.codes`, `N.scale`, `N.zero` and the weight N, as plain arrays
  *
- * Of 4-bit floats there is what export-floats.ts says instead.
+ * Of 4-bit floats there is what export-floats.ts says instead; a random model has no text and tokens.
  *
  * Models that are no fixtures are looked for in $AQ_SHARED/models, and left out where they are missing.
  */
@@ -24,19 +24,21 @@ import { openLanguageModel } from "../lib/generate/open.ts";
 import { type FormatName, type QuantizeOptions, quantize } from "../lib/index.ts";
 import { dequantize } from "../lib/packed/linear.ts";
 import { SavedRun } from "../lib/verify/state.ts";
+import { withTokenizer } from "../test/helpers/tiny-tokenizer.ts";
 import { floatExpectations, tensor } from "./export-floats.ts";
 
 type Options = Omit<QuantizeOptions, "model" | "out">;
 
 interface Case {
-  readonly model: "llama-gqa-4m" | "opt-5m" | "llama-23m";
+  /** tiny/NAME: a random model of test/fixtures/tiny, which gets a tokenizer of single characters. */
+  readonly model: "llama-gqa-4m" | "opt-5m" | "llama-23m" | `tiny/${string}`;
   readonly options: Options;
   readonly formats: readonly FormatName[];
 }
 
 const FIXTURES = path.join("test", "fixtures");
 const TEXT = path.join(FIXTURES, "books-test-head.txt");
-/** Tokens whose logits are compared. */
+/** Tokens whose logits are compared, where a sequence may be that long. */
 const TOKENS = 64;
 /** Characters that are cut into tokens. */
 const CHARACTERS = 4000;
@@ -55,6 +57,13 @@ const floats = (model: Case["model"], scheme: string, more: Options = {}): Case 
 const opt = (options: Options, ...formats: FormatName[]): Case => ({
   ...llama(options, ...formats),
   model: "opt-5m",
+});
+
+/** Calibrated, so that what folds has to meet the biases, norms and windows that the reader knows of. */
+const family = (name: string): Case => ({
+  model: `tiny/${name}`,
+  options: { wbits: 4, groupSize: 8, nsamples: 4, seqlen: 16, epochs: 2 },
+  formats: ["hf", "gptq_v2", "awq", "compressed-tensors"],
 });
 
 const CASES: Readonly<Record<string, Case>> = {
@@ -90,6 +99,12 @@ const CASES: Readonly<Record<string, Case>> = {
   "nvfp4-23m": floats("llama-23m", "NVFP4"),
   opt: opt({ wbits: 4, groupSize: 32 }, "hf", "gptq_v2", "awq", "compressed-tensors"),
   "opt-w3": opt({ wbits: 3 }, "hf", "gptq_v2", "compressed-tensors"),
+  mistral: family("mistral"),
+  "mistral-window": family("mistral-window"),
+  qwen2: family("qwen2"),
+  "qwen2-window": family("qwen2-window"),
+  qwen3: family("qwen3"),
+  "qwen3-biases": family("qwen3-biases"),
 };
 
 /** Logits by a folder; with its activations as they are, or left alone. */
@@ -136,20 +151,27 @@ function folderOf(model: Case["model"]): string | undefined {
   return places.map((place) => path.join(place, model)).find((dir) => fs.existsSync(dir));
 }
 
-async function prepare(dir: string, source: string, given: Case): Promise<void> {
-  const { model, options, formats } = given;
+async function prepare(
+  dir: string,
+  given: string,
+  { model, options, formats }: Case,
+): Promise<void> {
   const run = path.join(dir, "run");
   const ours = path.join(dir, "ours");
   fs.rmSync(dir, { recursive: true, force: true });
   fs.mkdirSync(ours, { recursive: true });
-  const settings = { calib: TEXT, nsamples: 1, seqlen: 128, ...options };
+  const isTiny = model.startsWith("tiny/");
+  const { model: source, calib } = isTiny
+    ? withTokenizer(dir, model.slice("tiny/".length))
+    : { model: given, calib: TEXT };
+  const settings = { calib, nsamples: 1, seqlen: 128, ...options };
   await quantize({ model: source, out: run, ...settings });
   for (const format of formats) await exportRun({ run, format, out: path.join(dir, format) });
 
   const output = openLanguageModel(run, "cpu");
-  const text = fs.readFileSync(TEXT, "utf8").slice(0, CHARACTERS);
+  const text = fs.readFileSync(calib, "utf8").slice(0, CHARACTERS);
   const tokens = [...output.tokenizer.encode(text)];
-  const vocabulary = output.model.shape.vocabulary;
+  const { vocabulary, maxTokens } = output.model.shape;
   output.close();
   const floats = await floatExpectations(dir, tokens);
   if (floats) {
@@ -159,20 +181,21 @@ async function prepare(dir: string, source: string, given: Case): Promise<void> 
     fs.writeFileSync(path.join(ours, "expect.json"), `${JSON.stringify(expected)}\n`);
     return;
   }
-  const ids = Int32Array.from(tokens.slice(0, TOKENS));
+  const ids = Int32Array.from(tokens.slice(0, Math.min(TOKENS, maxTokens)));
   const logits = formats.flatMap((format) =>
     [false, true].map((quantized) =>
       tensor(
         `logits.${format}.${quantized ? "tokens" : "weights"}`,
         "F32",
-        [TOKENS, vocabulary],
+        [ids.length, vocabulary],
         logitsOf(path.join(dir, format), ids, quantized),
       ),
     ),
   );
-  const all = [tensor("ids", "I32", [TOKENS], ids), ...logits, ...plainLinears(run)];
+  const all = [tensor("ids", "I32", [ids.length], ids), ...logits, ...plainLinears(run)];
   await writeShards(ours, all, async () => {});
-  const expected = { model, options: settings, formats, text, tokens };
+  const words = isTiny ? {} : { text, tokens };
+  const expected = { model, options: settings, formats, ...words };
   fs.writeFileSync(path.join(ours, "expect.json"), `${JSON.stringify(expected)}\n`);
 }
 
