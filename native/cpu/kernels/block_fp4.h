@@ -25,21 +25,12 @@ static int32_t quantizeFloatsGrad(const aq_view& y, const aq_view& scale, const 
   return fp4_grad(nullptr, in, 8, out, 5, &params, err);
 }
 
-// kSaved: numbers that the norm stores of every row, 1 (rstd) or 2 (mean, rstd).
 template <int kSaved, class Params>
 static int32_t normFp4(const char* op, aq_kernel norm, const aq_view* in, const aq_view* out,
                        const void* params, aq_error* err) {
   const auto& o = *static_cast<const Params*>(params);
-  return visitFloat(in[0].dtype, [&](auto zero) {
-    using T = decltype(zero);
-    const Partials<T> values(numel(in[0]));
-    if (!values.data()) return noPartials(err, op, numel(in[0]) * int64_t(sizeof(T)));
-    aq_view y = in[0];
-    y.data = values.data();
-    const aq_rms_norm_params eps = {o.eps};  // layer_norm's have the same form
-    const aq_view normed[] = {y, out[0], kSaved > 1 ? out[1] : aq_view{}};
-    const int32_t code = norm(nullptr, in, 3, normed, 1 + kSaved, &eps, err);
-    return code != AQ_OK ? code : quantizeFloats<T>(y, in[3], o, out + kSaved, err);
+  return normThen<kSaved>(op, norm, in, out, o.eps, err, [&](auto zero, const aq_view& y) {
+    return quantizeFloats<decltype(zero)>(y, in[3], o, out + kSaved, err);
   });
 }
 
@@ -57,20 +48,9 @@ template <int kSaved, class Params>
 static int32_t normFp4Grad(const char* op, const aq_view* in, const aq_view* out,
                            const void* params, aq_error* err) {
   const auto& o = *static_cast<const Params*>(params);
-  const int64_t count = numel(in[0]);
-  return visitFloat(in[0].dtype, [&](auto zero) {
-    using T = decltype(zero);
-    const Partials<T> values(count), gradients(count);
-    if (!values.data() || !gradients.data())
-      return noPartials(err, op, 2 * count * int64_t(sizeof(T)));
-    normAgain<kSaved>(in, values.data());
-    aq_view y = in[0], gy = in[0];
-    y.data = values.data();
-    gy.data = gradients.data();
-    const aq_view* const scale = in + 4 + kSaved;  // the gradient behind it
-    const int32_t code = quantizeFloatsGrad(y, *scale, in[3], scale[1], o.format, gy, err);
-    if (code != AQ_OK) return code;
-    return throughNorm<kSaved>(in, gy, o.need_gx, values.data(), out, err);
+  const aq_view* const scale = in + 4 + kSaved;  // the gradient behind it
+  return normBack<kSaved>(op, in, o.need_gx, out, err, [&](const aq_view& y, const aq_view& gy) {
+    return quantizeFloatsGrad(y, *scale, in[3], scale[1], o.format, gy, err);
   });
 }
 
@@ -84,37 +64,19 @@ static int32_t layer_norm_fp4_grad(aq_queue*, const aq_view* in, int32_t, const 
   return normFp4Grad<2, aq_layer_norm_fp4_grad_params>("layer_norm_fp4_grad", in, out, params, err);
 }
 
-static int32_t silu_mul_fp4(aq_queue* queue, const aq_view* in, int32_t, const aq_view* out,
-                            int32_t, const void* params, aq_error* err) {
+static int32_t silu_mul_fp4(aq_queue*, const aq_view* in, int32_t, const aq_view* out, int32_t,
+                            const void* params, aq_error* err) {
   const auto& o = *static_cast<const aq_silu_mul_fp4_params*>(params);
-  return visitFloat(in[0].dtype, [&](auto zero) {
-    using T = decltype(zero);
-    const Partials<T> values(numel(in[0]));
-    if (!values.data()) return noPartials(err, "silu_mul_fp4", numel(in[0]) * int64_t(sizeof(T)));
-    aq_view y = in[0];
-    y.data = values.data();
-    silu_mul(queue, in, 2, &y, 1, nullptr, err);
-    return quantizeFloats<T>(y, in[2], o, out, err);
+  return siluMulThen("silu_mul_fp4", in, err, [&](auto zero, const aq_view& y) {
+    return quantizeFloats<decltype(zero)>(y, in[2], o, out, err);
   });
 }
 
-static int32_t silu_mul_fp4_grad(aq_queue* queue, const aq_view* in, int32_t, const aq_view* out,
-                                 int32_t, const void* params, aq_error* err) {
+static int32_t silu_mul_fp4_grad(aq_queue*, const aq_view* in, int32_t, const aq_view* out, int32_t,
+                                 const void* params, aq_error* err) {
   const auto& o = *static_cast<const aq_silu_mul_fp4_grad_params*>(params);
-  return visitFloat(in[0].dtype, [&](auto zero) {
-    using T = decltype(zero);
-    const int64_t count = numel(in[0]);
-    const Partials<T> values(count), gradients(count);
-    if (!values.data() || !gradients.data())
-      return noPartials(err, "silu_mul_fp4_grad", 2 * count * int64_t(sizeof(T)));
-    aq_view y = in[0], gy = in[0];
-    y.data = values.data();
-    gy.data = gradients.data();
-    silu_mul(queue, in, 2, &y, 1, nullptr, err);
-    const int32_t code = quantizeFloatsGrad(y, in[3], in[2], in[4], o.format, gy, err);
-    if (code != AQ_OK) return code;
-    const aq_silu_mul_grad_params gate = {o.bf16, 0};
-    const aq_view inputs[] = {in[0], in[1], gy};
-    return widened<silu_mul_grad>(queue, inputs, 3, out, 2, &gate, err);
-  });
+  const auto back = [&](const aq_view& y, const aq_view& gy) {
+    return quantizeFloatsGrad(y, in[3], in[2], in[4], o.format, gy, err);
+  };
+  return siluMulBack("silu_mul_fp4_grad", in, o.bf16, out, err, back);
 }

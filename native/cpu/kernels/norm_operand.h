@@ -21,21 +21,31 @@ static int32_t quantizeRowsGrad(const aq_view& y, const aq_view& clip, const aq_
   return fake_quant_grad(nullptr, in, 8, out, 5, &params, err);
 }
 
-// kSaved: numbers that the norm stores of every row, 1 (rstd) or 2 (mean, rstd).
-template <int kSaved, class Params>
-static int32_t normOperand(const char* op, aq_kernel norm, const aq_view* in, const aq_view* out,
-                           const void* params, aq_error* err) {
-  const auto& o = *static_cast<const Params*>(params);
+// The norm to a matrix that nobody sees, and what quantize(zero, y) makes of that. kSaved: numbers that the
+// norm stores of every row, 1 (rstd) or 2 (mean, rstd).
+template <int kSaved, class Quantize>
+static int32_t normThen(const char* op, aq_kernel norm, const aq_view* in, const aq_view* out,
+                        double eps, aq_error* err, const Quantize& quantize) {
   return visitFloat(in[0].dtype, [&](auto zero) {
     using T = decltype(zero);
     const Partials<T> values(numel(in[0]));
     if (!values.data()) return noPartials(err, op, numel(in[0]) * int64_t(sizeof(T)));
     aq_view y = in[0];
     y.data = values.data();
-    const aq_rms_norm_params eps = {o.eps};  // layer_norm's have the same form
+    static_assert(sizeof(aq_layer_norm_params) == sizeof(aq_rms_norm_params));
+    const aq_rms_norm_params params = {eps};  // layer_norm's have the same form
     const aq_view normed[] = {y, out[0], kSaved > 1 ? out[1] : aq_view{}};
-    const int32_t code = norm(nullptr, in, 3, normed, 1 + kSaved, &eps, err);
-    return code != AQ_OK ? code : quantizeRows(y, in[3], o.bits, o.floor, out + kSaved, err);
+    const int32_t code = norm(nullptr, in, 3, normed, 1 + kSaved, &params, err);
+    return code != AQ_OK ? code : quantize(zero, y);
+  });
+}
+
+template <int kSaved, class Params>
+static int32_t normOperand(const char* op, aq_kernel norm, const aq_view* in, const aq_view* out,
+                           const void* params, aq_error* err) {
+  const auto& o = *static_cast<const Params*>(params);
+  return normThen<kSaved>(op, norm, in, out, o.eps, err, [&](auto, const aq_view& y) {
+    return quantizeRows(y, in[3], o.bits, o.floor, out + kSaved, err);
   });
 }
 
@@ -47,7 +57,6 @@ static int32_t rms_norm_operand(aq_queue*, const aq_view* in, int32_t, const aq_
 
 static int32_t layer_norm_operand(aq_queue*, const aq_view* in, int32_t, const aq_view* out,
                                   int32_t, const void* params, aq_error* err) {
-  static_assert(sizeof(aq_layer_norm_params) == sizeof(aq_rms_norm_params));
   return normOperand<2, aq_layer_norm_operand_params>("layer_norm_operand", layer_norm, in, out,
                                                       params, err);
 }
@@ -91,10 +100,10 @@ static int32_t throughNorm(const aq_view* in, const aq_view& gy, int32_t needGx,
   }
 }
 
-template <int kSaved, class Params>
-static int32_t normOperandGrad(const char* op, const aq_view* in, const aq_view* out,
-                               const void* params, aq_error* err) {
-  const auto& o = *static_cast<const Params*>(params);
+// Back through the quantizer, which back(y, gy) takes from the norm's result to gy, and the norm.
+template <int kSaved, class Back>
+static int32_t normBack(const char* op, const aq_view* in, int32_t needGx, const aq_view* out,
+                        aq_error* err, const Back& back) {
   const int64_t count = numel(in[0]);
   return visitFloat(in[0].dtype, [&](auto zero) {
     using T = decltype(zero);
@@ -105,11 +114,18 @@ static int32_t normOperandGrad(const char* op, const aq_view* in, const aq_view*
     aq_view y = in[0], gy = in[0];
     y.data = values.data();
     gy.data = gradients.data();
-    const aq_view* const grid = in + 4 + kSaved;
-    const int32_t code =
-        quantizeRowsGrad(y, in[3], grid, grid[2], o.bits, o.floor, gy, out[3], err);
-    if (code != AQ_OK) return code;
-    return throughNorm<kSaved>(in, gy, o.need_gx, values.data(), out, err);
+    const int32_t code = back(y, gy);
+    return code != AQ_OK ? code : throughNorm<kSaved>(in, gy, needGx, values.data(), out, err);
+  });
+}
+
+template <int kSaved, class Params>
+static int32_t normOperandGrad(const char* op, const aq_view* in, const aq_view* out,
+                               const void* params, aq_error* err) {
+  const auto& o = *static_cast<const Params*>(params);
+  const aq_view* const grid = in + 4 + kSaved;  // scale, zero and the gradient
+  return normBack<kSaved>(op, in, o.need_gx, out, err, [&](const aq_view& y, const aq_view& gy) {
+    return quantizeRowsGrad(y, in[3], grid, grid[2], o.bits, o.floor, gy, out[3], err);
   });
 }
 
