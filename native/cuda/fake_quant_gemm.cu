@@ -30,14 +30,12 @@
 #include <algorithm>
 
 #include "native/abi/params.h"
-#include "native/cuda/bf16_product.h"
 #include "native/cuda/check.h"
 #include "native/cuda/code_product.h"
 #include "native/cuda/gemm.h"
 #include "native/cuda/kernels.h"
 #include "native/cuda/launch.h"
 #include "native/cuda/mixed_product.h"
-#include "native/cuda/passes.h"
 #include "native/cuda/quant_pack.h"
 #include "native/cuda/scratch.h"
 
@@ -252,33 +250,9 @@ const void* factorOf(aq_queue* queue, const Call& call, void* memory) {
   return memory;
 }
 
-// What the product is of, where both factors are bf16 already.
-Bf16Product bf16ProductOf(const Call& call) {
-  Bf16Product product;
-  product.m = call.m, product.n = call.n, product.k = call.k;
-  product.a = call.a.data, product.b = call.b.data;
-  product.pitchA = call.a.cols, product.pitchB = call.b.cols;
-  product.transA = call.transA, product.transB = call.transB;
-  for (int i = 0; i < 2; i++) product.factors[i] = static_cast<const float*>(call.factors[i]);
-  product.bias = static_cast<const float*>(call.bias);
-  product.c = call.c;
-  product.accumulate = call.accumulate;
-  product.isShort = call.cDtype == AQ_BF16;
-  return product;
-}
-
-int32_t runRounded(aq_queue* queue, const Call& call, const aq_view* in, int32_t n_in,
-                   const aq_view& out, aq_error* err) {
+int32_t runRounded(aq_queue* queue, const Call& call, aq_error* err) {
   const int32_t type = productType(call, queue->precision);
   Prepared a(call.a, type), b(call.b, type);
-  if (type == AQ_BF16 && !a.needsPass && !b.needsPass) {
-    Bf16Product product = bf16ProductOf(call);
-    const char* const toggle = getenv("AQ_BESIDE");
-    if (toggle && atoi(toggle) && !(atoi(toggle) == 3 && call.transA) && fitsBf16Product(queue, product)) {
-      if (atoi(toggle) > 1) product.isBeside = queue->passes->join(queue->calls, in, n_in, &out, 1);
-      return bf16Product(queue, product, err);
-    }
-  }
   if (type == AQ_BF16 && call.b.isWhole() && !call.transB) {
     bool done = false;
     const int32_t code = runMixed(queue, call, a, &done, err);
@@ -322,7 +296,7 @@ int32_t fake_quant_gemm(aq_queue* queue, const aq_view* in, int32_t n_in, const 
   const Call call =
       callOf(in, n_in, out[0], *static_cast<const aq_fake_quant_gemm_params*>(params));
   if (call.m == 0 || call.n == 0) return AQ_OK;
-  return fitsCodes(call) ? runCodes(queue, call, err) : runRounded(queue, call, in, n_in, out[0], err);
+  return fitsCodes(call) ? runCodes(queue, call, err) : runRounded(queue, call, err);
 }
 
 }  // namespace aq::cuda
