@@ -15,7 +15,7 @@ import { Decoder, type StepToken } from "../lib/generate/decoder.ts";
 import { openLanguageModel } from "../lib/generate/open.ts";
 import { type LoadedModel, load } from "../lib/index.ts";
 import { openDevice } from "../lib/tensor/compute-device.ts";
-import { setThreads } from "../lib/tensor/device.ts";
+import { setThreads, synchronize } from "../lib/tensor/device.ts";
 import type { DeviceName } from "../lib/types.ts";
 import { printRow } from "./harness.ts";
 
@@ -80,16 +80,19 @@ async function behindContext(
     const start = performance.now();
     for (let at = 0; at < context; at += PIECE) {
       const count = Math.min(PIECE, context - at);
-      await decoder.step(
+      decoder.step(
         Array.from({ length: count }, (_, i) => tokenAt(at + i)),
         [],
       );
     }
+    await synchronize(opened.name);
     const prompt = performance.now() - start;
     const times: number[] = [];
     for (let i = 0; i < TIMED; i++) {
       const before = performance.now();
-      await decoder.step([tokenAt(context + i)], [0]);
+      const logits = decoder.step([tokenAt(context + i)], [0]);
+      await logits?.readAsync();
+      logits?.dispose();
       times.push(performance.now() - before);
     }
     return { context, prompt, token: median(times) };

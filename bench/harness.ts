@@ -59,18 +59,30 @@ const QUEUES = 9;
  * is done.
  */
 export function timeQueue(bodies: readonly (() => void)[], wait: () => void): Timing {
-  let next = 0;
-  const run = (calls: number): number =>
-    timeOnce(() => {
-      for (let i = 0; i < calls; i++) bodies[next++ % bodies.length]?.();
-      wait();
-    });
-  run(2 * bodies.length);
-  const few = 2 * bodies.length;
-  const one = run(few) / few;
-  const calls = Math.max(few, Math.min(4000, Math.ceil(QUEUE_SECONDS / one)));
-  const seconds = Array.from({ length: QUEUES }, () => run(calls) / calls);
-  return { ...summarize(seconds), calls: QUEUES * calls };
+  return timeQueues([bodies], wait)[0] as Timing;
+}
+
+/** The same of several things, which take turns: a device's clock moves from one moment to the next. */
+export function timeQueues(
+  things: readonly (readonly (() => void)[])[],
+  wait: () => void,
+): readonly Timing[] {
+  const runs = things.map((bodies) => {
+    let next = 0;
+    const run = (calls: number): number =>
+      timeOnce(() => {
+        for (let i = 0; i < calls; i++) bodies[next++ % bodies.length]?.();
+        wait();
+      });
+    run(2 * bodies.length);
+    const few = 2 * bodies.length;
+    const calls = Math.max(few, Math.min(4000, Math.ceil(QUEUE_SECONDS / (run(few) / few))));
+    return { calls, seconds: [] as number[], once: () => run(calls) / calls };
+  });
+  for (let i = 0; i < QUEUES; i++) {
+    for (const { seconds, once } of runs) seconds.push(once());
+  }
+  return runs.map(({ calls, seconds }) => ({ ...summarize(seconds), calls: QUEUES * calls }));
 }
 
 /** Runs `body` with a number of CPU threads and sets the number back. */

@@ -9,7 +9,7 @@ import { invoke, invokeOne } from "../lib/tensor/invoke.ts";
 import type { Tensor } from "../lib/tensor/tensor.ts";
 import { Draw } from "../test/helpers/random.ts";
 import { toTensor } from "../test/helpers/run-op.ts";
-import { type Bench, isWanted, printRow, timeQueue } from "./harness.ts";
+import { type Bench, isWanted, printRow, timeQueues } from "./harness.ts";
 
 export const LINEAR_ROW = "linear";
 
@@ -195,13 +195,12 @@ export async function benchLinear({ device, filters, save }: Bench): Promise<voi
   if (device === "cpu" || !isWanted(filters, LINEAR_ROW)) return;
   const copies = Array.from({ length: COPIES }, (_, i) => draw(device, i));
   const mark = copies[0]?.tokenClip as Tensor;
-  const microseconds = (step: Step): number => {
-    const bodies = copies.map((operands) => () => {
+  const bodiesOf = (step: Step): readonly (() => void)[] =>
+    copies.map((operands) => () => {
       for (const tensor of step(operands)) tensor.dispose();
     });
-    // Reading a number waits for all that is under way.
-    return timeQueue(bodies, () => void mark.item()).median * 1e6;
-  };
+  // Reading a number waits for all that is under way.
+  const wait = (): void => void mark.item();
   process.stdout.write(
     `\nlinear, ${M} x ${O} x ${I}, W in 16 bits, beside the bare bf16 products\n`,
   );
@@ -221,7 +220,8 @@ export async function benchLinear({ device, filters, save }: Bench): Promise<voi
       ["forward, backward NVFP4A16", fusedFloats(16, false), bareAll],
       ["forward, backward NVFP4A16, bf16 x", fusedFloats(16, true), bareAll],
     ] as const) {
-      const [own, limit] = [microseconds(step), microseconds(bare)];
+      const timings = timeQueues([bodiesOf(step), bodiesOf(bare)], wait);
+      const [own, limit] = timings.map(({ median }) => median * 1e6) as [number, number];
       printRow([name, own.toFixed(1), limit.toFixed(1), (own / limit).toFixed(2)], WIDTHS);
       save({ bench: "linear", name, microseconds: own, bare: limit });
     }

@@ -30,9 +30,9 @@ const FLOAT_RECIPES: readonly (readonly [string, Options])[] = [
   ["affine + round", { recipe: "affine", rounding: "learned" }],
 ];
 
-/** A quarter of a million tokens that the model writes itself, and all blocks trained at the end. */
-const OWN_TEXT = { calibSource: "model", epochs: 8, polish: 12 } as const;
-const OWN_TOKENS = 2 ** 18;
+/** A million tokens that the model writes itself, and all blocks trained at the end. */
+const OWN_TEXT = { calibSource: "model", epochs: 8, polish: 6 } as const;
+const OWN_TOKENS = 2 ** 20;
 
 /** The settings with a table row of their own for it. */
 function ownTextRows(model: string): (readonly [string, string, string, Options])[] {

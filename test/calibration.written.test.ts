@@ -143,6 +143,7 @@ describe("what the model writes", () => {
     const small = { blocks: 4, kvHeads: 4, headDim: 32 };
     const large = { blocks: 32, kvHeads: 32, headDim: 128 };
     expect(together(small, 512, "cpu", 100)).toBe(32);
+    expect(together(small, 512, "cuda:0", 200)).toBe(128);
     expect(together(small, 512, "cpu", 3)).toBe(3);
     expect(together(large, 2048, "cpu", 100)).toBe(4);
     expect(together(large, 2048, "cuda:0", 100)).toBe(8);

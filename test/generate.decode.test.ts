@@ -7,10 +7,11 @@ import { exportRun } from "../lib/export-run.ts";
 import { Decoder } from "../lib/generate/decoder.ts";
 import type { KvType } from "../lib/generate/kv-cache.ts";
 import { type LanguageModel, openLanguageModel } from "../lib/generate/open.ts";
-import { argmax } from "../lib/generate/sampler.ts";
 import { load, quantize } from "../lib/index.ts";
 import { liveTensors } from "../lib/tensor/tensor.ts";
 import { packageRoot } from "../lib/util/package.ts";
+import { argmax } from "./helpers/argmax.ts";
+import { stepLogits } from "./helpers/step-logits.ts";
 import { tempFolders } from "./helpers/temp-folder.ts";
 import { withTokenizer } from "./helpers/tiny-tokenizer.ts";
 
@@ -48,7 +49,7 @@ async function decode(
         position: at + i,
         id,
       }));
-      logits.push(...(await decoder.step(tokens, [...tokens.keys()])));
+      logits.push(...(await stepLogits(decoder, tokens, [...tokens.keys()])));
     }
     return logits;
   } finally {

@@ -1,6 +1,7 @@
 // How tokens are drawn from logits.
 import { describe, expect, it } from "vitest";
-import { Sampler } from "../lib/generate/sampler.ts";
+import { chooseTokens, Sampler, type SamplingOptions } from "../lib/generate/sampler.ts";
+import { liveTensors, Tensor } from "../lib/tensor/tensor.ts";
 
 const LOGITS = Float32Array.from(
   { length: 500 },
@@ -22,11 +23,56 @@ function nucleus(temperature: number, topP: number): ReadonlyMap<number, number>
   return new Map([...kept].map(([i, w]) => [i, w / sum]));
 }
 
+/** Tokens of rows of logits of one length. */
+async function choose(rows: readonly Float32Array[], samplers: readonly Sampler[]) {
+  const width = (rows[0] as Float32Array).length;
+  const logits = Tensor.from(Float32Array.from(rows.flatMap((row) => [...row])), [
+    rows.length,
+    width,
+  ]);
+  try {
+    return [...(await chooseTokens(logits, samplers))];
+  } finally {
+    logits.dispose();
+  }
+}
+
+/** A thousand tokens of LOGITS at a time, of one sampler. */
+async function drawMany(options: SamplingOptions, draws: number): Promise<number[]> {
+  const sampler = new Sampler(options);
+  const rows = Array.from({ length: 1000 }, () => LOGITS);
+  const all: number[] = [];
+  while (all.length < draws)
+    all.push(
+      ...(await choose(
+        rows,
+        rows.map(() => sampler),
+      )),
+    );
+  return all;
+}
+
 describe("a sampler", () => {
-  it("takes the most likely token at temperature 0, the first of equals", () => {
-    expect(new Sampler().next(Float32Array.of(1, 3, 2, 3))).toBe(1);
-    expect(new Sampler().next(Float32Array.of(Number.NaN, -5, Number.NEGATIVE_INFINITY))).toBe(1);
-    expect(() => new Sampler().next(Float32Array.of(Number.NaN))).toThrow("not numbers");
+  it("takes the most likely token at temperature 0, the first of equals", async () => {
+    const live = liveTensors();
+    const rows = [Float32Array.of(1, 3, 2, 3), Float32Array.of(Number.NaN, -5, -Infinity, -7)];
+    expect(await choose(rows, [new Sampler(), new Sampler({ topP: 0.5 })])).toEqual([1, 1]);
+    const nothing = choose([Float32Array.of(Number.NaN, -Infinity)], [new Sampler()]);
+    await expect(nothing).rejects.toThrow("not numbers");
+    expect(liveTensors()).toBe(live);
+  });
+
+  it("draws in a row what it would draw alone", async () => {
+    const options = [{ temperature: 1 }, { temperature: 0.7, topP: 0.6 }, {}, { temperature: 2 }];
+    const samplers = (): Sampler[] => options.map((o, seed) => new Sampler({ ...o, seed }));
+    const rows = options.map((_, n) => LOGITS.map((x, i) => x + Math.cos(3 * n + i)));
+    const [together, alone] = [samplers(), samplers()];
+    for (let step = 0; step < 20; step++) {
+      const own = await Promise.all(
+        rows.map(async (row, n) => (await choose([row], [alone[n] as Sampler]))[0]),
+      );
+      expect(await choose(rows, together)).toEqual(own);
+    }
   });
 
   it.each([
@@ -36,13 +82,11 @@ describe("a sampler", () => {
     [0.3, 0.01],
   ])(
     "draws with the probabilities of the nucleus, temperature %d, top-p %d",
-    (temperature, topP) => {
+    async (temperature, topP) => {
       const expected = nucleus(temperature, topP);
-      const sampler = new Sampler({ temperature, topP, seed: 3 });
       const counts = new Map<number, number>();
       const draws = 20000;
-      for (let n = 0; n < draws; n++) {
-        const id = sampler.next(LOGITS);
+      for (const id of await drawMany({ temperature, topP, seed: 3 }, draws)) {
         counts.set(id, (counts.get(id) ?? 0) + 1);
       }
       for (const id of counts.keys()) expect(expected.has(id)).toBe(true);
@@ -54,14 +98,15 @@ describe("a sampler", () => {
     },
   );
 
-  it("repeats itself with the same seed, and not with another", () => {
-    const text = (seed: number): number[] => {
-      const sampler = new Sampler({ temperature: 1, topP: 0.8, seed });
-      return Array.from({ length: 30 }, () => sampler.next(LOGITS));
-    };
-    expect(text(5)).toEqual(text(5));
-    expect(text(5)).not.toEqual(text(6));
-  });
+  it.each([0.8, 1])(
+    "repeats itself with the same seed, and not with another, top-p %d",
+    async (topP) => {
+      const text = (seed: number): Promise<number[]> =>
+        drawMany({ temperature: 1, topP, seed }, 30);
+      expect(await text(5)).toEqual(await text(5));
+      expect(await text(5)).not.toEqual(await text(6));
+    },
+  );
 
   it("refuses settings that mean nothing", () => {
     for (const options of [{ temperature: -1 }, { topP: 0 }, { topP: 1.5 }, { seed: 0.5 }]) {

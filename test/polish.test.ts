@@ -5,6 +5,7 @@ import * as os from "node:os";
 import * as path from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { checkPolish, heldBackWindows, polishBytes } from "../lib/calibration/polish-memory.ts";
+import { polishRates } from "../lib/calibration/polish-training.ts";
 import { resolveSettings } from "../lib/calibration/settings.ts";
 import { openCheckpoint } from "../lib/checkpoint/folder.ts";
 import { readTextFile } from "../lib/data/text.ts";
@@ -245,6 +246,25 @@ describe("polish is refused", () => {
     const tooMuch = (): void => checkPolish(opened, settings, 32, 512, 10 * 2 ** 20);
     expectAqError(tooMuch, "AQ_OOM", "--polish", "10.0 MiB free", "--seqlen");
     checkPolish(opened, resolveSettings({ ...options, polish: 0 }), 32, 512, 0);
+  });
+
+  it("goes further where activations are whole numbers, and slower with few steps", () => {
+    const rates = (options: Partial<QuantizeOptions>, steps: number) =>
+      polishRates(resolveSettings({ model, out: "o", ...options }), steps);
+    const weights = rates({ wbits: 3 }, 5000);
+    expect(weights.offset).toBe(0.0015);
+    expect(rates({ wbits: 4, abits: 4 }, 5000)).toEqual({ ...weights, offset: 0.003 });
+    expect(rates({ wbits: 4, abits: 4, hadamard: "down" }, 5000)).toEqual(weights);
+    expect(rates({ scheme: "NVFP4" }, 5000)).toEqual(weights);
+    for (const [steps, pace] of [
+      [500, 0.5],
+      [10, 0.1],
+    ] as const) {
+      const { gain, clip, offset } = rates({ wbits: 3 }, steps);
+      expect(gain / weights.gain).toBeCloseTo(pace, 12);
+      expect(clip / weights.clip).toBeCloseTo(pace, 12);
+      expect(offset).toBe(0.0015);
+    }
   });
 
   it("holds back an eighth of the windows, at least two", () => {

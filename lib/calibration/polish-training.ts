@@ -3,12 +3,14 @@
 import { setImmediate } from "node:timers/promises";
 import { klDiv } from "../autograd/ops/kl-div.ts";
 import { AqError } from "../errors.ts";
+import { clipsTokens } from "../quant/scheme.ts";
 import type { Tensor } from "../tensor/tensor.ts";
 import { createRandom, type Random } from "../util/random.ts";
 import type { RunParts } from "./calibrate-all.ts";
 import type { Comparison } from "./divergence.ts";
 import { cosine } from "./parameters.ts";
 import type { PolishModel, PolishRates } from "./polish-model.ts";
+import type { RunSettings } from "./settings.ts";
 import type { StepParts } from "./train-step.ts";
 import { trainSteps } from "./train-steps.ts";
 
@@ -22,12 +24,29 @@ const CLIP_SHARE = 0.3;
  */
 const STEPS_ENOUGH = 1000;
 const LEAST_PACE = 0.1;
-/** How far an offset goes in a step. */
+/**
+ * How far an offset goes in a step; the second where activations are whole numbers and no Hadamard transform
+ * helps them, so that there is more to win (docs/method.md).
+ */
 const OFFSET_RATE = 0.0015;
+const FAR_OFFSET_RATE = 0.003;
 /** Steps with a non-finite loss or gradient that may be skipped before training ends. */
 const SKIPS_ALLOWED = 2;
 /** Keeps the order of the windows apart from what else is drawn from the run's seed. */
 const SEED_OFFSET = 2 ** 52;
+
+/** The rates of a training of so many steps, before they fall. */
+export function polishRates(
+  { scheme, train, hadamardDown }: Pick<RunSettings, "scheme" | "train" | "hadamardDown">,
+  steps: number,
+): PolishRates {
+  const pace = Math.min(1, Math.max(LEAST_PACE, steps / STEPS_ENOUGH));
+  return {
+    gain: pace * GAIN_RATE,
+    clip: pace * train.lwcLr * CLIP_SHARE,
+    offset: clipsTokens(scheme) && !hadamardDown ? FAR_OFFSET_RATE : OFFSET_RATE,
+  };
+}
 
 /** The optimizer's way through the windows that are not held back. */
 export class PolishTraining {
@@ -51,12 +70,7 @@ export class PolishTraining {
     this.#random = createRandom(settings.seed + SEED_OFFSET);
     this.#windows = windows.length - compared.on.length;
     this.#steps = settings.polish * this.#windows;
-    const pace = Math.min(1, Math.max(LEAST_PACE, this.#steps / STEPS_ENOUGH));
-    this.#rates = {
-      gain: pace * GAIN_RATE,
-      clip: pace * settings.train.lwcLr * CLIP_SHARE,
-      offset: OFFSET_RATE,
-    };
+    this.#rates = polishRates(settings, this.#steps);
   }
 
   /** Too many steps were not finite. */

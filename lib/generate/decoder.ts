@@ -54,24 +54,17 @@ export class Decoder {
 
   /**
    * Runs tokens through the model. Those of one slot may be a piece of a prompt, in the order of their
-   * positions. Returns the logits [V] of the tokens at `wanted`, in that order.
+   * positions. Enqueues it and returns the logits [wanted, V] of the tokens at `wanted`, in that order, if
+   * any are: the caller disposes them before the next step.
    *
    * Throws: AQ_ARG where a slot or a position is outside of the caches, or an id of the vocabulary.
    */
-  async step(tokens: readonly StepToken[], wanted: readonly number[]): Promise<Float32Array[]> {
-    const { vocabulary } = this.model.shape;
+  step(tokens: readonly StepToken[], wanted: readonly number[]): Tensor | undefined {
     const inputs = inputsOf(tokens);
     const all = wanted.length === tokens.length && wanted.every((m, i) => m === i);
     const apart = new Set(tokens.map(({ slot }) => slot)).size === tokens.length;
     const recorded = all && apart ? this.#recorder.run(inputs) : undefined;
-    const logits = recorded ?? this.#enqueue(inputs, apart, all ? "all" : wanted);
-    if (!logits) return [];
-    try {
-      const values = (await logits.readAsync()) as Float32Array;
-      return wanted.map((_, n) => values.subarray(n * vocabulary, (n + 1) * vocabulary));
-    } finally {
-      logits.dispose();
-    }
+    return recorded ?? this.#enqueue(inputs, apart, all ? "all" : wanted);
   }
 
   /** Op by op: the logits of the tokens at `wanted`, if any are. */

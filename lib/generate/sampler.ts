@@ -1,6 +1,8 @@
-/** How the next token is chosen from logits. */
+/** How the next tokens of sequences are chosen from logits. */
 
 import { AqError } from "../errors.ts";
+import { invokeOne } from "../tensor/invoke.ts";
+import { Tensor } from "../tensor/tensor.ts";
 import { createRandom, type Random } from "../util/random.ts";
 
 export interface SamplingOptions {
@@ -27,6 +29,8 @@ export function checkSampling({ temperature = 0, topP = 1, seed = 0 }: SamplingO
 
 /** Chooses tokens of one sequence. */
 export class Sampler {
+  /** Whether it draws among a part of the tokens, which it finds by `next`; else `draw` says it all. */
+  readonly cuts: boolean;
   readonly #temperature: number;
   readonly #topP: number;
   readonly #random: Random;
@@ -39,15 +43,21 @@ export class Sampler {
     this.#temperature = options.temperature ?? 0;
     this.#topP = options.topP ?? 1;
     this.#random = createRandom(options.seed ?? 0);
+    this.cuts = this.#temperature > 0 && this.#topP < 1;
   }
 
-  /** An index of `logits`. Throws: AQ_NUMERIC when none is a number. */
-  next(logits: Float32Array): number {
-    const best = argmax(logits);
-    if (this.#temperature === 0) return best;
+  /** Temperature of the next token, and where in [0, 1) it is along all probabilities in order. */
+  draw(): readonly [temperature: number, place: number] {
+    return [this.#temperature, this.#temperature > 0 ? this.#random.unit() : 0];
+  }
+
+  /**
+   * One of the fewest tokens whose probabilities reach topP, of a row of logits; `best` is the first of
+   * the largest.
+   */
+  next(logits: Float32Array, best: number): number {
     const weights = this.#weigh(logits, logits[best] as number);
     const total = this.#total;
-    if (this.#topP >= 1) return drawAmongAll(weights, this.#random.unit() * total, best);
     // Those below the mean of what is to be left out are left out: the others alone are enough.
     const least = ((1 - this.#topP) * total) / weights.length;
     const order: number[] = [];
@@ -61,7 +71,13 @@ export class Sampler {
     while (kept < order.length && sum < this.#topP * total) {
       sum += weights[order[kept++] as number] as number;
     }
-    return draw(order, kept, weights, this.#random.unit() * sum, best);
+    let left = this.#random.unit() * sum;
+    for (let n = 0; n < kept; n++) {
+      const i = order[n] as number;
+      left -= weights[i] as number;
+      if (left < 0) return i;
+    }
+    return best;
   }
 
   /** Probabilities up to a factor; what is no number has none. */
@@ -78,48 +94,36 @@ export class Sampler {
   }
 }
 
-/** The first of the largest. */
-export function argmax(logits: Float32Array): number {
-  let best = -1;
-  let top = Number.NEGATIVE_INFINITY;
-  for (let i = 0; i < logits.length; i++) {
-    const x = logits[i] as number;
-    if (x > top) {
-      best = i;
-      top = x;
+/**
+ * A token of each row of logits [M, V], by a sampler of its own: drawn where the logits are, on several
+ * threads or the GPU. What is drawn in a row depends on nothing beside it.
+ *
+ * Throws: AQ_NUMERIC where a row has no number.
+ */
+export async function chooseTokens(
+  logits: Tensor,
+  samplers: readonly Sampler[],
+): Promise<Int32Array> {
+  // One that cuts is told the largest.
+  const draws = samplers.flatMap((sampler) => (sampler.cuts ? [0, 0] : sampler.draw()));
+  const places = Tensor.from(Float64Array.from(draws), [samplers.length, 2], "f64", logits.device);
+  const drawn = invokeOne("draw_tokens", [logits, places]);
+  try {
+    const ids = (await drawn.readAsync()) as Int32Array;
+    if (ids.some((id) => id < 0)) {
+      const text = "the model's logits are not numbers: its weights are damaged";
+      throw new AqError("AQ_NUMERIC", text);
     }
+    if (!samplers.some(({ cuts }) => cuts)) return ids;
+    const all = (await logits.readAsync()) as Float32Array;
+    const vocabulary = all.length / samplers.length;
+    return ids.map((best, n) => {
+      const sampler = samplers[n] as Sampler;
+      if (!sampler.cuts) return best;
+      return sampler.next(all.subarray(n * vocabulary, (n + 1) * vocabulary), best);
+    });
+  } finally {
+    drawn.dispose();
+    places.dispose();
   }
-  if (best < 0) {
-    throw new AqError("AQ_NUMERIC", "the model's logits are not numbers: its weights are damaged");
-  }
-  return best;
-}
-
-/** An index whose share of the weights holds `target`. */
-function drawAmongAll(weights: Float64Array, target: number, otherwise: number): number {
-  let left = target;
-  for (let i = 0; i < weights.length; i++) {
-    const w = weights[i] as number;
-    if (!(w > 0)) continue;
-    left -= w;
-    if (left < 0) return i;
-  }
-  return otherwise;
-}
-
-/** The same among the first `count` of `order`. */
-function draw(
-  order: readonly number[],
-  count: number,
-  weights: Float64Array,
-  target: number,
-  otherwise: number,
-): number {
-  let left = target;
-  for (let n = 0; n < count; n++) {
-    const i = order[n] as number;
-    left -= weights[i] as number;
-    if (left < 0) return i;
-  }
-  return otherwise;
 }

@@ -6,7 +6,7 @@
 import { setImmediate } from "node:timers/promises";
 import { AqError } from "../errors.ts";
 import type { Decoder, StepToken } from "./decoder.ts";
-import { Sampler, type SamplingOptions } from "./sampler.ts";
+import { chooseTokens, Sampler, type SamplingOptions } from "./sampler.ts";
 
 /** Tokens of prompts that one step takes. */
 const PROMPT_TOKENS = 256;
@@ -204,13 +204,19 @@ export class Scheduler {
       }
       if (end === prompt.length) ask(sequence);
     }
-    const logits = await this.#decoder.step(tokens, wanted);
-    for (const [n, sequence] of asked.entries()) this.#advance(sequence, logits[n] as Float32Array);
+    const logits = this.#decoder.step(tokens, wanted);
+    if (!logits) return;
+    try {
+      const samplers = asked.map(({ sampler }) => sampler);
+      const ids = await chooseTokens(logits, samplers);
+      for (const [n, sequence] of asked.entries()) this.#advance(sequence, ids[n] as number);
+    } finally {
+      logits.dispose();
+    }
   }
 
-  #advance(sequence: Sequence, logits: Float32Array): void {
+  #advance(sequence: Sequence, id: number): void {
     const { maxTokens, endIds } = sequence.options;
-    const id = sequence.sampler.next(logits);
     if (endIds.has(id)) {
       sequence.finish ??= "stop";
     } else {

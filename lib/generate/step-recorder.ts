@@ -11,7 +11,7 @@ import { Tensor } from "../tensor/tensor.ts";
 export type StepInputs = Tensor;
 
 /** Steps with so many tokens that the device takes longer for their ops than JavaScript does. */
-const MOST_TOKENS = 64;
+const MOST_TOKENS = 128;
 /** Recordings that are kept; the one that was not used for longest goes. */
 const MOST_RECORDINGS = 32;
 

@@ -251,6 +251,11 @@ typedef struct { int32_t dtype, pad; } aq_gather_rows_params;
 typedef struct { int32_t pad[2]; } aq_channel_stats_params;
 // all_finite({x S}) -> (flag I32[1])       1 if there is no NaN or infinity in any of them
 typedef struct { int32_t pad[2]; } aq_all_finite_params;
+// draw_tokens(logits T[M,V], draws F64[M,2]) -> (ids I32[M])
+//   An id of each row. With its draw (t, u), u in [0, 1): the first whose weight e^((l - max l) / t), added to
+//   those before it, is above u times the sum of all; at t = 0 the first of the largest. What is no number
+//   has no weight; -1 where nothing is one.
+typedef struct { int32_t pad[2]; } aq_draw_tokens_params;
 
 // ---------------------------------------------------------------- packed inference
 // cached_attention(q T[M,H*D], k T[M,Hkv*D]?, v T like k?, q_scale?, q_zero?, k_scale?, k_zero?, v_scale?, v_zero?,

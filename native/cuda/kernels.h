@@ -69,6 +69,8 @@
   AQ_CUDA_KERNEL(sq_diff) AQ_CUDA_KERNEL(cross_entropy)                                           \
   /* kernels/statistics.cu */                                                                     \
   AQ_CUDA_KERNEL(gather_rows) AQ_CUDA_KERNEL(channel_stats) AQ_CUDA_KERNEL(all_finite)            \
+  /* kernels/draw_tokens.cu */                                                                    \
+  AQ_CUDA_KERNEL(draw_tokens)                                                                     \
   /* kernels/cached_attention.cu */                                                               \
   AQ_CUDA_KERNEL(cached_attention)                                                                \
   /* kernels/decode_step.cu */                                                                    \

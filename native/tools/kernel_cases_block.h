@@ -249,6 +249,15 @@ inline const std::vector<KernelCase>& blockCases() {
          m.in(m.integers({m["M"]}, m["V"], AQ_I32));
          m.param("dtype", double(m["to"]));
        }},
+      {"draw_tokens",
+       {"M=1 V=1", "M=7 V=33 cold=1", "M=40 V=1000", "M=3 V=5003"},
+       {"M=32 V=32000", "M=128 V=8192"},
+       [](Maker& m) {
+         m.in(m.normal({m["M"], m["V"]}, 3));
+         const Tensor draws = m.uniform({m["M"], 2}, 0, 1);
+         const Tensor cold = m.from({m["M"], 2}, [](int64_t) { return 0.0; });
+         m.in(m.convert(m.get("cold", 0) ? cold : draws, AQ_F64));
+       }},
       {"channel_stats",
        {"M=1 C=1", "M=65 C=33", "M=700 C=136"},
        normsReal,

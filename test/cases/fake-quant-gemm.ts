@@ -66,6 +66,11 @@ function scaledOperands(): Dims[] {
     { ...none, M: 9, N: 130, K: 72, ta: 0, tb: 1, bias: 1, acc: 0, ka: 2, kb: 1, bs: 1 },
     { ...none, M: 11, N: 20, K: 33, ta: 0, tb: 1, b: 3, bias: 1, acc: 0, ka: 1, as: 1, f: 3 },
     { ...none, M: 150, N: 140, K: 600, ta: 0, tb: 1, bias: 1, acc: 1, ka: 1, kb: 1, as: 1, bs: 1 },
+    // Large tiles that all end beyond the matrices.
+    { ...none, M: 300, N: 264, K: 328, ta: 0, tb: 1, bias: 1, acc: 0, ka: 1, kb: 1, as: 1, bs: 1 },
+    { ...none, M: 270, N: 536, K: 328, ta: 0, tb: 0, bias: 0, acc: 1, ka: 1, kb: 1, bs: 1, out: 1 },
+    { ...none, M: 392, N: 312, K: 300, ta: 1, tb: 0, bias: 1, acc: 0, ka: 1, kb: 1, as: 1, out: 1 },
+    { ...none, M: 264, N: 280, K: 272, ta: 1, tb: 1, bias: 0, acc: 1, ka: 1, kb: 1 },
   ];
 }
 

@@ -7,6 +7,7 @@ import * as blockOperand from "./block-operand.ts";
 import * as cachedAttention from "./cached-attention.ts";
 import type { OpCase } from "./case.ts";
 import * as decodeStep from "./decode-step.ts";
+import * as drawTokens from "./draw-tokens.ts";
 import * as elementwise from "./elementwise.ts";
 import * as fakeQuantGemm from "./fake-quant-gemm.ts";
 import * as fakeQuantGrad from "./fake-quant-grad.ts";
@@ -44,6 +45,7 @@ export const CASES: readonly OpCase[] = [
   ropeGrid,
   blockFp4,
   loss,
+  drawTokens,
   cachedAttention,
   decodeStep,
   int4Matmul,

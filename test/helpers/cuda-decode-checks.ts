@@ -14,6 +14,7 @@ import { liveTensors } from "../../lib/tensor/tensor.ts";
 import type { DeviceName, PrecisionName } from "../../lib/types.ts";
 import { packageRoot } from "../../lib/util/package.ts";
 import type { CudaCheck } from "./cuda-checks.ts";
+import { stepLogits } from "./step-logits.ts";
 import { withTokenizer } from "./tiny-tokenizer.ts";
 
 const FIXTURES = path.join(packageRoot(), "test", "fixtures");
@@ -63,7 +64,7 @@ async function decode(
       // Prompts want the last token alone.
       const isPrompt = tokens.every(({ slot }) => slot === tokens[0]?.slot) && tokens.length > 1;
       const wanted = isPrompt ? [tokens.length - 1] : [...tokens.keys()];
-      logits.push(...(await decoder.step(tokens, wanted)).map((row) => Float32Array.from(row)));
+      logits.push(...(await stepLogits(decoder, tokens, wanted)));
     }
     return { logits, launches };
   } finally {

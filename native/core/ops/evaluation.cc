@@ -1,4 +1,4 @@
-// Shape rules of losses, embedding lookup and statistics.
+// Shape rules of losses, embedding lookup, choice of tokens and statistics.
 #include "native/core/op.h"
 
 namespace aq {
@@ -67,6 +67,13 @@ void inferGatherRows(Infer& in) {
   in.output(dtype, shape);
 }
 
+void inferDrawTokens(Infer& in) {
+  in.compute({0});
+  in.compute(AQ_F64, {1});
+  in.elements(1, 2 * in.rows(0), "temperature and place of each row of logits");
+  in.output(AQ_I32, {in.rows(0)});
+}
+
 void inferChannelStats(Infer& in) {
   const int32_t dtype = in.compute({0});
   for (int i = 0; i < 3; i++) in.output(dtype, {in.cols(0)});
@@ -118,6 +125,12 @@ void addEvaluationOps(std::vector<OpSpec>& ops) {
                  inferChannelStats});
   ops.push_back(
       {"all_finite", {{"x"}}, {"flag"}, {}, sizeof(aq_all_finite_params), inferAllFinite, 0});
+  ops.push_back({"draw_tokens",
+                 {{"logits"}, {"draws"}},
+                 {"ids"},
+                 {},
+                 sizeof(aq_draw_tokens_params),
+                 inferDrawTokens});
 }
 
 }  // namespace aq

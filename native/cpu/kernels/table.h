@@ -77,6 +77,7 @@ static const aq_kernel_row kKernelRows[] = {
     AQ_ROW(gather_rows),
     AQ_ROW(channel_stats),
     AQ_ROW(all_finite),
+    AQ_ROW(draw_tokens),
     AQ_ROW(cached_attention),
     AQ_ROW(norm_rounded),
     AQ_ROW(silu_mul_joined),

@@ -1,0 +1,2 @@
+/** The first of the largest. */
+export const argmax = (numbers: Float32Array): number => numbers.indexOf(Math.max(...numbers));
