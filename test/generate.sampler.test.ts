@@ -23,13 +23,17 @@ function nucleus(temperature: number, topP: number): ReadonlyMap<number, number>
   return new Map([...kept].map(([i, w]) => [i, w / sum]));
 }
 
-/** Tokens of rows of logits of one length. */
-async function choose(rows: readonly Float32Array[], samplers: readonly Sampler[]) {
+/** Rows of logits of one length. */
+function logitsOf(rows: readonly Float32Array[]): Tensor {
   const width = (rows[0] as Float32Array).length;
-  const logits = Tensor.from(Float32Array.from(rows.flatMap((row) => [...row])), [
-    rows.length,
-    width,
-  ]);
+  const all = new Float32Array(rows.length * width);
+  for (const [n, row] of rows.entries()) all.set(row, n * width);
+  return Tensor.from(all, [rows.length, width]);
+}
+
+/** Tokens of them. */
+async function choose(rows: readonly Float32Array[], samplers: readonly Sampler[]) {
+  const logits = logitsOf(rows);
   try {
     return [...(await chooseTokens(logits, samplers))];
   } finally {
@@ -37,18 +41,16 @@ async function choose(rows: readonly Float32Array[], samplers: readonly Sampler[
   }
 }
 
-/** A thousand tokens of LOGITS at a time, of one sampler. */
+/** Tokens of LOGITS, 500 at a time, of one sampler. */
 async function drawMany(options: SamplingOptions, draws: number): Promise<number[]> {
-  const sampler = new Sampler(options);
-  const rows = Array.from({ length: 1000 }, () => LOGITS);
+  const samplers = new Array<Sampler>(500).fill(new Sampler(options));
+  const logits = logitsOf(samplers.map(() => LOGITS));
   const all: number[] = [];
-  while (all.length < draws)
-    all.push(
-      ...(await choose(
-        rows,
-        rows.map(() => sampler),
-      )),
-    );
+  try {
+    while (all.length < draws) all.push(...(await chooseTokens(logits, samplers)));
+  } finally {
+    logits.dispose();
+  }
   return all;
 }
 
