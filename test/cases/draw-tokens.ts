@@ -4,15 +4,15 @@ import type { Value } from "../helpers/value.ts";
 import { drawTokens } from "../reference/draw-tokens.ts";
 import { type Dims, dim, EXACT, input, type OpCase } from "./case.ts";
 
-/** Temperature and place of each row; all at temperature 0 where `cold`. */
+/** Temperature and place of each row; all at temperature 0 where `cold`. The same in every type. */
 function draws(draw: Draw, M: number, isCold: boolean): Value {
   const temperatures = draw.uniform([M], 0.3, 2).data;
   const places = draw.uniform([M], 0, 1).data;
-  const data = Float64Array.from({ length: 2 * M }, (_, i) => {
-    const row = Math.floor(i / 2);
-    // f32's last bits, so that they are the same in every type.
-    return Math.fround(((i % 2 === 1 ? places : isCold ? [] : temperatures)[row] as number) || 0);
-  });
+  const data = new Float64Array(2 * M);
+  for (let row = 0; row < M; row++) {
+    if (!isCold) data[2 * row] = Math.fround(temperatures[row] as number);
+    data[2 * row + 1] = Math.fround(places[row] as number);
+  }
   return { data, shape: [M, 2], dtype: "f64" };
 }
 
